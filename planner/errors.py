@@ -1,0 +1,83 @@
+"""Every error that `planner` raises on purpose.
+
+    PlannerError
+    ├── UsageError          the command line asks for something that cannot be (exit status 2)
+    ├── ModelError          a GGUF model that cannot be read or used
+    ├── ImatrixError        an importance matrix that cannot be read or does not belong
+    ├── KernelError         the ggml library is missing, too old or refuses the data
+    ├── RecipeError         a recipe that cannot be read or does not fit the model
+    ├── BudgetError         no recipe satisfies the limits
+    ├── StateFileError      the state file cannot be used (another model, locked, newer, damaged)
+    ├── OutputError         a file that cannot be written
+    └── Interrupted         stopped by the user; what was done is kept (exit status 130)
+
+Each says what was wrong and where (`problem`), and what to do next (`remedy`). Only `planner.cli` prints them.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BudgetError",
+    "ImatrixError",
+    "Interrupted",
+    "KernelError",
+    "ModelError",
+    "OutputError",
+    "PlannerError",
+    "RecipeError",
+    "StateFileError",
+    "UsageError",
+]
+
+
+class PlannerError(Exception):
+    """Something went wrong that the user can act on.
+
+    `problem` is a sentence with what and where; `remedy` a sentence with what to do next, or empty.
+    """
+
+    exit_status = 1
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n{self.remedy}" if self.remedy else self.problem
+
+
+class UsageError(PlannerError):
+    exit_status = 2
+
+
+class ModelError(PlannerError):
+    pass
+
+
+class ImatrixError(PlannerError):
+    pass
+
+
+class KernelError(PlannerError):
+    pass
+
+
+class RecipeError(PlannerError):
+    pass
+
+
+class BudgetError(PlannerError):
+    pass
+
+
+class StateFileError(PlannerError):
+    pass
+
+
+class OutputError(PlannerError):
+    pass
+
+
+class Interrupted(PlannerError):
+    exit_status = 130
