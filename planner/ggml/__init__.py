@@ -1,0 +1,34 @@
+"""ggml's formats and kernels on numpy arrays: the only package that calls C."""
+
+from __future__ import annotations
+
+from planner.ggml.formats import CANDIDATES, FORMAT_SETS, Format, format_by_id, format_named, formats, select_formats
+from planner.ggml.kernels import dequantize_rows, has_tables, prepare_tables, quantize_rows, rows_are_valid
+from planner.ggml.library import load
+
+__all__ = [
+    "CANDIDATES",
+    "FORMAT_SETS",
+    "Format",
+    "dequantize_rows",
+    "format_by_id",
+    "format_named",
+    "formats",
+    "has_tables",
+    "library_digest",
+    "library_version",
+    "prepare_tables",
+    "quantize_rows",
+    "rows_are_valid",
+    "select_formats",
+]
+
+
+def library_version() -> str:
+    """The ggml version of the loaded library, such as `0.20.2`."""
+    return load().version
+
+
+def library_digest() -> str:
+    """SHA-256 of the loaded library file."""
+    return load().digest
