@@ -1,0 +1,230 @@
+"""A model: one GGUF file or all parts of a split one, mapped into memory."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import mmap
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.errors import ModelError
+from planner.ggml import Format, dequantize_rows, formats
+from planner.gguf.metadata import Metadata
+from planner.gguf.reader import GgufFile, Tensor, read_gguf
+from planner.gguf.rules import tensor_order
+
+__all__ = ["SPLIT_COUNT", "SPLIT_KEYS", "SPLIT_NO", "SPLIT_TENSORS", "Model", "open_model", "split_path"]
+
+SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
+SPLIT_KEYS = (SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS)
+_SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<no>[0-9]{5,})-of-(?P<count>[0-9]{5,})\.gguf", re.DOTALL)
+
+
+def split_path(stem: Path, index: int, count: int) -> Path:
+    """Return the name that llama.cpp gives part `index` (from 0) of `count`: `STEM-00001-of-00003.gguf`."""
+    return stem.with_name(f"{stem.name}-{index + 1:05d}-of-{count:05d}.gguf")
+
+
+class Model:
+    """An open model. Close it, or use it in a `with` statement; arrays that `raw_rows` gave stay valid.
+
+    `tensors` are in file order, part after part; `metadata` is the first part's, which is the one that llama.cpp
+    believes.
+    """
+
+    def __init__(self, files: tuple[GgufFile, ...]) -> None:
+        first = files[0]
+        self._files = files
+        self.path: Path = first.path
+        self.parts: tuple[Path, ...] = tuple(file.path for file in files)
+        self.version: int = first.version
+        self.alignment: int = first.alignment
+        self.metadata: Metadata = first.metadata
+        self.tensors: tuple[Tensor, ...] = tuple(tensor for file in files for tensor in file.tensors)
+        architecture = first.metadata.text("general.architecture")
+        assert architecture is not None  # open_model has seen to it
+        self.architecture: str = architecture
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the files, except those that arrays still point into: these go with their last array."""
+        for file in self._files:
+            try:
+                file.data.close()
+            except BufferError:
+                continue
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.by_name[name]
+
+    @functools.cached_property
+    def by_name(self) -> Mapping[str, Tensor]:
+        """Name → tensor."""
+        return {tensor.name: tensor for tensor in self.tensors}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(len(file.data) for file in self._files)
+
+    @property
+    def split_count(self) -> int:
+        """Files that the model consists of."""
+        return len(self._files)
+
+    def parameter(self, name: str) -> int | None:
+        """Return an integer of the architecture's own keys: `parameter("block_count")` of a llama model reads
+        `llama.block_count`."""
+        return self.metadata.integer(f"{self.architecture}.{name}")
+
+    def raw_rows(self, tensor: Tensor, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
+        """Return rows `start:stop` as stored: u8[rows, row_bytes], a read-only view of the mapped file."""
+        stop = tensor.rows if stop is None else stop
+        if not 0 <= start <= stop <= tensor.rows:
+            raise IndexError(f"rows {start}:{stop} of {tensor.name}, which has {tensor.rows}")
+        width = tensor.row_bytes
+        data = self._files[tensor.part].data
+        view = np.frombuffer(data, np.uint8, (stop - start) * width, tensor.offset + start * width)
+        return view.reshape(stop - start, width)
+
+    def rows(self, tensor: Tensor, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Return rows `start:stop` as numbers: f32[rows, row_length]."""
+        return dequantize_rows(self.format(tensor), self.raw_rows(tensor, start, stop), tensor.row_length)
+
+    def format(self, tensor: Tensor) -> Format:
+        """Return the format that the tensor is stored in."""
+        return formats()[tensor.format]
+
+    def release(self, tensor: Tensor, start: int, stop: int) -> None:
+        """Tell the system that rows `start:stop` need not stay in memory. They can still be read (from disk)."""
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        page, width = mmap.PAGESIZE, tensor.row_bytes
+        # Outwards to whole pages: what a neighbour loses, it reads again.
+        begin = (tensor.offset + start * width) // page * page
+        length = tensor.offset + stop * width - begin
+        if length > 0:
+            self._files[tensor.part].data.madvise(mmap.MADV_DONTNEED, begin, length)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) over the metadata and the names, shapes and types of the tensors: not the weights.
+
+        The same for a split model and for its parts merged.
+        """
+        sha = hashlib.sha256()
+        for key in self.metadata:
+            if key not in SPLIT_KEYS:
+                sha.update(self.metadata.raw(key))
+        for name in tensor_order(self.by_name):
+            tensor = self.by_name[name]
+            sha.update(repr((tensor.name, tensor.shape, tensor.format)).encode())
+        return sha.hexdigest()
+
+
+def open_model(path: str | Path) -> Model:
+    """Open a model: a GGUF file of version 2 or 3, or the first part of a split one, whose other parts are found
+    beside it. Raises ModelError for a file that is damaged, incomplete or no model."""
+    first = read_gguf(Path(path))
+    files = [first]
+    try:
+        _check_model(first)
+        files += _other_parts(first)
+        if not any(file.tensors for file in files):
+            raise ModelError(f"{first.path}: holds no tensors.", "A vocabulary alone cannot be quantized.")
+        return Model(tuple(files))
+    except BaseException:
+        for file in files:
+            file.data.close()
+        raise
+
+
+def _check_model(file: GgufFile) -> None:
+    if file.metadata.text("general.type") == "imatrix" or "imatrix.chunk_count" in file.metadata:
+        raise ModelError(
+            f"{file.path}: an importance matrix, not a model.", "Give the model, and this file with --imatrix."
+        )
+    index = file.metadata.integer(SPLIT_NO) or 0
+    if index:
+        match = _SPLIT_NAME.fullmatch(file.path.name)
+        begin = split_path(file.path.with_name(match["stem"]), 0, int(match["count"])) if match else "the first part"
+        raise ModelError(f"{file.path}: part {index + 1} of a split model.", f"Give the first part: {begin}.")
+    if not file.metadata.text("general.architecture"):
+        raise ModelError(
+            f"{file.path}: not a model: general.architecture is missing.", "Give a model that llama.cpp can load."
+        )
+
+
+def _other_parts(first: GgufFile) -> list[GgufFile]:
+    count = first.metadata.integer(SPLIT_COUNT) or 1
+    if count == 1:
+        return []
+    match = _SPLIT_NAME.fullmatch(first.path.name)
+    if match is None or int(match["no"]) != 1 or int(match["count"]) != count:
+        raise ModelError(
+            f"{first.path}: the first of {count} parts by its metadata, but not by its name.",
+            f"Name the parts as llama.cpp expects: …-00001-of-{count:05d}.gguf and so on.",
+        )
+    stem = first.path.with_name(match["stem"])
+    if not 1 < count < 65536:
+        raise ModelError(f"{first.path}: {SPLIT_COUNT} is {count}.", "The file is damaged: download it again.")
+    paths = [split_path(stem, index, count) for index in range(1, count)]
+    missing = [part.name for part in paths if not part.exists()]
+    if missing:
+        raise ModelError(
+            f"{first.path}: {len(missing)} of its {count} parts are missing: {', '.join(missing[:5])}"
+            f"{' …' if len(missing) > 5 else ''}.",
+            "Download them into the same directory.",
+        )
+    files: list[GgufFile] = []
+    try:
+        for index, part in enumerate(paths, 1):
+            files.append(read_gguf(part, index))
+            _check_part(files[-1], index, count)
+        _check_whole(first, files)
+    except BaseException:
+        for file in files:
+            file.data.close()
+        raise
+    return files
+
+
+def _check_part(file: GgufFile, index: int, count: int) -> None:
+    found = file.metadata.integer(SPLIT_NO), file.metadata.integer(SPLIT_COUNT)
+    if found != (index, count):
+        raise ModelError(
+            f"{file.path}: says that it is part {found[0]} of {found[1]} (counted from 0), not {index} of {count}.",
+            "Parts of different models are mixed: download the model again.",
+        )
+
+
+def _check_whole(first: GgufFile, others: list[GgufFile]) -> None:
+    seen: dict[str, Path] = {}
+    for file in (first, *others):
+        for tensor in file.tensors:
+            if tensor.name in seen:
+                raise ModelError(
+                    f"{file.path}: the tensor {tensor.name} is in {seen[tensor.name].name} too.",
+                    "Parts of different models are mixed: download the model again.",
+                )
+            seen[tensor.name] = file.path
+    expected = first.metadata.integer(SPLIT_TENSORS)
+    if expected != len(seen):
+        raise ModelError(
+            f"{first.path}: the parts hold {len(seen):,} tensors, and {SPLIT_TENSORS} is {expected}.",
+            "Parts of different models are mixed: download the model again.",
+        )
