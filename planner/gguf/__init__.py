@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from planner.gguf.health import Health, tensor_health
 from planner.gguf.imatrix import Coverage, Entry, Imatrix, Match, read_imatrix
+from planner.gguf.layout import header_bytes, imatrix_pairs, predicted_size
 from planner.gguf.metadata import Metadata, Value
 from planner.gguf.model import Model, open_model
 from planner.gguf.reader import Tensor
@@ -11,6 +13,7 @@ from planner.gguf.rules import fallback, requires_imatrix, tensor_order, why_lef
 __all__ = [
     "Coverage",
     "Entry",
+    "Health",
     "Imatrix",
     "Match",
     "Metadata",
@@ -18,9 +21,13 @@ __all__ = [
     "Tensor",
     "Value",
     "fallback",
+    "header_bytes",
+    "imatrix_pairs",
     "open_model",
+    "predicted_size",
     "read_imatrix",
     "requires_imatrix",
+    "tensor_health",
     "tensor_order",
     "why_left_alone",
 ]

@@ -132,28 +132,41 @@ class Imatrix:
             sha.update(f"{name}\0{self.entries[name].digest}\n".encode())
         return sha.hexdigest()
 
-    def match(self, tensor: Tensor) -> Match | None:
-        """Return the tensor's entry in the tensor's own layout, or None if it has none.
+    def covers(self, tensor: Tensor) -> bool:
+        """Return whether there is an entry for the tensor.
 
         As in llama-quantize, sizes need only agree as a whole: a legacy file knows nothing of experts. Raises
         ImatrixError where they do not, except for token embeddings, which then go without.
         """
         entry = self.entries.get(tensor.name)
         if entry is None:
-            return None
+            return False
         difference = _difference(entry, tensor)
-        if difference:
-            if tensor.name in _MAY_MISMATCH:
-                return None
-            raise ImatrixError(
-                f"{self.path}: the imatrix of another model: {tensor.name} {difference}.",
-                "Make an imatrix of this model with llama-imatrix.",
-            )
-        shape = tensor.matrices, tensor.row_length
+        if difference is None:
+            return True
+        if tensor.name in _MAY_MISMATCH:
+            return False
+        raise ImatrixError(
+            f"{self.path}: the imatrix of another model: {tensor.name} {difference}.",
+            "Make an imatrix of this model with llama-imatrix.",
+        )
+
+    def weights(self, tensor: Tensor) -> Floats | None:
+        """Return what the kernels get for the tensor, f32[matrices, row_length], or None. Raises as `covers`."""
+        if not self.covers(tensor):
+            return None
+        return self.entries[tensor.name].values.reshape(tensor.matrices, tensor.row_length)
+
+    def match(self, tensor: Tensor) -> Match | None:
+        """Return all that is known of the tensor, in its own layout, or None. Raises as `covers`."""
+        values = self.weights(tensor)
+        if values is None:
+            return None
+        entry = self.entries[tensor.name]
         means, counts = entry.means, entry.counts
-        if len(counts) != tensor.matrices:
+        if len(counts) != tensor.matrices:  # a single number for all experts
             counts = np.full(tensor.matrices, counts.mean())
-        return Match(entry.values.reshape(shape), None if means is None else means.reshape(shape), counts)
+        return Match(values, None if means is None else means.reshape(values.shape), counts)
 
     def coverage(self, model: Model) -> Coverage:
         """Compare with a model. Raises nothing: see `require`."""
@@ -283,7 +296,7 @@ def _entry(path: Path, name: str, sum2: Floats, sums: Floats | None, counts: Flo
 def _per_count(sums: Floats, counts: NDArray[np.float64], idle: float) -> Floats:
     # float32 over float32, as in load_imatrix
     divisors = counts.astype(np.float32)[:, None]
-    result = sums / np.maximum(divisors, np.float32(1))
+    result: Floats = np.divide(sums, np.maximum(divisors, np.float32(1)), dtype=np.float32)
     result[divisors[:, 0] == 0] = idle
     return result
 

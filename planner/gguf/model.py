@@ -103,7 +103,10 @@ class Model:
 
     def rows(self, tensor: Tensor, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Return rows `start:stop` as numbers: f32[rows, row_length]."""
-        return dequantize_rows(self.format(tensor), self.raw_rows(tensor, start, stop), tensor.row_length)
+        raw = self.raw_rows(tensor, start, stop)
+        if tensor.offset % 4:  # a general.alignment of 1 or 2, and C needs whole floats
+            raw = raw.copy()
+        return dequantize_rows(self.format(tensor), raw, tensor.row_length)
 
     def format(self, tensor: Tensor) -> Format:
         """Return the format that the tensor is stored in."""

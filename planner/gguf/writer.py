@@ -1,0 +1,147 @@
+"""Files that appear whole or not at all.
+
+Everything goes to temporary files beside the destinations. They are renamed when all of them are complete and on the
+disk, the first shard last: whoever finds it, finds all others. On any error or interruption they are removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from planner.errors import OutputError
+
+__all__ = ["Output", "check_destinations"]
+
+_BUFFER = 1 << 20
+
+
+def check_destinations(paths: Sequence[Path], nbytes: int, inputs: Iterable[Path], *, force: bool) -> None:
+    """Raise OutputError if `nbytes` in files of these names cannot be written: a name that an input has (also
+    through links), that exists (unless `force`) or is no file; a directory that is missing; a disk too full."""
+    sources = [path for path in inputs if path.exists()]
+    for path in paths:
+        if path.is_dir():
+            raise OutputError(f"{path}: a directory.", "Give the name of a file.")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: the directory {path.parent} does not exist.", "Create it first.")
+        if not path.exists():
+            continue
+        for source in sources:
+            if path.samefile(source):
+                raise OutputError(f"{path}: the output would replace its own input {source}.", "Give another name.")
+        if not path.is_file():
+            raise OutputError(f"{path}: not a regular file.", "Give the name of a file.")
+        if not force:
+            raise OutputError(f"{path}: exists already.", "Give another name, or --force to replace it.")
+    # What a replaced file gives back comes only after the new one is complete.
+    free = shutil.disk_usage(paths[0].parent).free
+    if free < nbytes:
+        raise OutputError(
+            f"{paths[0].parent}: {nbytes:,} bytes are needed and {free:,} are free.",
+            "Make room, or write to another disk.",
+        )
+
+
+class Output:
+    """The files of one output, written one after another; a context manager that removes what was not committed."""
+
+    def __init__(self, paths: Sequence[Path], *, force: bool) -> None:
+        self.paths = tuple(paths)
+        self.force = force
+        self._finished: list[Path] = []  # temporary files, complete
+        self._current: tuple[Path, BinaryIO] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        left = list(self._finished)
+        if self._current is not None:
+            path, file = self._current
+            left.append(path)
+            with suppress(OSError):  # the last buffer of a full disk
+                file.close()
+        for path in left:
+            with suppress(OSError):
+                path.unlink()
+        if isinstance(error, OSError):
+            raise self._explained(error) from error
+
+    def begin(self) -> None:
+        """Begin the next file."""
+        target = self.paths[len(self._finished)]
+        try:
+            descriptor, name = tempfile.mkstemp(".part", f".{target.name[:200]}.", target.parent)
+        except OSError as problem:
+            raise self._explained(problem) from problem
+        self._current = Path(name), os.fdopen(descriptor, "wb", _BUFFER)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append to the current file."""
+        assert self._current is not None
+        self._current[1].write(data)
+
+    def end(self, nbytes: int) -> None:
+        """Complete the current file, which must have `nbytes` by now, and see it to the disk."""
+        assert self._current is not None
+        path, file = self._current
+        file.flush()
+        if file.tell() != nbytes:
+            raise AssertionError(f"{path}: {file.tell()} bytes written where {nbytes} were promised")
+        if hasattr(os, "fchmod"):
+            os.fchmod(file.fileno(), self._mode())
+        os.fsync(file.fileno())
+        file.close()
+        self._finished.append(path)
+        self._current = None
+
+    def commit(self) -> None:
+        """Give all files their names."""
+        if not self.force:
+            for path in self.paths:
+                if path.exists():
+                    raise OutputError(f"{path}: was created by somebody else meanwhile.", "Give another name.")
+        pairs = list(zip(self._finished, self.paths, strict=True))
+        for temporary, path in reversed(pairs):
+            temporary.replace(path)
+            self._finished.remove(temporary)
+        for directory in {path.parent for path in self.paths}:
+            _sync_directory(directory)
+
+    def _mode(self) -> int:
+        """A replaced file's permissions, or those of any new file: temporary files are the owner's alone."""
+        target = self.paths[len(self._finished)]
+        if target.exists():
+            return stat.S_IMODE(target.stat().st_mode)
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o666 & ~umask
+
+    def _explained(self, error: OSError) -> OutputError:
+        target = self.paths[min(len(self._finished), len(self.paths) - 1)]
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return OutputError(
+                f"{target}: the disk is full. Nothing was left behind.", "Make room, or write to another disk."
+            )
+        return OutputError(f"{target}: cannot be written: {error.strerror or error}.", "Check the directory.")
+
+
+def _sync_directory(directory: Path) -> None:
+    # Not every system can open a directory; the names are then as safe as it makes them.
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
