@@ -1,0 +1,42 @@
+"""Multiple-choice knapsacks with several limits, solved with a proven bound.
+
+Each group takes exactly one of its options; every limit bounds what the chosen options weigh together; the sum of
+the losses is to be least.
+
+>>> small, large = Option(bytes=10, loss=3.0, label="q4"), Option(bytes=17, loss=1.0, label="q6")
+>>> problem = Problem([Group("a", [small, large]), Group("b", [small, large])], [Limit("file", 30)])
+>>> answer = solve(problem)
+>>> answer.picks, answer.loss, answer.bytes
+((1, 0), 4.0, 27)
+
+Groups that must take the same format are one group with the sums of their bytes and losses; a pin is a group with one
+option. A `Solution` says separately why the search ended (`status`) and what it found (`picks`, `None` if the time
+was up before there was anything). If it is proven that nothing fits, `InfeasibleError` is raised; its `analysis`
+names the limits in conflict and the least change that helps. Malformed problems raise `ProblemError`, its base class.
+"""
+
+from __future__ import annotations
+
+from solvers.check import check
+from solvers.conflicts import Change, Infeasibility
+from solvers.driver import METHODS, solve
+from solvers.errors import InfeasibleError, ProblemError
+from solvers.problem import Group, Limit, Option, Problem
+from solvers.solution import Solution, Status, Usage
+
+__all__ = [
+    "METHODS",
+    "Change",
+    "Group",
+    "Infeasibility",
+    "InfeasibleError",
+    "Limit",
+    "Option",
+    "Problem",
+    "ProblemError",
+    "Solution",
+    "Status",
+    "Usage",
+    "check",
+    "solve",
+]
