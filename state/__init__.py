@@ -1,0 +1,37 @@
+"""The resumable state of a plan: one SQLite file with a model's inventory and everything measured of it.
+
+It knows nothing of model files or of solving. `Store` is the way in; the rest are records and errors.
+"""
+
+from __future__ import annotations
+
+from state.errors import (
+    StateCorrupt,
+    StateError,
+    StateForeign,
+    StateFull,
+    StateLocked,
+    StateMissing,
+    StateNewer,
+    StateReadOnly,
+)
+from state.records import Energies, Inventory, Measurement, Sensitivity, Summary, TensorRecord
+from state.store import Store
+
+__all__ = [
+    "Energies",
+    "Inventory",
+    "Measurement",
+    "Sensitivity",
+    "StateCorrupt",
+    "StateError",
+    "StateForeign",
+    "StateFull",
+    "StateLocked",
+    "StateMissing",
+    "StateNewer",
+    "StateReadOnly",
+    "Store",
+    "Summary",
+    "TensorRecord",
+]

@@ -1,0 +1,141 @@
+"""What a state file holds, one record a row. All records are frozen and refuse unknown fields, NaN and infinities."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+__all__ = [
+    "Energies",
+    "Inventory",
+    "Measurement",
+    "Sensitivity",
+    "Summary",
+    "TensorRecord",
+]
+
+LONGEST_NAME = 4096
+
+
+def _printable(value: object) -> object:
+    """A file name may hold bytes that are not UTF-8 (lone surrogates in Python), which no database text can."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def _unsigned_zero(value: float) -> float:
+    return value + 0.0  # SQLite stores -0.0 as 0.0; so what is read equals what was written, to the last bit
+
+
+Key = Annotated[str, Field(pattern="^[0-9a-f]{8,128}$")]  # a hex digest
+Name = Annotated[str, Field(max_length=LONGEST_NAME)]
+Label = Annotated[Name, BeforeValidator(_printable)]  # for people; nothing is looked up by it
+Count = Annotated[int, Field(ge=0, lt=2**63)]  # what an SQLite integer holds
+Real = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_unsigned_zero)]
+Spread = Annotated[Real, Field(ge=0)]
+Scalar = bool | Annotated[int, Field(ge=-(2**63), lt=2**64)] | Real | Name
+
+
+class _Record(BaseModel):
+    # defer_build: a validator is built when first used, not while a command starts.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
+
+
+class TensorRecord(_Record):
+    """One tensor of the model, as it is stored there. `left_alone` says why it is never quantized, else None."""
+
+    name: Name
+    shape: tuple[Count, ...]
+    source_format: Name
+    elements: Count
+    nbytes: Count
+    row_length: Count
+    left_alone: Name | None
+
+
+class Inventory(_Record):
+    """The model that the measurements are of, with all that a plan needs of it when the model is not at hand.
+
+    `model_digest` is its identity; `model_path` is only where it was last seen.
+    """
+
+    model_name: Label
+    architecture: Name
+    model_digest: Key
+    model_path: Label
+    header_bytes: Count
+    alignment: Count
+    imatrix_name: Label | None
+    imatrix_digest: Key | None
+    has_means: bool
+    metadata: dict[Name, Scalar]
+    tensors: tuple[TensorRecord, ...]
+
+    @field_validator("tensors")
+    @classmethod
+    def _each_once(cls, tensors: tuple[TensorRecord, ...]) -> tuple[TensorRecord, ...]:
+        if len({tensor.name for tensor in tensors}) != len(tensors):
+            raise ValueError("two tensors have the same name")
+        return tensors
+
+
+class Measurement(_Record):
+    """The error of one tensor in one format.
+
+    `key` is a digest of everything that the errors depend on, the tensor's name included. The errors are relative
+    to the tensor's energy (dimensionless); `stderr` is the standard error of `err_var + err_mean`, `stderr_massive`
+    that of `err_massive`. `rows` of `rows_total` rows were sampled. `kernel_seconds` and `made_with` say how the
+    measurement came about; they are no part of its value.
+    """
+
+    key: Key
+    tensor: Name
+    format: Name
+    err_var: Real
+    err_mean: Real
+    err_massive: Real
+    stderr: Spread
+    stderr_massive: Spread
+    rows: Count
+    rows_total: Count
+    kernel_seconds: Spread
+    made_with: Name
+
+
+class Energies(_Record):
+    """The structure facts of one tensor: named numbers that sensitivities are worked out from, and remarks."""
+
+    key: Key
+    tensor: Name
+    values: dict[Name, Real]
+    notes: Name = ""
+
+
+class Sensitivity(_Record):
+    """How much the output moves per unit of one tensor's error, as `source` found it.
+
+    `key` is a digest of what the value depends on besides tensor, source and component.
+    """
+
+    tensor: Name
+    source: Name
+    component: Literal["bulk", "massive"]
+    value: Real
+    stderr: Spread
+    key: Key
+
+
+class Summary(_Record):
+    """What a state file holds, counted."""
+
+    schema_version: int
+    file_bytes: int
+    tensors: int
+    measurements: int
+    selected: int
+    energies: int
+    sensitivities: dict[str, int]  # by source
+    by_format: dict[str, int]  # measurements
+    by_tensor: dict[str, dict[str, int]]  # tensor -> format -> measurements
+    made_with: dict[str, int]  # measurements
+    kernel_seconds: float
