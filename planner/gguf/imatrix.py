@@ -44,10 +44,13 @@ class Entry:
     `counts`: f64[experts], the tokens that each expert saw (in a legacy file: calls, one number for all).
     """
 
-    def __init__(self, sum2: Floats, sums: Floats | None, counts: NDArray[np.float64]) -> None:
+    def __init__(
+        self, sum2: Floats, sums: Floats | None, counts: NDArray[np.float64], idle: float | None = 1.0
+    ) -> None:
         self._sum2 = sum2  # f32[experts, n], views of the mapped file
         self._sums = sums
         self.counts = counts
+        self._idle = idle  # what stands for an expert without counts; None: its sums as they are (legacy)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,7 +65,7 @@ class Entry:
     @property
     def values(self) -> Floats:
         """f32[experts, n]: mean squares; ones for an expert that was never activated."""
-        return _per_count(self._sum2, self.counts, 1.0)
+        return _per_count(self._sum2, self.counts, self._idle)
 
     @property
     def means(self) -> Floats | None:
@@ -221,7 +224,7 @@ def read_imatrix(path: str | Path) -> Imatrix:
         return _from_gguf(path, given)
     legacy = read_legacy(path)
     entries = {
-        name: _entry(path, name, values[None], None, np.array([calls], np.float32))
+        name: _entry(path, name, values[None], None, np.array([calls], np.float32), idle=None)
         for name, (values, calls) in legacy.entries.items()
     }
     return Imatrix(path, given, legacy.datasets, legacy.chunk_count, 0, entries, legacy=True)
@@ -281,7 +284,7 @@ def _gguf_entry(file: GgufFile, name: str, tensors: Mapping[str, Tensor]) -> Ent
     return _entry(file.path, name, sum2.reshape(shape), None if sums is None else sums.reshape(shape), counts)
 
 
-def _entry(path: Path, name: str, sum2: Floats, sums: Floats | None, counts: Floats) -> Entry:
+def _entry(path: Path, name: str, sum2: Floats, sums: Floats | None, counts: Floats, idle: float | None = 1.0) -> Entry:
     if not (np.isfinite(counts).all() and (counts >= 0).all()):
         raise ImatrixError(f"{path}: the counts of {name} hold a value that is no count.", _AGAIN)
     # min and max see NaN too, and need no array of booleans the size of the file
@@ -290,14 +293,15 @@ def _entry(path: Path, name: str, sum2: Floats, sums: Floats | None, counts: Flo
         raise ImatrixError(f"{path}: {name} holds NaN or infinite values.", _AGAIN)
     if low < 0:
         raise ImatrixError(f"{path}: {name} holds the sum of squares {low:g}, which is below zero.", _AGAIN)
-    return Entry(sum2, sums, np.floor(counts.astype(np.float64) + 0.5))  # std::lround
+    return Entry(sum2, sums, np.floor(counts.astype(np.float64) + 0.5), idle)  # std::lround
 
 
-def _per_count(sums: Floats, counts: NDArray[np.float64], idle: float) -> Floats:
+def _per_count(sums: Floats, counts: NDArray[np.float64], idle: float | None) -> Floats:
     # float32 over float32, as in load_imatrix
     divisors = counts.astype(np.float32)[:, None]
     result: Floats = np.divide(sums, np.maximum(divisors, np.float32(1)), dtype=np.float32)
-    result[divisors[:, 0] == 0] = idle
+    if idle is not None:
+        result[divisors[:, 0] == 0] = idle
     return result
 
 
