@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from planner.ggml.formats import CANDIDATES, FORMAT_SETS, Format, format_by_id, format_named, formats, select_formats
-from planner.ggml.kernels import dequantize_rows, has_tables, prepare_tables, quantize_rows, rows_are_valid
+from planner.ggml.kernels import (
+    dequantize_rows,
+    has_tables,
+    prepare_tables,
+    quantize_rows,
+    rows_are_valid,
+    tables_ready,
+)
 from planner.ggml.library import load
 
 __all__ = [
@@ -21,6 +28,7 @@ __all__ = [
     "quantize_rows",
     "rows_are_valid",
     "select_formats",
+    "tables_ready",
 ]
 
 

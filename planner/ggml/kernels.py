@@ -15,7 +15,7 @@ from planner.errors import KernelError
 from planner.ggml import library
 from planner.ggml.formats import Format, formats
 
-__all__ = ["dequantize_rows", "has_tables", "prepare_tables", "quantize_rows", "rows_are_valid"]
+__all__ = ["dequantize_rows", "has_tables", "prepare_tables", "quantize_rows", "rows_are_valid", "tables_ready"]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -90,7 +90,9 @@ def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> B
 def dequantize_rows(fmt: Format, data: Bytes, row_length: int) -> Floats:
     """Rows of a format as float32 [r, row_length] from uint8 [r, fmt.row_bytes(row_length)]."""
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != fmt.row_bytes(row_length):
-        raise ValueError(f"{fmt.name} data must be uint8 [r, {fmt.row_bytes(row_length)}], not {data.dtype} {data.shape}")
+        raise ValueError(
+            f"{fmt.name} data must be uint8 [r, {fmt.row_bytes(row_length)}], not {data.dtype} {data.shape}"
+        )
     if fmt.name == "f32":
         return np.ascontiguousarray(data).view(np.float32)
     if fmt.name == "f16":
@@ -127,15 +129,20 @@ def has_tables(fmt: Format) -> bool:
     return fmt.name in _TABLE_ORDER
 
 
+def tables_ready(fmt: Format) -> bool:
+    """Whether the kernel can start at once."""
+    return fmt.name not in _TABLE_ORDER or fmt.name in _ready
+
+
 def prepare_tables(wanted: tuple[Format, ...]) -> None:
     """Build the lookup tables of the formats, cheapest first; returns at once for those already built.
 
     Takes up to half a minute of one core, without the GIL. Kernels do the same on first use, but then every
-    thread waits for the dearest table; call this from a thread of its own.
+    thread waits for the dearest table, deaf to signals; call this from a thread of its own and ask `tables_ready`.
     """
+    names = {fmt.name for fmt in wanted}
     for name in _TABLE_ORDER:
-        if name in _ready or name not in {fmt.name for fmt in wanted}:
-            continue
-        with _building:
-            library.load().quantize_init(formats()[name].id)
-        _ready.add(name)
+        if name in names and name not in _ready:
+            with _building:
+                library.load().quantize_init(formats()[name].id)
+                _ready.add(name)

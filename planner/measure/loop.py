@@ -1,0 +1,187 @@
+"""The parallel loops: survey blocks of tensors, then measure tensor by tensor. Results are yielded as they come.
+
+Threads, not processes: the kernels are C and leave the GIL alone, and their tables are built once a process.
+Nothing that is computed here depends on how many threads there are or on who comes first.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+
+from planner.ggml import Format, has_tables, prepare_tables, tables_ready
+from planner.gguf import Model, Tensor
+from planner.measure.metric import Estimate, Tally, row_errors
+from planner.measure.moments import Moments
+from planner.measure.sampling import Stage, stages
+from planner.measure.survey import Stopped, Survey, survey_tensor
+
+__all__ = ["Job", "Measured", "Settings", "measure_jobs", "survey_blocks"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+_KERNEL_WEIGHTS = 1 << 17  # weights handed to a kernel at once: a tenth of a second of the slowest
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a measurement depends on besides model, imatrix and kernels.
+
+    `tolerance`: sampling ends when each standard error is below this share of the error.
+    """
+
+    seed: int = 0
+    tolerance: float = 0.05
+
+
+@dataclass(frozen=True)
+class Job:
+    """A tensor to measure in some formats."""
+
+    survey: Survey
+    formats: tuple[Format, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a job found: an estimate for each format, or why there is none (`unusable`)."""
+
+    tensor: Tensor
+    estimates: dict[str, Estimate]
+    seconds: dict[str, float]
+    rows: dict[str, int]
+    unusable: dict[str, str]
+
+
+def survey_blocks(
+    model: Model,
+    blocks: Sequence[Sequence[tuple[Tensor, Moments, bool]]],
+    finish: Callable[[Sequence[Survey]], R],
+    *,
+    threads: int,
+) -> Iterator[R]:
+    """Survey blocks of (tensor, moments, whether to look for massive channels), and `finish` each block in its thread.
+
+    Yields what `finish` returned, as blocks complete. A block is the unit because its tensors explain each other.
+    """
+
+    def one(block: Sequence[tuple[Tensor, Moments, bool]], stop: threading.Event) -> R:
+        return finish(
+            [
+                survey_tensor(model, tensor, known, find_massive=look, stop=stop.is_set)
+                for tensor, known, look in block
+            ]
+        )
+
+    yield from _parallel(one, blocks, threads)
+
+
+def measure_jobs(model: Model, jobs: Iterable[Job], settings: Settings, *, threads: int) -> Iterator[Measured]:
+    """Measure tensors in formats; yields one result per job and kind of kernel (with and without lookup tables).
+
+    Kernels with tables come last, while a thread of its own builds them.
+    """
+    jobs = list(jobs)
+    quick = [_restricted(job, tables=False) for job in jobs]
+    slow = [_restricted(job, tables=True) for job in jobs]
+    tables = tuple({fmt.name: fmt for job in slow for fmt in job.formats}.values())
+    if tables:
+        threading.Thread(target=prepare_tables, args=(tables,), daemon=True, name="ggml tables").start()
+    todo = [job for job in quick + slow if job.formats]
+    yield from _parallel(lambda job, stop: measure_job(model, job, settings, stop.is_set), todo, threads)
+
+
+def measure_job(model: Model, job: Job, settings: Settings, stop: Callable[[], bool] = lambda: False) -> Measured:
+    """Measure one tensor in the job's formats: the same rows for all, more until each is within the tolerance."""
+    survey, tensor = job.survey, job.survey.tensor
+    usage = survey.moments.usage[:, None]
+    guess, massive_guess = (usage * survey.guess).reshape(-1), (usage * survey.massive_guess).reshape(-1)
+    tallies = {fmt: Tally(survey.energy, survey.energy_massive) for fmt in job.formats}
+    names = [fmt.name for fmt in job.formats]
+    result = Measured(tensor, {}, dict.fromkeys(names, 0.0), dict.fromkeys(names, 0), {})
+    for stage in stages(guess, massive_guess, settings.seed, tensor.name):
+        errors = _stage_errors(model, survey, list(tallies), stage, result.seconds, stop)
+        for fmt in list(tallies):
+            if not np.isfinite(errors[fmt]).all():
+                result.unusable[fmt.name] = f"{fmt.name} turns weights of {tensor.name} into NaN or Inf"
+                result.estimates.pop(fmt.name, None)
+                del tallies[fmt]
+                continue
+            if stage.exhaustive:
+                tallies[fmt].settle(errors[fmt])
+            else:
+                tallies[fmt].add(errors[fmt], stage.weights, stage.draws)
+            result.estimates[fmt.name] = tallies[fmt].estimate()
+            result.rows[fmt.name] = len(stage.rows) + (0 if stage.exhaustive else result.rows[fmt.name])
+        if stage.exhaustive or all(_precise(estimate, settings.tolerance) for estimate in result.estimates.values()):
+            return result
+    raise AssertionError("stages end with an exhaustive one")
+
+
+def _precise(estimate: Estimate, tolerance: float) -> bool:
+    return (
+        estimate.stderr <= tolerance * estimate.total
+        # A massive channel matters as a whole or not at all: half the precision is plenty
+        and estimate.stderr_massive <= 2 * tolerance * max(estimate.massive, estimate.total)
+    )
+
+
+def _stage_errors(
+    model: Model,
+    survey: Survey,
+    fmts: Sequence[Format],
+    stage: Stage,
+    seconds: dict[str, float],
+    stop: Callable[[], bool],
+) -> dict[Format, NDArray[np.float64]]:
+    """Errors of the stage's rows in each format, float64 [3, rows], weighted by usage; adds to `seconds`."""
+    errors = {fmt: np.zeros((3, len(stage.rows))) for fmt in fmts}
+    for matrix, where in _chunks(survey.tensor, stage.rows):
+        numbers = stage.rows[where].tolist()
+        rows = np.concatenate([model.rows(survey.tensor, row, row + 1) for row in numbers])
+        for fmt in fmts:
+            while not tables_ready(fmt):
+                _check(stop)
+                time.sleep(0.02)
+            _check(stop)
+            began = time.perf_counter()
+            errors[fmt][:, where] = survey.moments.usage[matrix] * row_errors(survey, fmt, matrix, rows)
+            seconds[fmt.name] += time.perf_counter() - began
+    return errors
+
+
+def _check(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise Stopped
+
+
+def _chunks(tensor: Tensor, rows: NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
+    """Slices of `rows` (ascending) of a bounded number of weights, none across matrices: (matrix, slice)."""
+    step = max(1, _KERNEL_WEIGHTS // tensor.row_length)
+    matrices = rows // tensor.rows_per_matrix
+    for matrix in np.unique(matrices).tolist():
+        first, last = np.searchsorted(matrices, [matrix, matrix + 1]).tolist()
+        for start in range(first, last, step):
+            yield matrix, slice(start, min(start + step, last))
+
+
+def _restricted(job: Job, *, tables: bool) -> Job:
+    return Job(job.survey, tuple(fmt for fmt in job.formats if has_tables(fmt) is tables))
+
+
+def _parallel(work: Callable[[T, threading.Event], R], items: Sequence[T], threads: int) -> Iterator[R]:
+    """Results of `work` in threads, as they come. When the consumer stops, or is interrupted, workers stop soon after."""
+    stop = threading.Event()
+    try:
+        yield from Parallel(n_jobs=threads, prefer="threads", return_as="generator_unordered")(
+            delayed(work)(item, stop) for item in items
+        )
+    finally:
+        stop.set()

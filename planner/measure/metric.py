@@ -1,0 +1,105 @@
+"""The error of rows in a format, and its estimate from a sample: the design's `err`, component by component."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.ggml import Format, dequantize_rows, quantize_rows
+from planner.measure.survey import Survey
+
+__all__ = ["METRIC_VERSION", "Estimate", "Tally", "row_errors"]
+
+METRIC_VERSION = 1  # part of every measurement's key: raise it when a number would change
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The relative error of a tensor in a format. `var`, `mean` and `massive` are its components (the massive one relative
+    to the massive channels' energy), `stderr` the standard error of var + mean, `stderr_massive` that of massive."""
+
+    var: float
+    mean: float
+    massive: float
+    stderr: float
+    stderr_massive: float
+
+    @property
+    def total(self) -> float:
+        """Error of the ordinary channels."""
+        return self.var + self.mean
+
+
+def row_errors(survey: Survey, fmt: Format, matrix: int, rows: NDArray[np.float32]) -> Doubles:
+    """Expected squared output error of rows of one matrix after a round trip through a format.
+
+    `rows` is float32 [r, n]; returns float64 [3, r]: varying part, mean part, massive channels.
+    """
+    moments = survey.moments
+    weights = None if moments.weights is None else moments.weights[matrix]
+    massive = survey.massive[matrix]
+    back = dequantize_rows(fmt, quantize_rows(fmt, rows, weights), rows.shape[1])
+    difference = back.astype(np.float64) - rows
+    errors = np.zeros((3, len(rows)))
+    if massive.any():
+        few = difference[:, massive]
+        errors[2] = (few * few) @ moments.variance[matrix, massive] + (few @ moments.mean[matrix, massive]) ** 2
+        difference[:, massive] = 0.0
+    if moments.has_mean:
+        errors[1] = np.einsum("ij,j->i", difference, moments.mean[matrix]) ** 2
+    np.multiply(difference, difference, out=difference)
+    errors[0] = np.einsum("ij,j->i", difference, moments.variance[matrix])
+    return errors
+
+
+@dataclass
+class Tally:
+    """Draws of one tensor in one format, as they come in; `energy` and `massive` are its total energies."""
+
+    energy: float
+    massive: float
+    samples: list[Doubles] = field(default_factory=list)
+    exact: Estimate | None = None
+
+    def add(self, errors: Doubles, weights: Doubles, draws: NDArray[np.int64]) -> None:
+        """Add drawn rows: `errors` float64 [3, k] of the rows, usage included; `weights` 1 / probability; `draws` how often."""
+        self.samples.append(np.repeat(errors * weights, draws, axis=1))
+
+    def settle(self, errors: Doubles) -> None:
+        """Replace the sample by the errors of all rows, float64 [3, rows]."""
+        var, mean, massive = errors.sum(axis=1)
+        self.exact = Estimate(
+            *(float(part / self.energy) if self.energy > 0 else 0.0 for part in (var, mean)),
+            massive=float(massive / self.massive) if self.massive > 0 else 0.0,
+            stderr=0.0,
+            stderr_massive=0.0,
+        )
+
+    def estimate(self) -> Estimate:
+        """The mean over draws, with the standard error of systematic draws taken as independent (which errs to the safe side).
+
+        The standard error is widened for small samples so that three of them hold with the probability of three
+        standard deviations (Student's t at 99.865 %, Cornish-Fisher expansion).
+        """
+        if self.exact is not None:
+            return self.exact
+        draws = np.concatenate(self.samples, axis=1)
+        count = draws.shape[1]
+        scale = np.array([[self.energy], [self.energy], [self.massive]])
+        draws = np.divide(draws, scale, out=np.zeros_like(draws), where=scale > 0)
+        freedom = count - 1
+        widening = (1 + (27 + 3) / (4 * freedom * 3) + (5 * 243 + 16 * 27 + 9) / (96 * freedom**2 * 3)) / np.sqrt(
+            count
+        )
+        var, mean, massive = draws.mean(axis=1)
+        return Estimate(
+            var=float(var),
+            mean=float(mean),
+            massive=float(massive),
+            stderr=float((draws[0] + draws[1]).std(ddof=1) * widening),
+            stderr_massive=float(draws[2].std(ddof=1) * widening),
+        )

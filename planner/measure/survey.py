@@ -1,0 +1,168 @@
+"""One look at all rows of a tensor: the energy of each output, the weight of each input channel.
+
+What the sampler and the structure of the model need to know is a few dot products per row, so this runs at the
+speed of reading; the kernels then run on a sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.errors import ModelError
+from planner.gguf import Model, Tensor
+from planner.measure.moments import Moments
+
+__all__ = ["Stopped", "Survey", "survey_tensor"]
+
+Doubles = NDArray[np.float64]
+_CHUNK = 1 << 18  # weights in flight: what a core's cache holds
+_BLOCK = 32  # the smallest block of the usual formats
+# A channel is massive when its energy exceeds both: see "Massive activations" in docs/design.md
+_MASSIVE_RATIO = 30.0
+_MASSIVE_SHARE = 0.05
+
+
+class Stopped(Exception):
+    """A worker was asked to stop; nobody waits for its result."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What all rows of a tensor say; `rows` = matrices x rows_per_matrix, n = row length.
+
+    `out_mean` = Σ_j m_j W_ij and `out_var` = Σ_j var_j W_ij², float64 [matrices, rows_per_matrix], without massive channels:
+    mean and variance of the tensor's outputs. `massive` marks massive input channels, bool [matrices, n];
+    `massive_energy` is the rows' energy in those alone. `columns` = Σ_i W_ij², float64 [matrices, n], is over all.
+    `guess` and `massive_guess`, float64 [matrices, rows_per_matrix], are proportional to the error to be expected of a
+    row: formats spread their error evenly over a block, so it is each block's energy times its mean E[a²].
+    `digest` is the SHA-256 of the tensor's data.
+    """
+
+    tensor: Tensor
+    moments: Moments
+    digest: str
+    out_mean: Doubles
+    out_var: Doubles
+    columns: Doubles
+    massive: NDArray[np.bool_]
+    massive_energy: Doubles
+    guess: Doubles
+    massive_guess: Doubles
+
+    @property
+    def energy(self) -> float:
+        """Energy of all outputs, weighted by usage, without massive channels."""
+        return float((self.moments.usage @ (self.out_var + self.out_mean**2)).sum())
+
+    @property
+    def energy_massive(self) -> float:
+        """The same of massive channels alone."""
+        return float((self.moments.usage @ self.massive_energy).sum())
+
+
+def survey_tensor(
+    model: Model, tensor: Tensor, moments: Moments, *, find_massive: bool, stop: Callable[[], bool] = lambda: False
+) -> Survey:
+    """Read all rows of a tensor once (twice if massive channels are found).
+
+    Raises ModelError where weights are NaN or infinite, and Stopped soon after `stop()` turns true.
+    """
+    sha = hashlib.sha256()
+    survey = _pass(model, tensor, moments, np.zeros_like(moments.mean, dtype=np.bool_), stop, sha.update)
+    survey = replace(survey, digest=sha.hexdigest())
+    if not find_massive:
+        return survey
+    massive = massive_channels(moments, survey.columns)
+    if not massive.any():
+        return survey
+    again = _pass(model, tensor, moments, massive, stop, lambda _: None)
+    return replace(again, digest=survey.digest)
+
+
+def massive_channels(moments: Moments, columns: Doubles) -> NDArray[np.bool_]:
+    """Input channels that carry a massive activation, bool [matrices, n]."""
+    energy = moments.usage[:, None] * moments.second * columns
+    total = float(energy.sum())
+    others = (total - energy) / max(energy.size - 1, 1)
+    return (energy > _MASSIVE_RATIO * others) & (energy > _MASSIVE_SHARE * total)
+
+
+def _chunks(tensor: Tensor) -> Iterator[tuple[int, int, int]]:
+    """(matrix, first row, last row + 1) in global row numbers; no chunk crosses matrices."""
+    step = max(1, _CHUNK // tensor.row_length)
+    for matrix in range(tensor.matrices):
+        first = matrix * tensor.rows_per_matrix
+        for start in range(first, first + tensor.rows_per_matrix, step):
+            yield matrix, start, min(start + step, first + tensor.rows_per_matrix)
+
+
+def _pass(
+    model: Model,
+    tensor: Tensor,
+    moments: Moments,
+    massive: NDArray[np.bool_],
+    stop: Callable[[], bool],
+    digest: Callable[[NDArray[np.uint8]], None],
+) -> Survey:
+    flat = {name: np.zeros(tensor.rows) for name in ("mean", "var", "massive", "guess", "massive_guess")}
+    columns = np.zeros(moments.mean.shape)
+    # float32 keeps this at the speed of memory: sums of n squares are good to about 1e-7 √n
+    mean = np.where(massive, 0.0, moments.mean).astype(np.float32)
+    variance = np.where(massive, 0.0, moments.variance).astype(np.float32)
+    width = _BLOCK if tensor.row_length % _BLOCK == 0 else 1
+    second = _block_means(np.where(massive, 0.0, moments.second), width)
+    massive_second = _block_means(np.where(massive, moments.second, 0.0), width)
+    for matrix, start, end in _chunks(tensor):
+        if stop():
+            raise Stopped
+        raw = model.raw_rows(tensor, start, end)
+        digest(raw)
+        rows = model.rows(tensor, start, end)
+        here = slice(start, end)
+        with np.errstate(invalid="ignore", over="ignore"):  # asked about below, once a tensor
+            squares = rows * rows
+            columns[matrix] += np.einsum("ij->j", squares)
+            flat["var"][here] = np.einsum("ij,j->i", squares, variance[matrix])
+            if moments.has_mean:
+                flat["mean"][here] = np.einsum("ij,j->i", rows, mean[matrix])
+            which = np.flatnonzero(massive[matrix])
+            if len(which):
+                few = rows[:, which].astype(np.float64)
+                flat["massive"][here] = (few * few) @ moments.variance[matrix, which]
+                flat["massive"][here] += (few @ moments.mean[matrix, which]) ** 2
+                squares[:, which] = 0.0
+            blocks = np.einsum("ijk->ij", squares.reshape(len(rows), -1, width))
+            flat["guess"][here] = np.einsum("ij,j->i", blocks, second[matrix])
+            if len(which):
+                squares[:, which] = few * few
+                blocks = np.einsum("ijk->ij", squares.reshape(len(rows), -1, width))
+                flat["massive_guess"][here] = np.einsum("ij,j->i", blocks, massive_second[matrix])
+        model.release(tensor, start, end)
+    if not np.isfinite(columns).all():
+        raise ModelError(
+            f"{tensor.name} holds NaN or infinite weights, or weights too large to square.",
+            "Convert the model again from its original; `planner inspect` counts such values in every tensor.",
+        )
+    shape = (tensor.matrices, tensor.rows_per_matrix)
+    return Survey(
+        tensor=tensor,
+        moments=moments,
+        digest="",
+        out_mean=flat["mean"].reshape(shape),
+        out_var=flat["var"].reshape(shape),
+        columns=columns,
+        massive=massive,
+        massive_energy=flat["massive"].reshape(shape),
+        guess=flat["guess"].reshape(shape),
+        massive_guess=flat["massive_guess"].reshape(shape),
+    )
+
+
+def _block_means(values: Doubles, width: int) -> NDArray[np.float32]:
+    """Means over blocks of `width` channels, float32 [matrices, n / width]."""
+    return values.reshape(len(values), -1, width).mean(axis=2).astype(np.float32)
