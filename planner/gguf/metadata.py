@@ -144,14 +144,14 @@ def encode_pair(key: str, value: bool | int | float | str | list[str] | np.gener
     if isinstance(value, list):
         body = b"".join(map(_text, value))
         return head + struct.pack("<IIQ", ARRAY, STRING, len(value)) + body
-    if isinstance(value, bool):
-        scalar: np.generic = np.bool_(value)
+    if isinstance(value, np.generic):  # before float: an f64 is one
+        scalar = value
+    elif isinstance(value, bool):
+        scalar = np.bool_(value)
     elif isinstance(value, int):
         scalar = np.uint32(value) if 0 <= value < 2**32 else np.int64(value)
-    elif isinstance(value, float):
-        scalar = np.float32(value)
     else:
-        scalar = value
+        scalar = np.float32(value)
     dtype = scalar.dtype.newbyteorder("<")
     return head + struct.pack("<I", _IDS[dtype]) + bytes(scalar.astype(dtype).tobytes())
 
