@@ -48,6 +48,7 @@ class Model:
         self.alignment: int = first.alignment
         self.metadata: Metadata = first.metadata
         self.tensors: tuple[Tensor, ...] = tuple(tensor for file in files for tensor in file.tensors)
+        self.size: int = sum(len(file.data) for file in files)  # bytes of all files
         architecture = first.metadata.text("general.architecture")
         assert architecture is not None  # open_model has seen to it
         self.architecture: str = architecture
@@ -75,11 +76,6 @@ class Model:
     def by_name(self) -> Mapping[str, Tensor]:
         """Name → tensor."""
         return {tensor.name: tensor for tensor in self.tensors}
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(len(file.data) for file in self._files)
 
     @property
     def split_count(self) -> int:
