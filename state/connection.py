@@ -7,6 +7,8 @@ leaves one file behind, and readers wait only for the moment of a commit.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from state import schema
-from state.errors import StateError, StateForeign, StateMissing, StateNewer, corrupt, translated
+from state.errors import StateError, StateForeign, StateMissing, StateNewer, corrupt, from_os, translated
 from state.migrations import migrate
 
 __all__ = ["bounded_rows", "check_plain_file", "file_bytes", "open_for_reading", "open_for_writing", "transaction"]
@@ -42,6 +44,8 @@ def check_plain_file(path: Path, *, may_be_missing: bool) -> None:
 
 def open_for_writing(path: Path, *, create: bool) -> sqlite3.Connection:
     """A connection to the file, made or migrated where needed. The caller holds the writer's lock."""
+    if path.exists() and not os.access(path, os.W_OK):  # SQLite would quietly open it for reading
+        raise from_os(PermissionError(errno.EACCES, "no permission to write"), path)
     connection = _connect(path, "rwc" if create else "rw")
     try:
         with translated(path):
@@ -179,16 +183,19 @@ def _text_length(column: tuple[Any, ...]) -> int:
 
 def bounded_rows(
     connection: sqlite3.Connection, path: Path, query: str, parameters: tuple[object, ...] = ()
-) -> Iterator[list[tuple[Any, ...]]]:
+) -> list[list[tuple[Any, ...]]]:
     """The rows of a query in lists of at most `CHUNK`.
 
     A sound file holds no more text than it has bytes. One whose pages refer to each other in circles can yield rows
     without end, so reading stops with `StateCorrupt` when it has spent more than the file's size.
+    The query has ended when this returns: one still open somewhere would keep writers waiting.
     """
     left = file_bytes(connection)
-    cursor = connection.execute(query, parameters)
-    while rows := cursor.fetchmany(CHUNK):
-        left -= len(rows) + sum(map(_text_length, zip(*rows, strict=True)))
-        if left < 0:
-            raise corrupt(path, "it yields more than it can hold")
-        yield rows
+    chunks = []
+    with contextlib.closing(connection.execute(query, parameters)) as cursor:
+        while rows := cursor.fetchmany(CHUNK):
+            left -= len(rows) + sum(map(_text_length, zip(*rows, strict=True)))
+            if left < 0:
+                raise corrupt(path, "it yields more than it can hold")
+            chunks.append(rows)
+    return chunks

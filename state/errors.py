@@ -199,3 +199,5 @@ def translated(path: Path) -> Iterator[None]:
         raise from_sqlite(error, path) from error
     except OSError as error:
         raise from_os(error, path) from error
+    except UnicodeDecodeError as error:  # SQLite quotes the damaged part in its message, and Python chokes on that
+        raise corrupt(path, "a text in it is not text") from error

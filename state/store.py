@@ -224,18 +224,24 @@ class Store:
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
         """One consistent view of the file. Whatever is not as it was written becomes `StateCorrupt`."""
-        outermost = not self._connection.in_transaction
         try:
-            with translated(self.path):
-                if outermost:
-                    self._connection.execute("BEGIN")
+            with translated(self.path), self._view():
                 yield
         except (ValueError, TypeError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
             raise corrupt(self.path, f"{what} in it is not what it should be") from error
+
+    @contextlib.contextmanager
+    def _view(self) -> Iterator[None]:
+        """Queries inside the block see the file as it was at the first of them, whatever is written meanwhile."""
+        if self._connection.in_transaction:  # a view inside a view is the same view
+            yield
+            return
+        self._connection.execute("BEGIN")
+        try:
+            yield
         finally:
-            if outermost:
-                with contextlib.suppress(sqlite3.Error):
-                    self._connection.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -255,7 +261,10 @@ def _put(connection: sqlite3.Connection, path: Path, table: Table[R], records: I
         if connection.execute(table.insert, row).rowcount:
             continue
         identity = tuple(getattr(record, name) for name in table.identity)
-        old = table.record(**table.values(connection.execute(found, identity).fetchone()))
+        try:
+            old = table.record(**table.values(connection.execute(found, identity).fetchone()))
+        except (ValueError, TypeError, RecursionError) as error:  # TypeError: only the index has it
+            raise corrupt(path, f"the {table.name} under {' '.join(identity)} is not what it should be") from error
         if differences := table.differences(old, record):
             raise StateError(
                 f"{path} already holds another {table.name} under {' '.join(identity)}: {', '.join(differences)}.",

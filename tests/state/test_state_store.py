@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import copy
+import pickle
+import sqlite3
+import struct
+from contextlib import closing
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from state import Energies, Measurement, Sensitivity, StateError, StateForeign, StateReadOnly, Store
+from state.rows import MEASUREMENT, measurements_from_rows
+
+reals = st.floats(allow_nan=False, allow_infinity=False)
+spreads = st.floats(0, allow_infinity=False)
+counts = st.integers(0, 2**63 - 1)
+names = st.text(max_size=30)
+keys = st.text("0123456789abcdef", min_size=8, max_size=64)
+measurements = st.builds(
+    Measurement,
+    key=keys,
+    tensor=names,
+    format=names,
+    err_var=reals,
+    err_mean=reals,
+    err_massive=reals,
+    stderr=spreads,
+    stderr_massive=spreads,
+    rows=counts,
+    rows_total=counts,
+    kernel_seconds=spreads,
+    made_with=names,
+)
+energies_ = st.builds(Energies, key=keys, tensor=names, values=st.dictionaries(names, reals, max_size=4), notes=names)
+sensitivities = st.builds(
+    Sensitivity,
+    tensor=names,
+    source=names,
+    component=st.sampled_from(["bulk", "massive"]),
+    value=reals,
+    stderr=spreads,
+    key=keys,
+)
+thorough = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def bits(record):
+    """Every field, with floats as their bytes: 0.1 + 0.2 is not 0.3, and 1 is not 1.0."""
+
+    def exact(value):
+        if isinstance(value, dict):
+            return {name: exact(item) for name, item in value.items()}
+        return struct.pack("d", value) if isinstance(value, float) else (type(value), value)
+
+    return {name: exact(value) for name, value in record}
+
+
+@thorough
+@given(
+    st.lists(measurements, max_size=5, unique_by=lambda record: record.key),
+    st.lists(energies_, max_size=3, unique_by=lambda record: record.key),
+    st.lists(sensitivities, max_size=3, unique_by=lambda record: (record.tensor, record.source, record.component)),
+)
+def test_what_is_written_is_read_to_the_last_bit(tmp_path_factory, found, facts, slopes):
+    path = tmp_path_factory.mktemp("state") / "x.planner"
+    with Store.open(path, create=True) as store:
+        store.add(found, facts)
+        store.add_sensitivities(slopes)
+    with Store.open(path, read_only=True) as store:
+        assert list(map(bits, store.measurements().values())) == list(map(bits, found))
+        assert list(store.measurements()) == [record.key for record in found]
+        assert list(map(bits, store.energies().values())) == list(map(bits, facts))
+        assert list(map(bits, store.sensitivities())) == list(map(bits, slopes))
+
+
+values = st.one_of(st.none(), st.binary(max_size=9), names, st.integers(-(2**63), 2**63 - 1), st.floats(), keys)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(measurements, min_size=1, max_size=3), st.data())
+def test_a_column_at_a_time_is_as_strict_as_a_record_at_a_time(records, data):
+    rows = [list(MEASUREMENT.row(record)) for record in records]
+    if data.draw(st.booleans(), "spoil one value"):
+        row = data.draw(st.sampled_from(rows))
+        row[data.draw(st.integers(0, len(row) - 1))] = data.draw(values)
+    try:
+        expected = [Measurement(**dict(zip(Measurement.model_fields, row, strict=True))) for row in rows]
+    except ValidationError:
+        with pytest.raises(ValidationError):
+            measurements_from_rows([tuple(row) for row in rows])
+    else:
+        assert measurements_from_rows([tuple(row) for row in rows]) == expected
+
+
+def test_records_read_are_like_records_made(measurement, filled):
+    made = measurement(3)
+    with Store.open(filled, read_only=True) as store:
+        read = store.measurements([made.key])[made.key]
+    assert read == made
+    assert repr(read) == repr(made)
+    assert hash(read) == hash(made)
+    assert read.model_dump() == made.model_dump()
+    assert read.model_fields_set == made.model_fields_set
+    assert pickle.loads(pickle.dumps(read)) == copy.deepcopy(read) == made
+    assert read.model_copy(update={"rows": 1}) == made.model_copy(update={"rows": 1})
+    with pytest.raises(ValidationError, match="frozen"):
+        read.rows = 1
+
+
+def test_only_the_keys_asked_for(filled, measurement, energies):
+    wanted = [measurement(number).key for number in (7, 3, 999)] + ["f" * 64] * 1000
+    with Store.open(filled, read_only=True) as store:
+        assert set(store.measurements(wanted)) == {measurement(7).key, measurement(3).key}
+        assert store.measurements([]) == {}
+        assert list(store.energies([energies(2).key])) == [energies(2).key]
+
+
+def test_adding_again_changes_nothing(filled, measurement, energies, sensitivity):
+    before = filled.read_bytes()
+    with Store.open(filled) as store:
+        store.add([measurement(1, kernel_seconds=9.0, made_with="another machine")], [energies(1, notes="again")])
+        store.add_sensitivities([sensitivity(2)])
+        assert store.measurements()[measurement(1).key].kernel_seconds == 0.25
+    assert filled.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"err_var": 0.5}, {"stderr": 0.5}, {"rows": 17}, {"tensor": "other"}, {"format": "q2_K"}]
+)
+def test_one_key_has_one_value(filled, measurement, change):
+    with Store.open(filled) as store:
+        before = store.measurements()
+        with pytest.raises(StateError, match=f"another measurement under {measurement(1).key}.*{next(iter(change))}"):
+            store.add([measurement(1000), measurement(1, **change)])
+        assert store.measurements() == before  # all or nothing
+        store.add([measurement(1000)])
+        assert len(store.measurements()) == len(before) + 1
+
+
+def test_one_key_has_one_value_in_a_single_call_too(path, measurement, energies, sensitivity):
+    with Store.open(path, create=True) as store:
+        with pytest.raises(StateError, match="err_mean"):
+            store.add([measurement(1), measurement(1, err_mean=0.5)])
+        with pytest.raises(StateError, match="own"):
+            store.add([measurement(1)], [energies(1), energies(1, values={"own": 0.5})])
+        with pytest.raises(StateError, match="value"):
+            store.add_sensitivities([sensitivity(1), sensitivity(1, value=0.5)])
+        assert (store.measurements(), store.energies(), store.sensitivities()) == ({}, {}, ())
+
+
+def test_an_error_of_the_caller_adds_nothing(path, measurement):
+    def failing():
+        yield measurement(1)
+        raise KeyboardInterrupt
+
+    with Store.open(path, create=True) as store:
+        with pytest.raises(KeyboardInterrupt):
+            store.add(failing())
+        assert store.measurements() == {}
+        store.add([measurement(2)])
+    with Store.open(path) as store:
+        assert list(store.measurements()) == [measurement(2).key]
+
+
+def test_sensitivities_by_source(filled, sensitivity):
+    with Store.open(filled) as store:
+        store.add_sensitivities([sensitivity(0, source="structure"), sensitivity(0, component="massive")])
+        assert len(store.sensitivities()) == 7
+        assert store.sensitivities("structure") == (sensitivity(0, source="structure"),)
+        assert store.sensitivities("nothing") == ()
+
+
+def test_inventory_there_and_back(path, inventory):
+    with Store.open(path, create=True) as store:
+        assert store.inventory() is None
+        store.set_inventory(inventory())
+        assert store.inventory() == inventory()
+        kinds = {name: type(value) for name, value in store.inventory().metadata.items()}
+        assert kinds == {"block_count": int, "rope.freq_base": float, "scaled": bool, "file_type": str, "big": int}
+        store.set_inventory(inventory(imatrix_name=None, imatrix_digest=None, has_means=False))
+        assert store.inventory().imatrix_digest is None
+
+
+def test_another_model_is_refused_and_both_are_named(filled, inventory):
+    with Store.open(filled) as store:
+        with pytest.raises(StateForeign, match=r"belongs to Prose 8M .*not to Prose 70B") as caught:
+            store.set_inventory(inventory(model_name="Prose 70B", model_digest="ab" * 32))
+        assert "another state file" in caught.value.remedy
+        assert store.inventory() == inventory()
+
+
+def test_another_imatrix_keeps_every_measurement_but_not_the_selection(filled, inventory):
+    with Store.open(filled) as store:
+        before = store.measurements()
+        store.set_inventory(inventory(model_path="/elsewhere.gguf"))
+        assert len(store.measurements(selected=True)) == 20
+        store.set_inventory(inventory(imatrix_digest="cd" * 32))
+        assert store.measurements() == before
+        assert store.measurements(selected=True) == store.energies(selected=True) == {}
+
+
+def test_the_selection_is_exactly_what_was_named_last(filled, measurement, energies):
+    chosen = [measurement(number).key for number in (30, 31)]
+    with Store.open(filled) as store:
+        store.select(chosen + chosen)
+        assert list(store.measurements(selected=True)) == chosen
+        assert list(store.measurements([chosen[0], measurement().key], selected=True)) == chosen[:1]
+        assert store.energies(selected=True) == {}
+        with pytest.raises(StateError, match="nothing under the key ffff"):
+            store.select([energies().key, "f" * 64])
+        assert list(store.measurements(selected=True)) == chosen
+
+
+def test_summary(filled):
+    with Store.open(filled, read_only=True) as store:
+        summary = store.summary()
+    assert summary.schema_version == 1
+    assert summary.file_bytes == filled.stat().st_size
+    assert (summary.tensors, summary.measurements, summary.selected, summary.energies) == (2, 40, 20, 10)
+    assert summary.by_format == {"q4_K": 10, "q6_K": 10, "iq2_xs": 10, "q8_0": 10}
+    assert summary.by_tensor["blk.9.ffn_down.weight"] == {"q4_K": 1, "q6_K": 1, "iq2_xs": 1, "q8_0": 1}
+    assert summary.sensitivities == {"measured": 5}
+    assert summary.made_with == {"planner 0.1, ggml 0.20.2": 40}
+    assert summary.kernel_seconds == 10.0
+
+
+def test_summary_of_nothing(path):
+    with Store.open(path, create=True) as store:
+        summary = store.summary()
+    assert (summary.tensors, summary.measurements, summary.by_tensor) == (0, 0, {})
+
+
+def test_a_store_opened_for_reading_cannot_write(filled, measurement, inventory, sensitivity):
+    with Store.open(filled, read_only=True) as store:
+        for write in (
+            lambda: store.add([measurement(99)]),
+            lambda: store.set_inventory(inventory(model_path="/else")),
+            lambda: store.add_sensitivities([sensitivity(99)]),
+            lambda: store.select([]),
+        ):
+            with pytest.raises(StateReadOnly, match="reading only"):
+                write()
+
+
+def test_reading_leaves_no_trace(filled):
+    before = filled.read_bytes()
+    with Store.open(filled, read_only=True) as store:
+        store.summary()
+        assert [file.name for file in filled.parent.iterdir()] == [filled.name]
+    assert [file.name for file in filled.parent.iterdir()] == [filled.name]
+    assert filled.read_bytes() == before
+
+
+def test_opening_for_writing_alone_changes_nothing(filled):
+    before = filled.read_bytes()
+    with Store.open(filled):
+        pass
+    assert [file.name for file in filled.parent.iterdir()] == [filled.name]
+    assert filled.read_bytes() == before
+
+
+def test_a_closed_store_says_so(filled):
+    store = Store.open(filled)
+    store.close()
+    store.close()
+    with pytest.raises(StateError, match="closed"):
+        store.measurements()
+
+
+def test_commits_reach_the_disk(filled):
+    with Store.open(filled) as store:
+        connection = store._connection
+        assert connection.execute("PRAGMA synchronous").fetchone() == (3,)  # EXTRA
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
+def test_it_is_an_ordinary_database(filled):
+    with closing(sqlite3.connect(filled)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection.execute("SELECT count(*) FROM measurement WHERE selected").fetchone() == (20,)
