@@ -82,7 +82,7 @@ def quantize_model(
     total = sum(shard.nbytes for shard in shards)
     inputs = [*model.parts, *([imatrix.path] if imatrix else [])]
     check_destinations(paths, total, inputs, force=force)
-    workers = threads or os.cpu_count() or 1
+    workers = threads or _cores()
     pool = ThreadPoolExecutor(workers, "quantize")
     try:
         with Output(paths, force=force) as output:
@@ -92,6 +92,10 @@ def quantize_model(
         # Not waiting: an interruption must not last as long as the chunks in flight.
         pool.shutdown(wait=False, cancel_futures=True)
     return Written(paths, total)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resolve_formats(

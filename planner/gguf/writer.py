@@ -11,8 +11,8 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -27,7 +27,20 @@ _BUFFER = 1 << 20
 def check_destinations(paths: Sequence[Path], nbytes: int, inputs: Iterable[Path], *, force: bool) -> None:
     """Raise OutputError if `nbytes` in files of these names cannot be written: a name that an input has (also
     through links), that exists (unless `force`) or is no file; a directory that is missing; a disk too full."""
-    sources = [path for path in inputs if path.exists()]
+    try:
+        _check_names(paths, [path for path in inputs if path.exists()], force=force)
+        # What a replaced file gives back comes only after the new one is complete.
+        free = shutil.disk_usage(paths[0].parent).free
+    except OSError as problem:
+        raise OutputError(f"{paths[0]}: {problem.strerror or problem}.", "Check the path.") from problem
+    if free < nbytes:
+        raise OutputError(
+            f"{paths[0].parent}: {nbytes:,} bytes are needed and {free:,} are free.",
+            "Make room, or write to another disk.",
+        )
+
+
+def _check_names(paths: Sequence[Path], sources: Sequence[Path], *, force: bool) -> None:
     for path in paths:
         if path.is_dir():
             raise OutputError(f"{path}: a directory.", "Give the name of a file.")
@@ -42,13 +55,6 @@ def check_destinations(paths: Sequence[Path], nbytes: int, inputs: Iterable[Path
             raise OutputError(f"{path}: not a regular file.", "Give the name of a file.")
         if not force:
             raise OutputError(f"{path}: exists already.", "Give another name, or --force to replace it.")
-    # What a replaced file gives back comes only after the new one is complete.
-    free = shutil.disk_usage(paths[0].parent).free
-    if free < nbytes:
-        raise OutputError(
-            f"{paths[0].parent}: {nbytes:,} bytes are needed and {free:,} are free.",
-            "Make room, or write to another disk.",
-        )
 
 
 class Output:
@@ -75,34 +81,32 @@ class Output:
         for path in left:
             with suppress(OSError):
                 path.unlink()
-        if isinstance(error, OSError):
-            raise self._explained(error) from error
 
     def begin(self) -> None:
         """Begin the next file."""
         target = self.paths[len(self._finished)]
-        try:
-            descriptor, name = tempfile.mkstemp(".part", f".{target.name[:200]}.", target.parent)
-        except OSError as problem:
-            raise self._explained(problem) from problem
+        with self._explaining():
+            descriptor, name = tempfile.mkstemp(".part", f".{target.name[:40]}.", target.parent)
         self._current = Path(name), os.fdopen(descriptor, "wb", _BUFFER)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append to the current file."""
         assert self._current is not None
-        self._current[1].write(data)
+        with self._explaining():
+            self._current[1].write(data)
 
     def end(self, nbytes: int) -> None:
         """Complete the current file, which must have `nbytes` by now, and see it to the disk."""
         assert self._current is not None
         path, file = self._current
-        file.flush()
-        if file.tell() != nbytes:
-            raise AssertionError(f"{path}: {file.tell()} bytes written where {nbytes} were promised")
-        if hasattr(os, "fchmod"):
-            os.fchmod(file.fileno(), self._mode())
-        os.fsync(file.fileno())
-        file.close()
+        with self._explaining():
+            file.flush()
+            if file.tell() != nbytes:
+                raise AssertionError(f"{path}: {file.tell()} bytes written where {nbytes} were promised")
+            if hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), self._mode())
+            os.fsync(file.fileno())
+            file.close()
         self._finished.append(path)
         self._current = None
 
@@ -113,9 +117,10 @@ class Output:
                 if path.exists():
                     raise OutputError(f"{path}: was created by somebody else meanwhile.", "Give another name.")
         pairs = list(zip(self._finished, self.paths, strict=True))
-        for temporary, path in reversed(pairs):
-            temporary.replace(path)
-            self._finished.remove(temporary)
+        with self._explaining():
+            for temporary, path in reversed(pairs):
+                temporary.replace(path)
+                self._finished.remove(temporary)
         for directory in {path.parent for path in self.paths}:
             _sync_directory(directory)
 
@@ -128,13 +133,19 @@ class Output:
         os.umask(umask)
         return 0o666 & ~umask
 
-    def _explained(self, error: OSError) -> OutputError:
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
         target = self.paths[min(len(self._finished), len(self.paths) - 1)]
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return OutputError(
-                f"{target}: the disk is full. Nothing was left behind.", "Make room, or write to another disk."
-            )
-        return OutputError(f"{target}: cannot be written: {error.strerror or error}.", "Check the directory.")
+        try:
+            yield
+        except OSError as problem:
+            if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OutputError(
+                    f"{target}: the disk is full. Nothing was left behind.", "Make room, or write to another disk."
+                ) from problem
+            raise OutputError(
+                f"{target}: cannot be written: {problem.strerror or problem}.", "Check the directory."
+            ) from problem
 
 
 def _sync_directory(directory: Path) -> None:
