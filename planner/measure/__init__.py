@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.measure.loop import Job, Measured, Settings, measure_jobs, survey_blocks
+from planner.measure.loop import Job, Measured, Settings, in_threads, measure_jobs
 from planner.measure.metric import METRIC_VERSION, Estimate
 from planner.measure.moments import Moments, moments
 from planner.measure.survey import Survey, survey_tensor
@@ -15,8 +15,8 @@ __all__ = [
     "Moments",
     "Settings",
     "Survey",
+    "in_threads",
     "measure_jobs",
     "moments",
-    "survey_blocks",
     "survey_tensor",
 ]

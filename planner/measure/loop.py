@@ -1,4 +1,4 @@
-"""The parallel loops: survey blocks of tensors, then measure tensor by tensor. Results are yielded as they come.
+"""The parallel loop: measure tensor by tensor, results yielded as they come.
 
 Threads, not processes: the kernels are C and leave the GIL alone, and their tables are built once a process.
 Nothing that is computed here depends on how many threads there are or on who comes first.
@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from planner.ggml import Format, has_tables, prepare_tables, tables_ready
 from planner.gguf import Model, Tensor
 from planner.measure.metric import Estimate, Tally, row_errors
-from planner.measure.moments import Moments
 from planner.measure.sampling import Stage, stages
-from planner.measure.survey import Stopped, Survey, survey_tensor
+from planner.measure.survey import Stopped, Survey
 
-__all__ = ["Job", "Measured", "Settings", "measure_jobs", "survey_blocks"]
+__all__ = ["Job", "Measured", "Settings", "in_threads", "measure_jobs"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -60,29 +59,6 @@ class Measured:
     unusable: dict[str, str]
 
 
-def survey_blocks(
-    model: Model,
-    blocks: Sequence[Sequence[tuple[Tensor, Moments, bool]]],
-    finish: Callable[[Sequence[Survey]], R],
-    *,
-    threads: int,
-) -> Iterator[R]:
-    """Survey blocks of (tensor, moments, whether to look for massive channels), and `finish` each block in its thread.
-
-    Yields what `finish` returned, as blocks complete. A block is the unit because its tensors explain each other.
-    """
-
-    def one(block: Sequence[tuple[Tensor, Moments, bool]], stop: threading.Event) -> R:
-        return finish(
-            [
-                survey_tensor(model, tensor, known, find_massive=look, stop=stop.is_set)
-                for tensor, known, look in block
-            ]
-        )
-
-    yield from _parallel(one, blocks, threads)
-
-
 def measure_jobs(model: Model, jobs: Iterable[Job], settings: Settings, *, threads: int) -> Iterator[Measured]:
     """Measure tensors in formats; yields one result per job and kind of kernel (with and without lookup tables).
 
@@ -95,7 +71,7 @@ def measure_jobs(model: Model, jobs: Iterable[Job], settings: Settings, *, threa
     if tables:
         threading.Thread(target=prepare_tables, args=(tables,), daemon=True, name="ggml tables").start()
     todo = [job for job in quick + slow if job.formats]
-    yield from _parallel(lambda job, stop: measure_job(model, job, settings, stop.is_set), todo, threads)
+    yield from in_threads(lambda job, stop: measure_job(model, job, settings, stop.is_set), todo, threads)
 
 
 def measure_job(model: Model, job: Job, settings: Settings, stop: Callable[[], bool] = lambda: False) -> Measured:
@@ -176,7 +152,7 @@ def _restricted(job: Job, *, tables: bool) -> Job:
     return Job(job.survey, tuple(fmt for fmt in job.formats if has_tables(fmt) is tables))
 
 
-def _parallel(work: Callable[[T, threading.Event], R], items: Sequence[T], threads: int) -> Iterator[R]:
+def in_threads(work: Callable[[T, threading.Event], R], items: Sequence[T], threads: int) -> Iterator[R]:
     """Results of `work` in threads, as they come. When the consumer stops, or is interrupted, workers stop soon after."""
     stop = threading.Event()
     try:

@@ -71,10 +71,12 @@ class Tally:
 
     def settle(self, errors: Doubles) -> None:
         """Replace the sample by the errors of all rows, float64 [3, rows]."""
-        var, mean, massive = errors.sum(axis=1)
+        var, mean, massive = errors.sum(axis=1).tolist()
+        energy, heavy = self.energy, self.massive
         self.exact = Estimate(
-            *(float(part / self.energy) if self.energy > 0 else 0.0 for part in (var, mean)),
-            massive=float(massive / self.massive) if self.massive > 0 else 0.0,
+            var=var / energy if energy > 0 else 0.0,
+            mean=mean / energy if energy > 0 else 0.0,
+            massive=massive / heavy if heavy > 0 else 0.0,
             stderr=0.0,
             stderr_massive=0.0,
         )
@@ -92,9 +94,7 @@ class Tally:
         scale = np.array([[self.energy], [self.energy], [self.massive]])
         draws = np.divide(draws, scale, out=np.zeros_like(draws), where=scale > 0)
         freedom = count - 1
-        widening = (1 + (27 + 3) / (4 * freedom * 3) + (5 * 243 + 16 * 27 + 9) / (96 * freedom**2 * 3)) / np.sqrt(
-            count
-        )
+        widening = (1 + (27 + 3) / (4 * freedom * 3) + (5 * 243 + 16 * 27 + 9) / (96 * freedom**2 * 3)) / np.sqrt(count)
         var, mean, massive = draws.mean(axis=1)
         return Estimate(
             var=float(var),

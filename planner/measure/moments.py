@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.gguf import Entry, Tensor
+from planner.gguf import Imatrix, Tensor
 
 __all__ = ["Moments", "moments"]
 
@@ -19,8 +19,8 @@ Doubles = NDArray[np.float64]
 class Moments:
     """Moments of a tensor's input channels, per matrix (expert); n is the row length.
 
-    `second` is E[a²] and `mean` E[a] (zeros where unknown), float64 [matrices, n]. `usage` is the share of tokens that
-    each matrix sees, float64 [matrices], up to a common factor. `weights` are the values for the kernels,
+    `second` is E[a²] and `mean` E[a] (zeros where unknown), float64 [matrices, n]. `usage` is how many tokens each
+    matrix sees, as a multiple of their mean, float64 [matrices]. `weights` are the values for the kernels,
     float32 [matrices, n], or None without an imatrix; `has_mean` tells whether `mean` is known.
     """
 
@@ -29,7 +29,6 @@ class Moments:
     usage: Doubles
     weights: NDArray[np.float32] | None
     has_mean: bool
-    digest: str
 
     @functools.cached_property
     def variance(self) -> Doubles:
@@ -37,14 +36,15 @@ class Moments:
         return np.maximum(self.second - self.mean**2, 0.0)
 
 
-def moments(tensor: Tensor, entry: Entry | None) -> Moments:
+def moments(tensor: Tensor, imatrix: Imatrix | None) -> Moments:
     """Moments from the tensor's imatrix entry; every channel alike (E[a²] = 1) when there is none."""
     shape = (tensor.matrices, tensor.row_length)
+    entry = imatrix.match(tensor) if imatrix else None
     if entry is None:
-        return Moments(np.ones(shape), np.zeros(shape), np.ones(shape[0]), None, False, "none")
-    second = np.maximum(entry.values.astype(np.float64), 0.0)
+        return Moments(np.ones(shape), np.zeros(shape), np.ones(shape[0]), None, has_mean=False)
     mean = np.zeros(shape) if entry.means is None else entry.means.astype(np.float64)
-    counts = np.broadcast_to(entry.counts.astype(np.float64), shape[:1])
+    total = float(entry.counts.sum())
     # An imatrix in which no expert was ever used says nothing about their usage
-    usage = counts / counts.sum() * len(counts) if counts.sum() > 0 else np.ones(shape[0])
-    return Moments(second, mean, usage, entry.values, entry.means is not None, entry.digest)
+    usage = entry.counts * (len(entry.counts) / total) if total > 0 else np.ones(shape[0])
+    weights = np.ascontiguousarray(entry.values, dtype=np.float32)
+    return Moments(weights.astype(np.float64), mean, usage, weights, entry.means is not None)

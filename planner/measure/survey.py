@@ -54,6 +54,11 @@ class Survey:
     guess: Doubles
     massive_guess: Doubles
 
+    def slim(self) -> Survey:
+        """The same without what only the structure of the block needs; `energy` is kept as one number a matrix."""
+        energy = (self.out_var + self.out_mean**2).sum(axis=1, keepdims=True)
+        return replace(self, out_var=energy, out_mean=np.zeros_like(energy))
+
     @property
     def energy(self) -> float:
         """Energy of all outputs, weighted by usage, without massive channels."""
@@ -107,7 +112,7 @@ def _pass(
     moments: Moments,
     massive: NDArray[np.bool_],
     stop: Callable[[], bool],
-    digest: Callable[[NDArray[np.uint8]], None],
+    digest: Callable[[memoryview], None],
 ) -> Survey:
     flat = {name: np.zeros(tensor.rows) for name in ("mean", "var", "massive", "guess", "massive_guess")}
     columns = np.zeros(moments.mean.shape)
@@ -121,7 +126,7 @@ def _pass(
         if stop():
             raise Stopped
         raw = model.raw_rows(tensor, start, end)
-        digest(raw)
+        digest(raw.data)
         rows = model.rows(tensor, start, end)
         here = slice(start, end)
         with np.errstate(invalid="ignore", over="ignore"):  # asked about below, once a tensor
@@ -165,4 +170,5 @@ def _pass(
 
 def _block_means(values: Doubles, width: int) -> NDArray[np.float32]:
     """Means over blocks of `width` channels, float32 [matrices, n / width]."""
-    return values.reshape(len(values), -1, width).mean(axis=2).astype(np.float32)
+    means: Doubles = values.reshape(len(values), -1, width).mean(axis=2)
+    return means.astype(np.float32)

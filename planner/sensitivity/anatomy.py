@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.gguf import Model
+from planner.sensitivity.prior import role_of
 
 __all__ = ["Activation", "Anatomy", "BlockAnatomy", "read_anatomy"]
 
@@ -18,9 +19,11 @@ Activation = Literal["silu", "gelu", "relu2"]
 
 # llama_model_rope_type in llama.cpp: these rotate neighbouring channels, all others those half a head apart
 _NEIGHBOUR_ROPE = frozenset(
-    "llama llada llama4 deci baichuan starcoder internlm2 minicpm xverse command-r cohere2 cohere2moe olmo arctic "
-    "deepseek deepseek2 deepseek2-ocr deepseek32 plm chatglm granite granitemoe granitehybrid chameleon bailingmoe "
-    "neo-bert smollm3 arcee ernie4_5 ernie4_5-moe mistral3 mistral4 llama-embed maincoder glm-dsa".split()
+    """
+    llama llada llama4 deci baichuan starcoder internlm2 minicpm xverse command-r cohere2 cohere2moe olmo arctic deepseek
+    deepseek2 deepseek2-ocr deepseek32 plm chatglm granite granitemoe granitehybrid chameleon bailingmoe neo-bert smollm3
+    arcee ernie4_5 ernie4_5-moe mistral3 mistral4 llama-embed maincoder glm-dsa
+    """.split()  # noqa: SIM905 - a list of literals would be three times as long
 )
 _RELU_SQUARED = frozenset({"nemotron", "nemotron_h", "nemotron_h_moe", "arcee"})
 _NO_GATE_SILU = frozenset({"mamba", "mamba2"})
@@ -69,10 +72,9 @@ def read_anatomy(model: Model) -> Anatomy:
     width = model.parameter("embedding_length") or 1
     vectors: dict[int, dict[str, Doubles]] = {}
     for tensor in model.tensors:
-        head, _, rest = tensor.name.partition(".")
-        number, _, role = rest.partition(".")
-        if head == "blk" and number.isdigit() and tensor.rows == 1 and role.endswith("norm.weight"):
-            vectors.setdefault(int(number), {})[role.removesuffix(".weight")] = model.rows(tensor, 0, 1)[0].astype(float)
+        block, role = role_of(tensor.name)
+        if block is not None and tensor.rows == 1 and role.endswith("norm") and model.format(tensor).for_weights:
+            vectors.setdefault(block, {})[role] = model.rows(tensor, 0, 1)[0].astype(np.float64)
     count = min(model.parameter("block_count") or 0, len(model.tensors))
     numbers = sorted(set(vectors) | set(range(count)))
 
@@ -85,7 +87,7 @@ def read_anatomy(model: Model) -> Anatomy:
 
     heads = per_block("attention.head_count", 1)
     kv_heads = per_block("attention.head_count_kv", 0)
-    blocks = {}
+    blocks: dict[int, BlockAnatomy] = {}
     for index, number in enumerate(numbers):
         own = max(heads[min(index, len(heads) - 1)], 1)
         length = width // own

@@ -4,7 +4,7 @@
 
 Normalization makes every later write proportional to the stream, so what is lost at one depth is lost to the same degree
 at the end. `block_facts` finds, from the surveys of one block, the energies that each tensor's error adds, per unit of
-relative error; `sensitivities` sets them against the stream. docs/design.md has the formulas and the evidence.
+relative error; `stream_shares` sets them against the stream. docs/design.md has the formulas and the evidence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from planner.measure import Survey
 from planner.sensitivity.anatomy import Activation, Anatomy, BlockAnatomy
 from planner.sensitivity.prior import load_table, role_of
 
-__all__ = ["STRUCTURE_VERSION", "Facts", "block_facts", "embedding_facts"]
+__all__ = ["STRUCTURE_VERSION", "Facts", "block_facts", "global_facts", "stream_shares"]
 
 STRUCTURE_VERSION = 1  # part of the key under which facts are kept: raise it when a number would change
 
@@ -33,15 +33,25 @@ ATTENTION_VALUE = 0.5
 FEED_FORWARD = 1.5
 ATTENTION_LOGITS = 2.5
 LOGITS_HALF = 5.0
+OUTPUT = 12.0
+OUTPUT_BLIND = 5.0  # its error is then taken without an imatrix, and comes out larger
+MASSIVE = 4.0
 
 _ATTENTION, _FFN = 0, 1
 _WRITERS = {"attn_output": _ATTENTION, "attn_out": _ATTENTION, "ssm_out": _ATTENTION, "ffn_down": _FFN}
 
 
-def embedding_facts(survey: Survey, anatomy: Anatomy) -> Facts:
-    """Facts of token_embd: the energy of a mean row, scaled as the model scales it."""
-    energy = survey.energy / max(survey.tensor.rows, 1) * anatomy.embedding_scale**2
-    return {"var": energy, "mean": energy, "write": energy, "massive": 0.0, "stage": -1.0}
+def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
+    """Facts of a tensor outside the blocks: token_embd (the energy of a mean row, scaled as the model scales it), and what
+    computes the logits (`output`: in energies of the final stream)."""
+    facts: Facts = {}
+    name = survey.tensor.name
+    if name == "token_embd.weight":
+        energy = survey.energy / max(survey.tensor.rows, 1) * anatomy.embedding_scale**2
+        facts = {"var": energy, "mean": energy, "write": energy, "massive": 0.0, "stage": -1.0}
+    if name == "output.weight" or (tied and facts):
+        facts["output"] = OUTPUT if survey.moments.weights is not None else OUTPUT_BLIND
+    return facts
 
 
 def block_facts(surveys: Sequence[Survey], anatomy: Anatomy, number: int) -> dict[str, Facts]:
@@ -116,6 +126,35 @@ def _attention(known: Mapping[str, Survey], facts: dict[str, Facts], block: Bloc
             fact[key] += value
 
 
+def stream_shares(facts: Mapping[str, Facts]) -> dict[str, tuple[float, float, float]]:
+    """Sensitivities of all tensors that have been placed: for err_var, err_mean and err_massive.
+
+    `facts` are by tensor name, of the whole model. The stream's energy is the embedding's plus that of every write so far.
+    """
+    embedding = facts.get("token_embd.weight", {})
+    if not embedding.get("write"):
+        return {}
+    stream, massive = embedding["write"], 0.0
+    shares: dict[str, tuple[float, float, float]] = {}
+    steps: dict[tuple[int, float], list[str]] = {}
+    for name, fact in facts.items():
+        block, _ = role_of(name)
+        if block is not None and "var" in fact:
+            steps.setdefault((block, fact["stage"]), []).append(name)
+        elif "var" in fact or "output" in fact:
+            own = 1.0 if fact.get("write") else 0.0
+            shares[name] = (own + fact.get("output", 0.0), own + fact.get("output", 0.0), 0.0)
+    for _, names in sorted(steps.items()):
+        stream += sum(facts[name]["write"] for name in names)
+        massive += sum(facts[name]["massive"] for name in names)
+        for name in names:
+            fact = facts[name]
+            # A massive channel rules the stream's norm once it exceeds the bulk; before, it is a channel like others
+            against = max(massive / MASSIVE, stream)
+            shares[name] = (fact["var"] / stream, fact["mean"] / stream, fact["massive"] / against)
+    return shares
+
+
 _Part = tuple[Literal["q", "k", "v"], str, Doubles, Doubles]
 
 
@@ -129,15 +168,16 @@ def _projections(known: Mapping[str, Survey], block: BlockAnatomy) -> list[_Part
     if block.heads % block.kv_heads:
         return None
     parts: list[_Part] = []
+    each: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
     fused = known.get("attn_qkv")
     if fused is not None and fused.tensor.rows == sum(widths.values()):
         start = 0
-        for part in ("q", "k", "v"):
+        for part in each:
             here = slice(start, start + widths[part])
             parts.append((part, "attn_qkv", fused.out_mean[0, here], fused.out_var[0, here]))
             start += widths[part]
         return parts
-    for part in ("q", "k", "v"):
+    for part in each:
         survey = known.get(f"attn_{part}")
         if survey is None:
             continue
@@ -261,9 +301,9 @@ _ACTIVATIONS: dict[Activation, Callable[[Doubles], tuple[Doubles, Doubles]]] = {
 # Inner tensors of latent attention and of state-space layers, whose path to the writer is not worked out: the writer's own
 # energy, times what published measurements say of the role beside it (prior.json)
 _ANCHORED = (
-    "attn_q_a attn_q_b attn_kv_a_mqa attn_kv_b attn_k_b attn_v_b attn_gate attn_qkv attn_q attn_k attn_v "
-    "ssm_in ssm_x ssm_dt ssm_ba ssm_alpha ssm_beta"
-).split()
+    *("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b", "attn_k_b", "attn_v_b", "attn_gate", "attn_qkv"),
+    *("attn_q", "attn_k", "attn_v", "ssm_in", "ssm_x", "ssm_dt", "ssm_ba", "ssm_alpha", "ssm_beta"),
+)
 
 
 def _anchored(known: Mapping[str, Survey], facts: dict[str, Facts]) -> None:

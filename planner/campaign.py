@@ -1,0 +1,326 @@
+"""Model + imatrix + state: what is known already, what is missing, and measuring it.
+
+Everything kept has a key that covers all it depends on, so nothing stale is used and nothing valid is thrown away:
+
+- facts of a tensor (content digest, energies): identity of the file, imatrix of its block, version of the formulas
+- a measurement: content digest, imatrix entry, format, sampling settings, version of the metric, kernels
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from planner.errors import ModelError
+from planner.ggml import Format, formats, library_digest, library_version
+from planner.gguf import Imatrix, Model, Tensor, header_bytes, requires_imatrix, why_left_alone
+from planner.measure import (
+    METRIC_VERSION,
+    Job,
+    Measured,
+    Settings,
+    Survey,
+    in_threads,
+    measure_jobs,
+    moments,
+    survey_tensor,
+)
+from planner.provenance import provenance_pairs
+from planner.sensitivity import STRUCTURE_VERSION, Facts, block_facts, global_facts, read_anatomy, role_of
+from state import Energies, Inventory, Measurement, Store, TensorRecord
+
+__all__ = ["Campaign", "Step", "take_inventory"]
+
+# Rows whose energies are held in memory at a time (four float64 each); whole blocks are surveyed, then measured
+_ROWS_AT_A_TIME = 1 << 21
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress: `what` was just finished; `done` of `total` measurements exist, `fresh` of them from this run."""
+
+    what: str
+    done: int
+    total: int
+    fresh: int
+
+
+@dataclass
+class _Target:
+    """A tensor to measure, and what has been found out about it. `digest` is that of its content, once known."""
+
+    tensor: Tensor
+    formats: tuple[Format, ...]
+    facts_key: str = ""
+    digest: str = ""
+    missing: tuple[Format, ...] = ()
+
+
+@dataclass
+class _Block:
+    """Tensors that explain each other, and whether their facts are known."""
+
+    number: int | None
+    targets: list[_Target] = field(default_factory=list)
+    known: bool = False
+
+    @property
+    def to_survey(self) -> list[_Target]:
+        """All, where facts are missing; else those with measurements missing."""
+        return [target for target in self.targets if target.missing or not self.known]
+
+
+def take_inventory(model: Model, imatrix: Imatrix | None) -> Inventory:
+    """What a plan needs to know of a model when the model is not at hand."""
+    parameters = {key: model.parameter(key) for key in ("block_count", "expert_count", "expert_used_count")}
+    return Inventory(
+        model_name=model.metadata.text("general.name") or model.path.stem,
+        architecture=model.architecture,
+        model_digest=model.digest,
+        model_path=str(model.path),
+        header_bytes=header_bytes(model, imatrix, provenance_pairs("")),
+        alignment=model.alignment,
+        imatrix_name=imatrix.given if imatrix else None,
+        imatrix_digest=imatrix.digest if imatrix else None,
+        has_means=imatrix is not None and imatrix.has_means,
+        metadata={key: value for key, value in parameters.items() if value is not None},
+        tensors=tuple(
+            TensorRecord(
+                name=tensor.name,
+                shape=tensor.shape,
+                source_format=tensor.format,
+                elements=tensor.elements,
+                nbytes=tensor.nbytes,
+                row_length=tensor.row_length,
+                left_alone=why_left_alone(tensor.name, tensor.shape, model.architecture, tensor.format),
+            )
+            for tensor in model.tensors
+        ),
+    )
+
+
+class Campaign:
+    """The measuring of one model into one state file: `candidates` for all tensors, `pinned` formats for some more.
+
+    Creating it checks model, imatrix and state against each other: raises ImatrixError, ModelError, or
+    the state's errors where they do not belong together.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        imatrix: Imatrix | None,
+        store: Store,
+        candidates: Sequence[Format],
+        settings: Settings,
+        *,
+        pinned: Mapping[str, Sequence[Format]] | None = None,
+        allow_requantize: bool = False,
+    ) -> None:
+        if imatrix is not None:
+            imatrix.require(model)
+        self._model, self._imatrix, self._store, self._settings = model, imatrix, store, settings
+        self._anatomy = read_anatomy(model)
+        self._kernel = f"ggml {library_version()}", library_digest()
+        self._blocks = self._find_blocks(candidates, pinned or {}, allow_requantize=allow_requantize)
+        store.set_inventory(take_inventory(model, imatrix))
+
+    def run(self, threads: int) -> Iterator[Step]:
+        """Measure what is missing, storing every tensor's results as they come; yields progress."""
+        total = sum(len(target.formats) for block in self._blocks for target in block.targets)
+        for block in self._blocks:
+            self._recall(block)
+        fresh = 0
+        yield self._step("", total, fresh)
+        for batch in _batches([block for block in self._blocks if block.to_survey]):
+            jobs: list[Job] = []
+            for surveyed in in_threads(self._survey, batch, threads):
+                jobs += self._learn(*surveyed)
+                yield self._step("", total, fresh)
+            targets = {target.tensor.name: target for block in batch for target in block.targets}
+            for found in measure_jobs(self._model, jobs, self._settings, threads=threads):
+                target = targets[found.tensor.name]
+                self._store.add(self._records(target, found))
+                target.missing = tuple(fmt for fmt in target.missing if fmt.name not in found.rows)
+                fresh += len(found.rows)
+                yield self._step(found.tensor.name, total, fresh)
+        self._store.select(self._selection())
+
+    def _step(self, what: str, total: int, fresh: int) -> Step:
+        # Where facts are missing, the content is not known to be what was measured: nothing counts as done yet
+        missing = sum(
+            len(target.missing if target.digest else target.formats)
+            for block in self._blocks
+            for target in block.targets
+        )
+        return Step(what, total - missing, total, fresh)
+
+    # What there is to do
+
+    def _find_blocks(
+        self, candidates: Sequence[Format], pinned: Mapping[str, Sequence[Format]], *, allow_requantize: bool
+    ) -> list[_Block]:
+        blocks: dict[object, _Block] = {}
+        for tensor in self._model.tensors:
+            if why_left_alone(tensor.name, tensor.shape, self._model.architecture, tensor.format) is not None:
+                continue
+            if self._model.format(tensor).quantized and not allow_requantize:
+                raise ModelError(
+                    f"{tensor.name} is {tensor.format}, quantized already: quantizing again loses more than it must.",
+                    "Start from the F16, BF16 or F32 model, or insist with --allow-requantize.",
+                )
+            number, _ = role_of(tensor.name)
+            # outside the stack, every tensor stands for itself
+            block = blocks.setdefault(tensor.name if number is None else number, _Block(number))
+            wanted = dict.fromkeys((*candidates, *pinned.get(tensor.name, ())))
+            block.targets.append(_Target(tensor, self._usable(tensor, wanted)))
+        if not blocks:
+            raise ModelError(
+                f"{self._model.path} has no tensors that llama.cpp would quantize.",
+                "Give a language model with its weights.",
+            )
+        return list(blocks.values())
+
+    def _usable(self, tensor: Tensor, candidates: Iterable[Format]) -> tuple[Format, ...]:
+        covered = self._imatrix is not None and self._imatrix.covers(tensor)
+        return tuple(
+            fmt
+            for fmt in candidates
+            if fmt.fits(tensor.row_length)
+            and fmt.name != tensor.format
+            and (covered or not requires_imatrix(tensor.name, fmt))
+        )
+
+    def _recall(self, block: _Block) -> None:
+        """Find the block's facts in the state and, if they are there, which measurements are missing."""
+        shared = self._facts_basis(block)
+        for target in block.targets:
+            target.facts_key = _digest(*shared, target.tensor.name)
+        stored = self._store.energies([target.facts_key for target in block.targets])
+        block.known = len(stored) == len(block.targets)
+        if block.known:
+            for target in block.targets:
+                target.digest = json.loads(stored[target.facts_key].notes)["content"]
+                self._look_up(target)
+
+    def _look_up(self, target: _Target) -> None:
+        keys = {self._key(target, fmt): fmt for fmt in target.formats}
+        found = self._store.measurements(keys)
+        target.missing = tuple(fmt for key, fmt in keys.items() if key not in found)
+
+    def _facts_basis(self, block: _Block) -> list[str]:
+        """All that the facts of a block depend on. Files are known by size and time of change, as `make` knows them; when
+        these change the content is read again, and what was measured of the same content stays valid."""
+        basis = [str(STRUCTURE_VERSION), str(METRIC_VERSION), repr(self._anatomy_of(block))]
+        for target in block.targets:
+            tensor = target.tensor
+            file = self._model.parts[tensor.part].stat()
+            basis += [tensor.name, repr(tensor.shape), tensor.format, str(tensor.offset)]
+            basis += [str(file.st_size), str(file.st_mtime_ns), self._entry_digest(tensor)]
+        return basis
+
+    def _anatomy_of(self, block: _Block) -> object:
+        anatomy = self._anatomy
+        own = anatomy.blocks.get(block.number) if block.number is not None else None
+        vectors = {name: vector.tobytes() for name, vector in own.vectors.items()} if own else {}
+        sizes = (own.heads, own.kv_heads, own.key_length, own.value_length) if own else ()
+        scales = (anatomy.embedding_scale, anatomy.residual_scale, anatomy.activation, anatomy.rotary)
+        return (anatomy.architecture, *scales, anatomy.experts, anatomy.experts_used, sizes, sorted(vectors.items()))
+
+    def _entry_digest(self, tensor: Tensor) -> str:
+        if self._imatrix is None or not self._imatrix.covers(tensor):
+            return "none"
+        return self._imatrix.entries[tensor.name].digest
+
+    def _key(self, target: _Target, fmt: Format) -> str:
+        tensor, settings = target.tensor, self._settings
+        where = (tensor.name, repr(tensor.shape), tensor.format, target.digest, self._entry_digest(tensor))
+        how = (repr(settings.seed), repr(settings.tolerance), str(METRIC_VERSION), *self._kernel)
+        return _digest(*where, fmt.name, *how)
+
+    # Doing it
+
+    def _survey(self, block: _Block, stop: threading.Event) -> tuple[_Block, list[Survey]]:
+        surveys = []
+        for target in block.to_survey:
+            tensor = target.tensor
+            massive = role_of(tensor.name)[1].startswith("ffn_down")
+            known = moments(tensor, self._imatrix)
+            surveys.append(survey_tensor(self._model, tensor, known, find_massive=massive, stop=stop.is_set))
+        return block, surveys
+
+    def _learn(self, block: _Block, surveys: Sequence[Survey]) -> list[Job]:
+        """Keep the facts that a block's surveys tell; return what is left to measure of it."""
+        by_name = {survey.tensor.name: survey for survey in surveys}
+        if not block.known:
+            facts = self._facts(block, surveys)
+            for target in block.targets:
+                target.digest = by_name[target.tensor.name].digest
+            self._store.add_energies(
+                Energies(
+                    key=target.facts_key,
+                    tensor=target.tensor.name,
+                    values=facts.get(target.tensor.name, {}),
+                    notes=json.dumps({"content": target.digest}),
+                )
+                for target in block.targets
+            )
+            for target in block.targets:
+                self._look_up(target)
+        return [Job(by_name[t.tensor.name].slim(), t.missing) for t in block.targets if t.missing]
+
+    def _facts(self, block: _Block, surveys: Sequence[Survey]) -> dict[str, Facts]:
+        if block.number is not None:
+            return block_facts(surveys, self._anatomy, block.number)
+        (survey,) = surveys
+        tied = "output.weight" not in self._model.by_name
+        facts = global_facts(survey, self._anatomy, tied=tied)
+        return {survey.tensor.name: facts} if facts else {}
+
+    def _records(self, target: _Target, found: Measured) -> Iterator[Measurement]:
+        for fmt in target.missing:
+            estimate = found.estimates.get(fmt.name)
+            if estimate is not None:
+                yield Measurement(
+                    key=self._key(target, fmt),
+                    tensor=target.tensor.name,
+                    format=fmt.name,
+                    err_var=estimate.var,
+                    err_mean=estimate.mean,
+                    err_massive=estimate.massive,
+                    stderr=estimate.stderr,
+                    stderr_massive=estimate.stderr_massive,
+                    rows=found.rows[fmt.name],
+                    rows_total=target.tensor.rows,
+                    kernel_seconds=found.seconds[fmt.name],
+                    made_with=self._kernel[0],
+                )
+
+    def _selection(self) -> Iterator[str]:
+        """Keys of everything valid: the formats of this run, and those of runs before it."""
+        every = [fmt for fmt in formats().values() if fmt.for_weights]
+        for block in self._blocks:
+            for target in block.targets:
+                yield target.facts_key
+                yield from self._store.measurements(self._key(target, fmt) for fmt in every)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _batches(blocks: Iterable[_Block]) -> Iterator[list[_Block]]:
+    batch: list[_Block] = []
+    rows = 0
+    for block in blocks:
+        size = sum(target.tensor.rows for target in block.to_survey)
+        if batch and rows + size > _ROWS_AT_A_TIME:
+            yield batch
+            batch, rows = [], 0
+        batch.append(block)
+        rows += size
+    if batch:
+        yield batch

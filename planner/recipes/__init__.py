@@ -1,0 +1,7 @@
+"""Recipes: the file that a person keeps, and its exports to other quantizers."""
+
+from __future__ import annotations
+
+from planner.recipes.recipe import Choice, ImatrixSource, ModelSource, Recipe, load_recipe, save_recipe
+
+__all__ = ["Choice", "ImatrixSource", "ModelSource", "Recipe", "load_recipe", "save_recipe"]

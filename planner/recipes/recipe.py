@@ -1,0 +1,121 @@
+"""The recipe: which tensor gets which format, where that came from, and the size that was promised.
+
+One tensor a line, in the model's order, so that a diff of two recipes can be read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from planner.errors import OutputError, RecipeError
+from planner.files import write_atomically
+
+__all__ = ["Choice", "ImatrixSource", "ModelSource", "Recipe", "load_recipe", "save_recipe"]
+
+_LARGEST_FILE = 1 << 28  # bytes: a recipe has about 200 a tensor
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSource(_Record):
+    """The model that the recipe is for; `digest` covers metadata, names, shapes and types."""
+
+    name: str
+    architecture: str
+    digest: str
+    path: str
+
+
+class ImatrixSource(_Record):
+    """The imatrix that errors were taken with and that the kernels get; `path` as the user spelt it."""
+
+    path: str
+    digest: str
+
+
+class Choice(_Record):
+    """One tensor. `err` is its relative error in the format, `loss` its part of the recipe's; `why` it has that format."""
+
+    name: str
+    format: str
+    bytes: int = Field(ge=0)
+    err: float = Field(ge=0)
+    loss: float = Field(ge=0)
+    why: str
+
+
+class Recipe(_Record):
+    """A recipe and its provenance. `size` is the bytes of the file that it makes, `bpw` bits of tensor data per element.
+
+    `loss` is the sum over tensors, `bound` a proven lower bound on it under the same limits.
+    """
+
+    format_version: Literal[1] = 1
+    planner: str
+    ggml: str
+    model: ModelSource
+    imatrix: ImatrixSource | None
+    sensitivity: str
+    seed: int
+    tolerance: float
+    budget: str
+    size: int = Field(ge=0)
+    bpw: float = Field(ge=0)
+    loss: float = Field(ge=0)
+    bound: float = Field(ge=0)
+    status: str
+    file_type: int = Field(ge=0)
+    tensors: tuple[Choice, ...]
+
+    @property
+    def formats(self) -> dict[str, str]:
+        """Tensor → format."""
+        return {choice.name: choice.format for choice in self.tensors}
+
+    @property
+    def gap(self) -> float:
+        """Share of the loss that a better recipe could save at the very most."""
+        return max(0.0, 1 - self.bound / self.loss) if self.loss > 0 else 0.0
+
+
+def save_recipe(recipe: Recipe, path: Path, *, force: bool = True) -> None:
+    """Write a recipe as JSON, atomically. Raises OutputError."""
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists.", "Choose another name, or overwrite it with --force.")
+    data = recipe.model_dump(mode="json")
+    tensors = data.pop("tensors")
+    head = json.dumps(data, indent=2, ensure_ascii=False).removesuffix("\n}")
+    lines = ",\n".join("    " + json.dumps(tensor, ensure_ascii=False) for tensor in tensors)
+    write_atomically(path, f'{head},\n  "tensors": [\n{lines}\n  ]\n}}\n'.encode("utf-8", "surrogateescape"))
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe. Raises RecipeError for anything that is not one."""
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise RecipeError(f"{path} is too large for a recipe.", "Give the JSON file that `planner solve` wrote.")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}.", "Give the path of a recipe.") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path} is not a recipe: it is not text.", "Give the JSON file that `planner solve` wrote."
+        ) from error
+    try:
+        recipe = Recipe.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(
+            f"{path} is not a recipe: {where + ': ' if where else ''}{first['msg']}.",
+            "Give the JSON file that `planner solve` wrote; edit formats only.",
+        ) from error
+    if len(recipe.formats) != len(recipe.tensors):
+        raise RecipeError(f"{path} names a tensor twice.", "Remove one of the two lines.")
+    return recipe

@@ -1,0 +1,80 @@
+"""The ladder of sources: which sensitivity every tensor gets, and where it came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from planner.sensitivity.prior import prior, role_of
+from planner.sensitivity.structure import Facts, stream_shares
+
+__all__ = ["SOURCES", "Source", "TensorSensitivity", "default_source", "sensitivities"]
+
+Source = Literal["uniform", "prior", "structure", "structure+prior"]
+SOURCES: tuple[Source, ...] = get_args(Source)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSensitivity:
+    """Loss per unit of a tensor's relative error, by component; `source` is what it came from."""
+
+    var: float
+    mean: float
+    massive: float
+    source: Source
+
+    def loss(self, err_var: float, err_mean: float, err_massive: float) -> float:
+        """Loss of errors of this tensor; never negative."""
+        return max(self.var * err_var + self.mean * err_mean + self.massive * err_massive, 0.0)
+
+
+def default_source(*, has_imatrix: bool, has_means: bool) -> Source:
+    """The best source for what is known: `structure` needs the sums of activations to be at its best, and without them is
+    steadied by `prior`; without an imatrix it says nothing."""
+    if not has_imatrix:
+        return "prior"
+    return "structure" if has_means else "structure+prior"
+
+
+def sensitivities(
+    source: Source, names: Sequence[str], facts: Mapping[str, Facts], *, blocks: int
+) -> dict[str, TensorSensitivity]:
+    """Sensitivities of tensors `names` (all of the model) from `facts` (of those that could be placed).
+
+    What `structure` cannot place gets `prior`, scaled so that both agree on average where both are known.
+    """
+    by_role = {name: entry.value for name, entry in prior(names, blocks=blocks).items()}
+    if source == "uniform":
+        return {name: TensorSensitivity(1.0, 1.0, 0.0, "uniform") for name in names}
+    shares = stream_shares(facts) if source != "prior" else {}
+    scale = _common_scale(shares, by_role)
+    result: dict[str, TensorSensitivity] = {}
+    for name in names:
+        known = by_role[name] * scale
+        share = shares.get(name)
+        if share is None:
+            result[name] = TensorSensitivity(known, known, known, "prior")
+        elif source == "structure":
+            result[name] = TensorSensitivity(*share, source)
+        else:
+            result[name] = TensorSensitivity(*_between(share, known), source)
+    return result
+
+
+def _between(share: tuple[float, float, float], known: float) -> tuple[float, float, float]:
+    """Geometric mean of structure and prior; the components keep their proportions."""
+    bulk = (share[0] + share[1]) / 2
+    factor = math.sqrt(known / bulk) if bulk > 0 else 1.0
+    return share[0] * factor, share[1] * factor, share[2]
+
+
+def _common_scale(shares: Mapping[str, tuple[float, float, float]], by_role: Mapping[str, float]) -> float:
+    """What prior is multiplied by so that, over the tensors of blocks, its geometric mean is structure's."""
+    ratios = [
+        math.log((share[0] + share[1]) / 2 / by_role[name])
+        for name, share in shares.items()
+        if role_of(name)[0] is not None and share[0] + share[1] > 0
+    ]
+    return math.exp(sum(ratios) / len(ratios)) if ratios else 1.0

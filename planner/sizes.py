@@ -1,0 +1,44 @@
+"""Sizes as users write them: `23.85GB` is 10⁹-based, `22GiB` 2³⁰-based."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from planner.errors import UsageError
+
+__all__ = ["format_size", "parse_size"]
+
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", 1):
+    _UNITS[f"{_letter}B"] = _UNITS[_letter] = 1000**_power
+    _UNITS[f"{_letter}IB"] = 1024**_power
+_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `23.85GB`, `512MiB`, `900000000`; UsageError otherwise.
+
+    >>> parse_size("1.5KB"), parse_size("2 GiB"), parse_size("7000")
+    (1500, 2147483648, 7000)
+    """
+    match = _SIZE.fullmatch(text.strip().replace("_", ""))
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or len(match[1]) > 30:
+        raise UsageError(
+            f"{text!r} is not a size.",
+            "Write a number and a unit: 23.85GB (10^9 bytes), 22GiB (2^30), 900MB, or plain bytes.",
+        )
+    return int(Fraction(match[1]) * unit)
+
+
+def format_size(count: int) -> str:
+    """Bytes for people, in powers of ten.
+
+    >>> format_size(23_850_000_000), format_size(999)
+    ('23.85 GB', '999 bytes')
+    """
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} bytes"
