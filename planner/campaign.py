@@ -73,7 +73,7 @@ class _Block:
         return [target for target in self.targets if target.missing or not self.known]
 
 
-def take_inventory(model: Model, imatrix: Imatrix | None) -> Inventory:
+def take_inventory(model: Model, imatrix: Imatrix | None, settings: Settings) -> Inventory:
     """What a plan needs to know of a model when the model is not at hand."""
     parameters = {key: model.parameter(key) for key in ("block_count", "expert_count", "expert_used_count")}
     return Inventory(
@@ -86,7 +86,11 @@ def take_inventory(model: Model, imatrix: Imatrix | None) -> Inventory:
         imatrix_name=imatrix.given if imatrix else None,
         imatrix_digest=imatrix.digest if imatrix else None,
         has_means=imatrix is not None and imatrix.has_means,
-        metadata={key: value for key, value in parameters.items() if value is not None},
+        metadata={
+            **{key: value for key, value in parameters.items() if value is not None},
+            "sampling.seed": settings.seed,
+            "sampling.tolerance": settings.tolerance,
+        },
         tensors=tuple(
             TensorRecord(
                 name=tensor.name,
@@ -126,7 +130,7 @@ class Campaign:
         self._anatomy = read_anatomy(model)
         self._kernel = f"ggml {library_version()}", library_digest()
         self._blocks = self._find_blocks(candidates, pinned or {}, allow_requantize=allow_requantize)
-        store.set_inventory(take_inventory(model, imatrix))
+        store.set_inventory(take_inventory(model, imatrix, settings))
 
     def run(self, threads: int) -> Iterator[Step]:
         """Measure what is missing, storing every tensor's results as they come; yields progress."""

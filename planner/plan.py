@@ -22,9 +22,9 @@ __all__ = ["Plan", "Request", "Rule", "make_plan", "parse_rule"]
 
 # general.file_type (llama_ftype in llama.h) by the format that holds most of the weights, as llama.cpp guesses it
 _FILE_TYPES = {
-    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_K": 10, "q3_K": 12, "q4_K": 15,
+    "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_K": 10, "q3_K": 12, "q4_K": 15,
     "q5_K": 17, "q6_K": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq1_s": 24, "iq4_nl": 25, "iq3_s": 26,
-    "iq2_s": 28, "iq4_xs": 30, "iq1_m": 31, "bf16": 32, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38,
+    "iq2_s": 28, "iq4_xs": 30, "iq1_m": 31, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38,
 }  # fmt: skip
 _FALLBACK_FILE_TYPE = 15
 
@@ -92,7 +92,7 @@ def parse_rule(text: str, *, default_pattern: str | None = None) -> Rule:
     return Rule(compiled, format_named(name), text)
 
 
-def make_plan(store: Store, request: Request, *, settings: tuple[int, float]) -> Plan:
+def make_plan(store: Store, request: Request) -> Plan:
     """Solve for a request from what the state holds.
 
     Raises StateFileError where measurements are missing, UsageError for rules that cannot be followed, BudgetError for a
@@ -117,7 +117,7 @@ def make_plan(store: Store, request: Request, *, settings: tuple[int, float]) ->
     if solution.picks is None:
         raise BudgetError("No recipe was found in time.", "Give more time with --time-limit.")
     chosen = [own[pick] for own, pick in zip(options.by_tensor, solution.picks, strict=True)]
-    recipe = _recipe(inventory, options, chosen, source, target, request, settings)
+    recipe = _recipe(inventory, options, chosen, source, target)
     recipe = recipe.model_copy(update={"bound": min(solution.bound, recipe.loss), "status": str(solution.status)})
     used = solution.usage[0].slack if solution.usage else 0
     slack = int(used) if request.budget is not None else int(used // 8)
@@ -332,8 +332,6 @@ def _recipe(
     chosen: Sequence[_Candidate],
     source: Source,
     target: str,
-    request: Request,
-    settings: tuple[int, float],
 ) -> Recipe:
     by_name = dict(zip(options.names, chosen, strict=True))
     choices = []
@@ -368,8 +366,8 @@ def _recipe(
         ),
         imatrix=imatrix,
         sensitivity=source,
-        seed=settings[0],
-        tolerance=settings[1],
+        seed=int(inventory.metadata.get("sampling.seed", 0)),
+        tolerance=float(inventory.metadata.get("sampling.tolerance", 0)),
         budget=target,
         size=inventory.header_bytes + sum(_padded(choice.bytes, inventory) for choice in choices),
         bpw=8 * sum(choice.bytes for choice in choices) / elements,
@@ -382,10 +380,11 @@ def _recipe(
 
 
 def _file_type(inventory: Inventory, chosen: Mapping[str, _Candidate]) -> int:
-    """The llama_ftype of the format that holds most weights."""
+    """The llama_ftype of the quantized format that holds most weights."""
     weights: dict[str, int] = {}
     for tensor in inventory.tensors:
-        if tensor.name in chosen:
-            name = chosen[tensor.name].format.name
-            weights[name] = weights.get(name, 0) + prod(tensor.shape)
+        entry = chosen.get(tensor.name)
+        # llama-quantize heeds --tensor-type only beside a quantized file type
+        if entry is not None and entry.format.quantized:
+            weights[entry.format.name] = weights.get(entry.format.name, 0) + prod(tensor.shape)
     return _FILE_TYPES.get(max(weights, key=lambda name: weights[name], default=""), _FALLBACK_FILE_TYPE)

@@ -248,7 +248,7 @@ def _from_gguf(path: Path, given: str) -> Imatrix:
     if not groups:
         raise ImatrixError(f"{path}: the imatrix has no entries.", _AGAIN)
     # llama-quantize keeps its entries sorted by name
-    entries = {name: _gguf_entry(file, name, groups[name]) for name in sorted(groups, key=str.encode)}
+    entries = {name: _gguf_entry(file, name, groups[name]) for name in sorted(groups)}
     datasets = metadata[_DATASETS]
     return Imatrix(
         path,

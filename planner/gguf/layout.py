@@ -5,8 +5,9 @@
     header = magic, version, counts | pairs of the source, in order | what llama-quantize and we add | tensor infos
 
 The order of pairs and tensors is llama-quantize's, so that our file differs from its own only by our own pairs.
-In one point it does not follow: llama-quantize pads to 32 bytes even where it copies a `general.alignment` of
-another size, and nothing can load that file; here the alignment is the one that the file states.
+In two points it does not follow. llama-quantize pads to 32 bytes even where it copies a `general.alignment` of
+another size, and nothing can load that file; here the alignment is the one that the file states. And it cuts strings
+of the metadata at a zero byte; here they are copied whole.
 """
 
 from __future__ import annotations

@@ -117,10 +117,10 @@ def requires_imatrix(tensor_name: str, fmt: Format) -> bool:
 
 def tensor_order(names: Iterable[str]) -> list[str]:
     """Return the names in the order in which llama-quantize writes tensors: by block number, those without one
-    first, then by the bytes of the name."""
+    first, then by name (the bytes of UTF-8 and Python's code points sort alike)."""
 
-    def place(name: str) -> tuple[int, bytes]:
+    def place(name: str) -> tuple[int, str]:
         match = _LAYER.match(name)  # sscanf(name, "blk.%d."): the second dot need not be there
-        return (int(match[1]) if match else -1, name.encode())
+        return (int(match[1]) if match else -1, name)
 
     return sorted(names, key=place)

@@ -1,0 +1,88 @@
+"""The command line. The only code that prints or exits; every error becomes a message and an exit status here."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from planner import __version__
+
+__all__ = ["cli", "main", "run"]
+
+_COMMANDS = {
+    "inspect": "show a model, an imatrix, a state file or a recipe",
+    "measure": "measure every tensor's error in every format, into a state file",
+    "solve": "pick a format for every tensor under a budget; writes recipe.json",
+    "quantize": "write the GGUF that a recipe describes",
+    "export": "turn a recipe into another quantizer's input",
+}
+
+
+class _LazyGroup(click.Group):
+    """Commands are imported when they run: `--help` and `--version` must not wait for numpy."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"planner.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(__version__, prog_name="planner")
+def cli() -> None:
+    """Pick a quantization type for every tensor of a GGUF model, so that the file fits a budget and loses as little as
+    possible; then write it.
+
+    \b
+    planner solve model-f16.gguf --imatrix imatrix.gguf --budget 23.85GB
+    planner quantize model-f16.gguf recipe.json model.gguf
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line; returns its exit status. Messages go to stderr."""
+    try:
+        cli.main(list(arguments), prog_name="planner", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Stopped.", err=True)
+        return 130
+    except BrokenPipeError:
+        # the reader has gone (`| head`); Python would complain once more when it flushes stdout at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        from planner.cli.messages import explain
+
+        status, text = explain(error)
+        click.echo(text, err=True)
+        return status
+    return 0
+
+
+def main() -> None:
+    """Entry point of the command `planner`."""
+    # numpy's BLAS would start a thread a core, which only get in the way of ours
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    status = run(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads inside a kernel cannot be interrupted; nothing that they do is wanted any more
+    os._exit(status)

@@ -1,0 +1,92 @@
+"""`planner measure`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from planner.cli.options import find_state, measuring_options, open_sources
+from planner.cli.progress import progress_bar
+from planner.errors import Interrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from planner.cli.options import Sources
+    from planner.ggml import Format
+
+__all__ = ["measure", "run_campaign"]
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@measuring_options
+def measure(
+    model: Path,
+    imatrix: Path | None,
+    no_imatrix: bool,
+    state: Path | None,
+    types: str | None,
+    seed: int,
+    tolerance: float,
+    allow_requantize: bool,
+    threads: int,
+) -> None:
+    """Measure how wrong every tensor of MODEL becomes in every format.
+
+    Rows of each tensor are sampled, quantized with ggml's own kernels and compared, weighted by the imatrix. Results go
+    to the state file as they come: stop at any time, the same command goes on.
+    """
+    from planner.ggml import select_formats
+
+    formats = select_formats(types or "all")
+    with open_sources(model, imatrix, no_imatrix, state) as sources:
+        done, fresh = run_campaign(
+            sources, formats, {}, seed=seed, tolerance=tolerance, allow_requantize=allow_requantize, threads=threads
+        )
+        click.echo(f"{done} measurements in {sources.store.path}, {fresh} of them new.")
+    option = f" --state {state}" if state else ""
+    click.echo(f"Next: planner solve{option or f' --state {find_state(None, model)}'} --budget SIZE")
+
+
+def run_campaign(
+    sources: Sources,
+    formats: Sequence[Format],
+    pinned: Mapping[str, Sequence[Format]],
+    *,
+    seed: int,
+    tolerance: float,
+    allow_requantize: bool,
+    threads: int,
+) -> tuple[int, int]:
+    """Measure what is missing, with a progress bar; returns how many measurements there are and how many are new."""
+    from planner.campaign import Campaign
+    from planner.measure import Settings
+
+    if sources.imatrix is None:
+        click.echo("No imatrix: formats that need one are left out, and errors count alike in every channel.", err=True)
+    elif not sources.imatrix.has_means:
+        click.echo(
+            "The imatrix has no sums of activations (.in_sum), so sensitivities are less sure. A llama-imatrix that\n"
+            "writes them (github.com/EAddario/llama.cpp, branch quantize) makes better recipes:\n"
+            f"  llama-imatrix -m {sources.model.path} -f TEXT -o imatrix.gguf",
+            err=True,
+        )
+    campaign = Campaign(
+        sources.model, sources.imatrix, sources.store, formats, Settings(seed, tolerance), pinned=pinned,
+        allow_requantize=allow_requantize,
+    )  # fmt: skip
+    done = total = fresh = 0
+    try:
+        with progress_bar("measurements") as advance:
+            for step in campaign.run(threads):
+                done, total, fresh = step.done, step.total, step.fresh
+                advance(step.what, done, total)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Stopped. {done} of {total} measurements are saved in {sources.store.path}.",
+            "The same command goes on from there.",
+        ) from None
+    return done, fresh

@@ -1,0 +1,43 @@
+"""Errors as messages: what, where, what next; and names of strangers made safe for a terminal."""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+
+from planner.errors import PlannerError
+
+__all__ = ["explain", "plain"]
+
+
+def plain(text: str) -> str:
+    """Text with control characters escaped, so that a name in a hostile file cannot drive the terminal."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
+        for character in text.encode("utf-8", "replace").decode()
+    )
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """Exit status and message of an error, whatever it is."""
+    from solvers import ProblemError
+    from state import StateError
+
+    if isinstance(error, PlannerError):
+        return error.exit_status, f"Error: {plain(str(error))}"
+    if isinstance(error, StateError):
+        return 1, f"Error: {plain(error.problem)}\n{plain(error.remedy)}"
+    if isinstance(error, ProblemError):
+        return 1, f"Error: {plain(str(error))}"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        hint = "\nMake room and run the same command again." if error.errno == errno.ENOSPC else ""
+        return 1, f"Error: {plain(where + (error.strerror or str(error)))}.{hint}"
+    if isinstance(error, MemoryError):
+        return 1, "Error: out of memory.\nTry fewer threads (-t), or a machine with more."
+    details = traceback.format_exc() if os.environ.get("PLANNER_DEBUG") else ""
+    return 1, (
+        f"{details}Internal error: {type(error).__name__}: {plain(str(error))}\n"
+        "This is a bug in planner. Please report it, with the output of the same command under PLANNER_DEBUG=1."
+    )

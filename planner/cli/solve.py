@@ -1,0 +1,171 @@
+"""`planner solve`."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from planner.cli.messages import plain
+from planner.cli.options import find_state, measuring_options, open_sources
+from planner.errors import UsageError
+
+if TYPE_CHECKING:
+    from planner.plan import Plan, Request
+
+__all__ = ["solve"]
+
+
+@click.command()
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("--budget", metavar="SIZE", help="Size of the file on disk: 23.85GB, 22GiB, 900MB, or bytes.")
+@click.option("--bpw", metavar="BITS", help="Bits of tensor data per weight, as llama-quantize counts them.")
+@click.option("--pin", multiple=True, metavar="REGEX=TYPE", help="Tensors that get this type, whatever it costs.")
+@click.option("--min", "floors", multiple=True, metavar="[REGEX=]TYPE", help="Nothing smaller than this type.")
+@click.option("--max", "caps", multiple=True, metavar="[REGEX=]TYPE", help="Nothing larger than this type.")
+@click.option(
+    "--sensitivity",
+    type=click.Choice(["uniform", "prior", "structure", "structure+prior"]),
+    help="Where sensitivities come from.  [default: the best that the imatrix allows]",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="recipe.json", show_default=True)
+@click.option("--method", default="auto", show_default=True, help="Solver: auto, lagrangian, dp, cp-sat, milp.")
+@click.option("--gap", type=click.FloatRange(min=0), default=1e-6, show_default=True, help="Stop at this proven gap.")
+@click.option("--time-limit", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Seconds to solve.")
+@measuring_options
+def solve(
+    model: Path | None,
+    budget: str | None,
+    bpw: str | None,
+    pin: tuple[str, ...],
+    floors: tuple[str, ...],
+    caps: tuple[str, ...],
+    sensitivity: str | None,
+    output: Path,
+    method: str,
+    gap: float,
+    time_limit: float,
+    imatrix: Path | None,
+    no_imatrix: bool,
+    state: Path | None,
+    types: str | None,
+    seed: int,
+    tolerance: float,
+    allow_requantize: bool,
+    threads: int,
+) -> None:
+    """Pick a type for every tensor so that the file fits a budget and loses as little as possible.
+
+    With MODEL, measures first what is missing. Without, a finished state file in this directory is enough. The recipe is
+    proven to be within a gap of the best there is.
+    """
+    from planner.plan import make_plan
+    from state import Store
+
+    request = _request(budget, bpw, pin, floors, caps, sensitivity, types, method, gap, time_limit)
+    if model is not None:
+        with open_sources(model, imatrix, no_imatrix, state) as sources:
+            _measure(sources, request, types, seed, tolerance, allow_requantize, threads)
+            plan = make_plan(sources.store, request)
+    else:
+        if imatrix is not None:
+            raise UsageError(
+                "--imatrix is for measuring, which needs the model.", "Give the model too, or leave it out."
+            )
+        with Store.open(find_state(state), read_only=True) as store:
+            plan = make_plan(store, request)
+    _report(plan, output, budget is not None)
+
+
+def _request(
+    budget: str | None,
+    bpw: str | None,
+    pin: tuple[str, ...],
+    floors: tuple[str, ...],
+    caps: tuple[str, ...],
+    sensitivity: str | None,
+    types: str | None,
+    method: str,
+    gap: float,
+    time_limit: float,
+) -> Request:
+    from typing import cast
+
+    from planner.ggml import select_formats
+    from planner.plan import Request, parse_rule
+    from planner.sensitivity import Source
+    from planner.sizes import parse_size
+
+    if (budget is None) == (bpw is None):
+        raise UsageError(
+            "Give the size that is wanted: --budget or --bpw.", "For example --budget 23.85GB or --bpw 4.5."
+        )
+    return Request(
+        budget=None if budget is None else parse_size(budget),
+        bpw=None if bpw is None else _bits(bpw),
+        formats=None if types is None else select_formats(types),
+        pins=tuple(parse_rule(text) for text in pin),
+        floors=tuple(parse_rule(text, default_pattern="") for text in floors),
+        caps=tuple(parse_rule(text, default_pattern="") for text in caps),
+        sensitivity=cast("Source | None", sensitivity),
+        method=method,
+        gap=gap,
+        time_limit=time_limit,
+    )
+
+
+def _bits(text: str) -> Fraction:
+    try:
+        bits = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        bits = Fraction(0)
+    if not 0 < bits <= 64:
+        raise UsageError(f"--bpw {text!r} is not a number of bits.", "Give a number such as 4.5.")
+    return bits
+
+
+def _measure(
+    sources: Sources,
+    request: Request,
+    types: str | None,
+    seed: int,
+    tolerance: float,
+    allow_requantize: bool,
+    threads: int,
+) -> None:
+    from planner.cli.measure import run_campaign
+    from planner.ggml import select_formats
+
+    pinned: dict[str, list[Format]] = {}
+    for rule in request.pins:
+        for tensor in sources.model.tensors:
+            if rule.pattern.search(tensor.name):
+                pinned.setdefault(tensor.name, []).append(rule.format)
+    run_campaign(
+        sources, select_formats(types or "all"), pinned, seed=seed, tolerance=tolerance,
+        allow_requantize=allow_requantize, threads=threads,
+    )  # fmt: skip
+
+
+def _report(plan: Plan, output: Path, by_size: bool) -> None:
+    from planner.recipes import save_recipe
+    from planner.report import role_table
+    from planner.sizes import format_size
+
+    recipe = plan.recipe
+    save_recipe(recipe, output)
+    click.echo(role_table(recipe))
+    left = f", {plan.slack:,} bytes under the budget" if by_size else ""
+    click.echo(f"\nFile       {recipe.size:,} bytes ({format_size(recipe.size)}), {recipe.bpw:.4f} bpw{left}")
+    click.echo(
+        f"Loss       {recipe.loss:.6g} by {recipe.sensitivity}; "
+        f"no recipe is below {recipe.bound:.6g} (gap {100 * recipe.gap:.2g} %, {plan.seconds:.2f} s)"
+    )
+    if plan.unplaced:
+        names = ", ".join(plain(name) for name in plan.unplaced[:3])
+        more = f" and {len(plan.unplaced) - 3} more" if len(plan.unplaced) > 3 else ""
+        click.echo(f"By role    {names}{more}: not placed by structure, sensitivity from prior")
+    click.echo(f"Recipe     {output}")
+    click.echo(f"\nNext: planner quantize {plain(recipe.model.path)} {output} OUT.gguf")
