@@ -117,10 +117,19 @@ class Output:
                 if path.exists():
                     raise OutputError(f"{path}: was created by somebody else meanwhile.", "Give another name.")
         pairs = list(zip(self._finished, self.paths, strict=True))
-        with self._explaining():
-            for temporary, path in reversed(pairs):
-                temporary.replace(path)
-                self._finished.remove(temporary)
+        fresh: list[Path] = []
+        try:
+            with self._explaining():
+                for temporary, path in reversed(pairs):
+                    existed = path.exists()
+                    temporary.replace(path)
+                    self._finished.remove(temporary)
+                    if not existed:
+                        fresh.append(path)
+        except BaseException:
+            for path in fresh:
+                path.unlink(missing_ok=True)
+            raise
         for directory in {path.parent for path in self.paths}:
             _sync_directory(directory)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from planner.errors import OutputError, UsageError
 from planner.ggml import formats
 from planner.gguf import Imatrix, header_bytes, imatrix_pairs, open_model, predicted_size
-from planner.gguf.layout import arrange
+from planner.gguf.layout import Shard, arrange
 from planner.gguf.reader import padded, read_gguf
 
 FAST = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -90,13 +91,18 @@ def test_shards_stay_below_their_limit(model, tmp_path, recipe, limit, extra):
     chosen = {name: formats()[wanted] for name, wanted in recipe.items()}
     added = list(extra.items())
     (whole,) = arrange(model, chosen, added, 7)
-    try:
-        shards = arrange(model, chosen, added, 7, max_shard_size=limit)
-    except OutputError:
-        # true: the first shard with one tensor, or another tensor on its own, does not fit
-        smallest = whole.header_bytes + padded(whole.tensors[0].nbytes, 32)
-        assert smallest + 128 > limit or max(placed.nbytes for placed in whole.tensors) + 256 > limit
+    split = 22 + 25 + 35  # bytes of the three split.* pairs
+
+    def alone(index):
+        placed = whole.tensors[index]
+        pairs = 0 if index else whole.pairs.nbytes
+        return padded(24 + pairs + split + placed.info_bytes, 32) + padded(placed.nbytes, 32)
+
+    if whole.nbytes > limit and max(map(alone, range(len(whole.tensors)))) > limit:
+        with pytest.raises(OutputError, match="more than the"):
+            arrange(model, chosen, added, 7, max_shard_size=limit)
         return
+    shards = arrange(model, chosen, added, 7, max_shard_size=limit)
     assert [placed for shard in shards for placed in shard.tensors] == list(whole.tensors)
     assert max(shard.nbytes for shard in shards) <= limit
     assert (len(shards) == 1) == (whole.nbytes <= limit)
@@ -104,6 +110,9 @@ def test_shards_stay_below_their_limit(model, tmp_path, recipe, limit, extra):
     if len(shards) == 1:
         assert shards[0].header() == whole.header()
         return
+    for shard, following in pairwise(shards):  # no shard has room for what follows it
+        more = Shard(shard.pairs, shard.split, (*shard.tensors, following.tensors[0]), shard.alignment)
+        assert more.nbytes > limit
     paths = []
     for index, shard in enumerate(shards):
         paths.append(tmp_path / f"s-{index + 1:05d}-of-{len(shards):05d}.gguf")

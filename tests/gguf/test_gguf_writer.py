@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,23 @@ def test_files_appear_whole(tmp_path):
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(paths[0].stat().st_mode) == 0o666 & ~umask
+
+
+def test_the_first_shard_appears_last(tmp_path, monkeypatch):
+    paths = [tmp_path / "1", tmp_path / "2", tmp_path / "3"]
+    replace, order = Path.replace, []
+
+    def fail_on_first(self, target):
+        order.append(target)
+        if target == paths[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_on_first)
+    with pytest.raises(OutputError, match="cannot be written"):
+        write(paths, [b"a", b"b", b"c"])
+    assert order == paths[::-1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_replaced_file_keeps_its_permissions(tmp_path):
