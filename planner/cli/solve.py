@@ -13,6 +13,8 @@ from planner.cli.options import find_state, measuring_options, open_sources
 from planner.errors import UsageError
 
 if TYPE_CHECKING:
+    from planner.cli.options import Sources
+    from planner.ggml import Format
     from planner.plan import Plan, Request
 
 __all__ = ["solve"]
