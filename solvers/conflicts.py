@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from solvers.problem import Problem
+import numpy as np
 
-__all__ = ["Change", "Infeasibility", "limits_below_minimum"]
+from solvers.check import check
+from solvers.problem import Problem
+from solvers.solution import Solution, Status
+
+__all__ = ["Change", "Infeasibility", "analyse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +49,36 @@ class Infeasibility:
         return f"{what}: {'; or '.join(map(str, self.changes))}" if self.changes else what
 
 
-def limits_below_minimum(problem: Problem) -> Infeasibility | None:
-    """The analysis when limits are too small by themselves, else `None`."""
+def analyse(problem: Problem, decide: Callable[[Problem, float], Solution | None]) -> Infeasibility:
+    """Why `problem` is infeasible. `decide(problem, gap)` solves a problem, or returns `None` if it is infeasible.
+
+    Limits below their own minimum come first: raising each to it is needed whatever else. Then the smallest conflict is
+    what remains after taking limits away one at a time while it stays infeasible.
+    """
     minimum = {limit.name: problem.extremes(limit.name)[0] for limit in problem.limits}
     short = {limit.name: minimum[limit.name] for limit in problem.limits if minimum[limit.name] > limit.capacity}
-    if not short:
+    for name, least in short.items():
+        problem = problem.with_capacity(name, least)
+    if short and decide(problem, 1.0) is not None:
+        return Infeasibility((next(iter(short)),), (Change(short, True),), minimum)
+    conflict = list(range(len(problem.limits)))
+    for i in list(conflict):
+        rest = [k for k in conflict if k != i]
+        if decide(problem.only(rest), 1.0) is None:
+            conflict = rest
+    changes = [_least_capacity(problem, i, short, decide) for i in conflict]
+    names = tuple(problem.limits[i].name for i in conflict)
+    return Infeasibility(names, tuple(change for change in changes if change is not None), minimum)
+
+
+def _least_capacity(
+    problem: Problem, i: int, short: dict[str, int | Fraction], decide: Callable[[Problem, float], Solution | None]
+) -> Change | None:
+    """The least capacity of limit `i` with which the others can be met: its weights, minimized as losses."""
+    others = [k for k in range(len(problem.limits)) if k != i]
+    answer = decide(problem.only(others, problem.weights[i].astype(np.float64)), 0.0)
+    if answer is None or answer.picks is None:
         return None
-    return Infeasibility((next(iter(short)),), (Change(short, True),), minimum)
+    used = check(problem, answer.picks).used[i]
+    least = answer.status is Status.OPTIMAL and used < 2**53
+    return Change({**short, problem.limits[i].name: problem.unscaled(i, used)}, least)

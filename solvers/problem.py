@@ -28,6 +28,8 @@ FloatArray = NDArray[np.float64]
 
 # Sums of weights stay below this, so that no difference of two of them leaves 64 bits.
 LARGEST_TOTAL = 2**62
+# Sums of losses stay below this: what overflows is then surely more than any sum of losses.
+LARGEST_LOSS = 2.0**1010
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +163,8 @@ class Problem:
         if (self.sizes < 0).any():
             raise ProblemError(f"the bytes of {self._name_option(int((self.sizes < 0).argmax()))} are negative")
         self._check_total(self.sizes, "the bytes")
-        if self.losses.size and not np.isfinite(
-            math.fsum(np.maximum.reduceat(self.losses, self.offsets[:-1]) * 2.0**-60) * 2.0**60
-        ):
-            raise ProblemError("the losses add up beyond the largest number (1.8e308): divide them all by something")
+        if self.losses.size and math.fsum(np.maximum.reduceat(self.losses, self.offsets[:-1]) / LARGEST_LOSS) > 1.0:
+            raise ProblemError(f"the losses add up beyond {LARGEST_LOSS:.2g}: divide them all by something")
 
     def _check_total(self, row: IntArray, what: str) -> None:
         if row.size and (total := exact_sum(np.maximum.reduceat(row, self.offsets[:-1]))) >= LARGEST_TOTAL:
@@ -234,6 +234,17 @@ class Problem:
             if limit.name == name:
                 return i
         raise ProblemError(f"there is no limit {name!r}; there are: {', '.join(x.name for x in self.limits) or 'none'}")
+
+    def only(self, limits: Sequence[int], losses: FloatArray | None = None) -> Problem:
+        """The same groups under some of the limits (indices), and with other losses if given. Shares all arrays."""
+        other = Problem.__new__(Problem)
+        other.__dict__.update(self.__dict__)
+        other.limits = tuple(self.limits[i] for i in limits)
+        other.scales = tuple(self.scales[i] for i in limits)
+        other.capacities = tuple(self.capacities[i] for i in limits)
+        other.weights = self.weights[list(limits)]
+        other.losses = self.losses if losses is None else losses
+        return other
 
     def with_capacity(self, name: str, capacity: int | Fraction) -> Problem:
         """The same problem with another capacity of one limit. Shares all arrays."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.problem import FloatArray, IntArray, Problem, exact_sum
+from solvers.problem import LARGEST_TOTAL, FloatArray, IntArray, Problem, exact_sum
 
 __all__ = ["Reduced", "ragged_argmin", "reduce", "starts_of"]
 
@@ -80,9 +80,7 @@ def reduce(problem: Problem) -> Reduced | None:
             capacities.append(spare)
             limits.append(i)
     weights = np.array(rows, np.int64).reshape(len(rows), group.size)
-    order = np.lexsort((problem.losses, *weights[::-1], group))
-    keep = _undominated(group[order], problem.losses[order], weights[:, order])
-    origin = order[keep]
+    origin = _undominated(offsets, problem.losses, weights)
     return Reduced(
         starts_of(np.bincount(group[origin], minlength=len(problem))),
         problem.losses[origin],
@@ -93,26 +91,49 @@ def reduce(problem: Problem) -> Reduced | None:
     )
 
 
-def _undominated(group: IntArray, losses: FloatArray, weights: IntArray) -> NDArray[np.bool_]:
-    """Which options no other of their group equals or betters in every weight and the loss. Sorted as in `Reduced`."""
-    count = group.size
-    if len(weights) <= 1:
-        # Sorted by weight, an option is dominated unless its loss is below every loss before it in its group: a
-        # running minimum over ranks, made to restart at each group by giving later groups lower values.
-        rank = np.unique(losses, return_inverse=True)[1]
-        keyed = rank - group * (count + 1)
-        before = np.concatenate([np.full(1, count + 1), np.minimum.accumulate(keyed)[:-1]])
-        first = np.concatenate([np.ones(1, bool), group[1:] != group[:-1]])[:count]
-        return first | (keyed < before[:count])
-    keep = np.ones(count, bool)
-    for shift in range(1, min(count, WIDEST_COMPARISON)):
-        same = group[shift:] == group[:-shift]
-        if not same.any():
-            break
-        worse = same & (losses[shift:] >= losses[:-shift])
-        for row in weights:
-            worse &= row[shift:] >= row[:-shift]
-        keep[shift:] &= ~worse
+def _undominated(offsets: IntArray, losses: FloatArray, weights: IntArray) -> IntArray:
+    """Flat indices of the options that no other of their group equals or betters in every weight and in loss.
+
+    By group, then by weight, then by loss. Groups of like size are padded to one matrix [groups, options]: sorting
+    many short rows is several times faster than one long sort.
+    """
+    counts = np.diff(offsets)
+    classes = np.ceil(np.log2(np.maximum(counts, 1))).astype(np.int64)
+    kept: list[IntArray] = []
+    owner: list[IntArray] = []
+    for size_class in np.unique(classes):
+        groups = np.flatnonzero(classes == size_class)
+        width = int(counts[groups].max())
+        index = offsets[groups, None] + np.arange(width)
+        valid = np.arange(width) < counts[groups, None]
+        index[~valid] = 0
+        loss = np.where(valid, losses[index], np.inf)
+        rows = [np.where(valid, row[index], LARGEST_TOTAL) for row in weights]
+        order = np.argsort(loss, axis=1, kind="stable")
+        for row in reversed(rows):
+            order = np.take_along_axis(order, np.argsort(np.take_along_axis(row, order, 1), axis=1, kind="stable"), 1)
+        loss, index = np.take_along_axis(loss, order, 1), np.take_along_axis(index, order, 1)
+        rows = [np.take_along_axis(row, order, 1) for row in rows]
+        which, column = np.nonzero(np.isfinite(loss) & _not_after_better(loss, rows))
+        kept.append(index[which, column])
+        owner.append(groups[which])
+    if not kept:
+        return np.zeros(0, np.int64)
+    return np.concatenate(kept)[np.argsort(np.concatenate(owner), kind="stable")]
+
+
+def _not_after_better(loss: FloatArray, rows: list[IntArray]) -> NDArray[np.bool_]:
+    """[groups, options], sorted by `rows` and then by `loss`: where no earlier option is as good in everything."""
+    keep = np.ones(loss.shape, bool)
+    if len(rows) <= 1:
+        best = np.minimum.accumulate(loss, axis=1)
+        keep[:, 1:] = loss[:, 1:] < best[:, :-1] if rows else False
+        return keep
+    for shift in range(1, min(loss.shape[1], WIDEST_COMPARISON)):
+        worse = loss[:, shift:] >= loss[:, :-shift]
+        for row in rows:
+            worse &= row[:, shift:] >= row[:, :-shift]
+        keep[:, shift:] &= ~worse
     return keep
 
 

@@ -1,0 +1,122 @@
+"""Dynamic programming over the core: exact while it fits, a beam with a valid bound when it does not.
+
+A state says what the choices in the groups so far cost in reduced cost, and what slack they leave if all groups to
+come keep the bound's choice. States are dropped for one of three reasons: another is as good in slack and in
+loss; what any completion costs at least (`completion`) is not below the best known; or there are more than
+`width`. Only the last loses anything, and the least bound of all states lost that way bounds what was not searched.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from solvers.completion import Completion
+from solvers.core import Core
+from solvers.problem import FloatArray, IntArray
+
+__all__ = ["Found", "search"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`choice`: flat index by group for the core's groups, or `None` if nothing below the threshold was met.
+
+    `proven`: no choice exceeds the core's bound by less. `complete`: nothing was lost to the width or the time.
+    """
+
+    choice: dict[int, int] | None
+    proven: float
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """[states] after one more group: which state each came from, and by which option."""
+
+    parent: NDArray[np.int32]
+    option: NDArray[np.int32]
+
+
+def search(core: Core, room: float, width: int, deadline: float) -> Found:
+    """The cheapest choice with an excess below `room` over the core's bound, unless `width` or the time runs out."""
+    completion = Completion(core)
+    prices = core.bound.prices
+    cost, slack = np.zeros(1), core.slack[:, None].copy()
+    steps: list[_Step] = []
+    best, where = _best(cost, slack, prices, room, (-1, -1), 0)
+    lost = np.inf
+    for stage, item in enumerate(core.groups):
+        if time.monotonic() > deadline:
+            lost = min(lost, float(completion.bound(stage, cost, slack).min(initial=np.inf)))
+            break
+        cost = (cost[:, None] + item.cost).ravel()
+        slack = (slack[:, :, None] - item.weight[:, None, :]).reshape(len(prices), -1)
+        least = completion.bound(stage + 1, cost, slack)
+        alive = np.flatnonzero(least < best)
+        alive = alive[_undominated(cost[alive], slack[:, alive], prices)]
+        if alive.size > width:
+            kept = _spread(least[alive], width)
+            dropped = np.ones(alive.size, bool)
+            dropped[kept] = False
+            lost = min(lost, float(least[alive[dropped]].min()))
+            alive = alive[kept]
+        parent, option = np.divmod(alive, item.cost.size)
+        steps.append(_Step(parent.astype(np.int32), option.astype(np.int32)))
+        cost, slack = cost[alive], slack[:, alive]
+        best, where = _best(cost, slack, prices, best, where, stage + 1)
+    error = core.error + 2.0**-50 * (len(core.groups) + 4 * len(prices) + 4) * max(best, 0.0)
+    choice = _trace(core, steps, where) if where[0] >= 0 else None
+    return Found(choice, min(best, lost) - error, not np.isfinite(lost))
+
+
+def _best(
+    cost: FloatArray, slack: IntArray, prices: FloatArray, best: float, where: tuple[int, int], stage: int
+) -> tuple[float, tuple[int, int]]:
+    """The best of `best` and of the states that are feasible as they stand, the rest at the bound's choice."""
+    fits = np.flatnonzero((slack >= 0).all(axis=0))
+    if fits.size:
+        excess = cost[fits] + prices @ slack[:, fits]
+        k = int(excess.argmin())
+        if excess[k] < best:
+            return float(excess[k]), (stage, int(fits[k]))
+    return best, where
+
+
+def _undominated(cost: FloatArray, slack: IntArray, prices: FloatArray) -> IntArray:
+    """Indices of states to keep, ordered by slack. One limit: all that are not dominated; several: no doubles."""
+    if not cost.size:
+        return np.zeros(0, np.int64)
+    loss = cost + prices @ slack  # up to a constant
+    if len(prices) == 1:
+        order = np.lexsort((loss, -slack[0]))
+        sorted_loss = loss[order]
+        keep = np.ones(order.size, bool)
+        keep[1:] = sorted_loss[1:] < np.minimum.accumulate(sorted_loss)[:-1]
+        return order[keep]
+    order = np.lexsort((loss, *slack))
+    keep = np.ones(order.size, bool)
+    keep[1:] = (slack[:, order[1:]] != slack[:, order[:-1]]).any(axis=0)
+    return order[keep]
+
+
+def _spread(least: FloatArray, width: int) -> IntArray:
+    """`width` of the states, in their order: half of them those with the least bound, half the best of neighbours."""
+    order = np.argsort(least, kind="stable")
+    first, rest = order[: width // 2], np.sort(order[width // 2 :])
+    chunk = np.arange(rest.size) * (width - width // 2) // rest.size
+    best = np.lexsort((least[rest], chunk))
+    heads = best[np.concatenate([np.ones(1, bool), chunk[best][1:] != chunk[best][:-1]])]
+    return np.sort(np.concatenate([first, rest[heads]]))
+
+
+def _trace(core: Core, steps: list[_Step], where: tuple[int, int]) -> dict[int, int]:
+    stage, state = where
+    choice = {item.group: int(item.options[0]) for item in core.groups}
+    for item, step in zip(core.groups[:stage][::-1], steps[:stage][::-1], strict=True):
+        choice[item.group] = int(item.options[step.option[state]])
+        state = int(step.parent[state])
+    return choice
