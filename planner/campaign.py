@@ -179,7 +179,9 @@ class Campaign:
             number, _ = role_of(tensor.name)
             # outside the stack, every tensor stands for itself
             block = blocks.setdefault(tensor.name if number is None else number, _Block(number))
-            wanted = dict.fromkeys((*candidates, *pinned.get(tensor.name, ())))
+            # llama.cpp's own resort for rows that no block divides, and the step between F32 and q8_0
+            halves = (formats()["f16"],) if tensor.format == "f32" else ()
+            wanted = dict.fromkeys((*candidates, *halves, *pinned.get(tensor.name, ())))
             block.targets.append(_Target(tensor, self._usable(tensor, wanted)))
         if not blocks:
             raise ModelError(

@@ -105,6 +105,12 @@ def make_plan(store: Store, request: Request) -> Plan:
             f"{store.path} holds no finished measurements.",
             "Measure first: planner measure MODEL --imatrix FILE. What is measured already will be kept.",
         )
+    missing = {fmt.name for fmt in request.formats or ()} - {entry.format for entry in measured}
+    if missing:
+        raise UsageError(
+            f"Nothing was measured as {', '.join(sorted(missing))}.",
+            "Give the model, so that it can be measured: planner solve MODEL --types ...",
+        )
     facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values() if entry.values}
     source = request.sensitivity or default_source(
         has_imatrix=inventory.imatrix_digest is not None, has_means=inventory.has_means
@@ -173,7 +179,8 @@ class _Options:
             return [_pinned(tensor, pin[0], candidates)]
         if request.formats is not None:
             # the source's own format stays: some tensors fit no block, and it costs nothing to offer it
-            allowed = {fmt.name for fmt in request.formats} | {tensor.source_format}
+            halves = {"f16"} if tensor.source_format == "f32" else set()
+            allowed = {fmt.name for fmt in request.formats} | halves | {tensor.source_format}
             candidates = [entry for entry in candidates if entry.format.name in allowed]
         floors, caps = self._floors.get(tensor.name, []), self._caps.get(tensor.name, [])
         kept = [

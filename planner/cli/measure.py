@@ -70,7 +70,7 @@ def run_campaign(
     elif not sources.imatrix.has_means:
         click.echo(
             "The imatrix has no sums of activations (.in_sum), so sensitivities are less sure. A llama-imatrix that\n"
-            "writes them (github.com/EAddario/llama.cpp, branch quantize) makes better recipes:\n"
+            "writes them (github.com/EAddario/llama.cpp, branch imatrix) makes better recipes:\n"
             f"  llama-imatrix -m {sources.model.path} -f TEXT -o imatrix.gguf",
             err=True,
         )

@@ -6,7 +6,7 @@ import errno
 import os
 import traceback
 
-from planner.errors import PlannerError
+from planner.errors import Interrupted, PlannerError
 
 __all__ = ["explain", "plain"]
 
@@ -25,7 +25,8 @@ def explain(error: Exception) -> tuple[int, str]:
     from state import StateError
 
     if isinstance(error, PlannerError):
-        return error.exit_status, f"Error: {plain(str(error))}"
+        prefix = "" if isinstance(error, Interrupted) else "Error: "
+        return error.exit_status, prefix + plain(str(error))
     if isinstance(error, StateError):
         return 1, f"Error: {plain(error.problem)}\n{plain(error.remedy)}"
     if isinstance(error, ProblemError):

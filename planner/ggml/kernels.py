@@ -20,9 +20,9 @@ __all__ = ["dequantize_rows", "has_tables", "prepare_tables", "quantize_rows", "
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-# Formats whose kernels search a lattice; its tables are built once a process (ggml_quantize_init) in up to
-# 20 seconds. Cheapest first. iq1_s and iq1_m share one table.
-_TABLE_ORDER = ("iq3_xxs", "iq3_s", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_s", "iq1_m")
+# Formats whose kernels search a lattice; its tables are built once a process, in up to 20 seconds. Cheapest first (iq1_s and
+# iq1_m share one table). The number is iq3xs_init_impl's grid size; iq2xs_init_impl takes the type.
+_TABLES = {"iq3_xxs": 256, "iq3_s": 512, "iq2_xxs": None, "iq2_xs": None, "iq2_s": None, "iq1_s": None, "iq1_m": None}
 # Kernels sum products of squared weights and imatrix values over a row in float32
 _LARGEST_PRODUCT = 1e34
 
@@ -78,6 +78,7 @@ def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> B
     out = np.zeros((count, fmt.row_bytes(length)), dtype=np.uint8)
     if count == 0:
         return out
+    prepare_tables((fmt,))
     lib = library.load()
     written = lib.quantize_chunk(
         fmt.id, _address(rows), _address(out), 0, count, length, None if weights is None else _address(weights)
@@ -95,12 +96,6 @@ def dequantize_rows(fmt: Format, data: Bytes, row_length: int) -> Floats:
         )
     if fmt.name == "f32":
         return np.ascontiguousarray(data).view(np.float32)
-    if fmt.name == "f16":
-        return np.ascontiguousarray(data).view(np.float16).astype(np.float32)
-    if fmt.name == "bf16":
-        wide = np.ascontiguousarray(data).view(np.uint16).astype(np.uint32)
-        wide <<= 16
-        return wide.view(np.float32)
     convert = library.load().type_traits(fmt.id).contents.to_float
     if not convert:
         raise KernelError(
@@ -126,23 +121,29 @@ _building = threading.Lock()
 
 def has_tables(fmt: Format) -> bool:
     """Whether the kernel needs lookup tables that take seconds to build."""
-    return fmt.name in _TABLE_ORDER
+    return fmt.name in _TABLES
 
 
 def tables_ready(fmt: Format) -> bool:
     """Whether the kernel can start at once."""
-    return fmt.name not in _TABLE_ORDER or fmt.name in _ready
+    return fmt.name not in _TABLES or fmt.name in _ready
 
 
 def prepare_tables(wanted: tuple[Format, ...]) -> None:
     """Build the lookup tables of the formats, cheapest first; returns at once for those already built.
 
-    Takes up to half a minute of one core, without the GIL. Kernels do the same on first use, but then every
-    thread waits for the dearest table, deaf to signals; call this from a thread of its own and ask `tables_ready`.
+    Takes up to half a minute of one core, without the GIL and without hindering kernels of other formats. A kernel whose
+    table is missing builds it itself, deaf to signals: call this from a thread of its own and wait for `tables_ready`.
     """
     names = {fmt.name for fmt in wanted}
-    for name in _TABLE_ORDER:
-        if name in names and name not in _ready:
-            with _building:
-                library.load().quantize_init(formats()[name].id)
-                _ready.add(name)
+    for name, grid in _TABLES.items():
+        if name not in names:
+            continue
+        with _building:  # ggml's builders must not run twice at once
+            if name in _ready:
+                continue
+            if grid is None:
+                library.load().iq2_tables(formats()[name].id)
+            else:
+                library.load().iq3_tables(grid)
+            _ready.add(name)

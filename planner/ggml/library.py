@@ -50,10 +50,13 @@ class Library:
             self.requires_imatrix = dll.ggml_quantize_requires_imatrix
             self.requires_imatrix.restype = ctypes.c_bool
             self.requires_imatrix.argtypes = (ctypes.c_int,)
-            # void ggml_quantize_init(enum ggml_type type)
-            self.quantize_init = dll.ggml_quantize_init
-            self.quantize_init.restype = None
-            self.quantize_init.argtypes = (ctypes.c_int,)
+            # void iq2xs_init_impl(enum ggml_type type); void iq3xs_init_impl(int grid_size): what ggml_quantize_init
+            # calls, without the lock that would keep every other kernel waiting (ggml-quants.h)
+            self.iq2_tables = dll.iq2xs_init_impl
+            self.iq3_tables = dll.iq3xs_init_impl
+            for build in (self.iq2_tables, self.iq3_tables):
+                build.restype = None
+                build.argtypes = (ctypes.c_int,)
             # size_t ggml_quantize_chunk(enum ggml_type type, const float * src, void * dst,
             #                            int64_t start, int64_t nrows, int64_t n_per_row, const float * imatrix)
             self.quantize_chunk = dll.ggml_quantize_chunk

@@ -119,9 +119,8 @@ def _pass(
     # float32 keeps this at the speed of memory: sums of n squares are good to about 1e-7 √n
     mean = np.where(massive, 0.0, moments.mean).astype(np.float32)
     variance = np.where(massive, 0.0, moments.variance).astype(np.float32)
-    width = _BLOCK if tensor.row_length % _BLOCK == 0 else 1
-    second = _block_means(np.where(massive, 0.0, moments.second), width)
-    massive_second = _block_means(np.where(massive, moments.second, 0.0), width)
+    second = _smooth(np.where(massive, 0.0, moments.second))
+    massive_second = _smooth(np.where(massive, moments.second, 0.0))
     for matrix, start, end in _chunks(tensor):
         if stop():
             raise Stopped
@@ -140,13 +139,9 @@ def _pass(
                 few = rows[:, which].astype(np.float64)
                 flat["massive"][here] = (few * few) @ moments.variance[matrix, which]
                 flat["massive"][here] += (few @ moments.mean[matrix, which]) ** 2
+                flat["massive_guess"][here] = np.einsum("ij,j->i", squares, massive_second[matrix])
                 squares[:, which] = 0.0
-            blocks = np.einsum("ijk->ij", squares.reshape(len(rows), -1, width))
-            flat["guess"][here] = np.einsum("ij,j->i", blocks, second[matrix])
-            if len(which):
-                squares[:, which] = few * few
-                blocks = np.einsum("ijk->ij", squares.reshape(len(rows), -1, width))
-                flat["massive_guess"][here] = np.einsum("ij,j->i", blocks, massive_second[matrix])
+            flat["guess"][here] = np.einsum("ij,j->i", squares, second[matrix])
         model.release(tensor, start, end)
     if not np.isfinite(columns).all():
         raise ModelError(
@@ -168,7 +163,8 @@ def _pass(
     )
 
 
-def _block_means(values: Doubles, width: int) -> NDArray[np.float32]:
-    """Means over blocks of `width` channels, float32 [matrices, n / width]."""
+def _smooth(values: Doubles) -> NDArray[np.float32]:
+    """Each channel's value replaced by the mean of its block, float32 [matrices, n]."""
+    width = _BLOCK if values.shape[1] % _BLOCK == 0 else 1
     means: Doubles = values.reshape(len(values), -1, width).mean(axis=2)
-    return means.astype(np.float32)
+    return means.repeat(width, axis=1).astype(np.float32)
