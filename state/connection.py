@@ -78,7 +78,6 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
                     on_disk.backup(connection)
                 with transaction(connection):
                     migrate(connection, version)
-            connection.execute("PRAGMA query_only = ON")
         _check_layout(connection, path)
     except BaseException:
         connection.close()

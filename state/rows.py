@@ -108,11 +108,32 @@ def measurements_from_rows(rows: Sequence[tuple[Any, ...]]) -> list[Measurement]
     Validating 22,000 rows one by one takes longer than all else that happens before a plan is solved.
     Raises `ValueError` (pydantic's) about the first row that is not sound.
     """
-    columns = zip(*rows, strict=True)
-    values = (dict(zip(_KINDS, row, strict=True)) for row in rows)
-    if all(map(_sound, _KINDS, _KINDS.values(), columns)):
-        return list(map(_construct, values))
-    return [Measurement(**fields) for fields in values]
+    if not all(map(_sound, _KINDS, _KINDS.values(), zip(*rows, strict=True))):
+        return [Measurement(**dict(zip(_KINDS, row, strict=True))) for row in rows]
+    # What `Measurement.model_construct` does, in a tenth of the time. The fields in the order of the record.
+    make, assign, records = Measurement.__new__, object.__setattr__, []
+    for key, tensor, fmt, var, mean, massive, stderr, stderr_massive, some, total, seconds, made_with in rows:
+        values = {
+            "key": key,
+            "tensor": tensor,
+            "format": fmt,
+            "err_var": var,
+            "err_mean": mean,
+            "err_massive": massive,
+            "stderr": stderr,
+            "stderr_massive": stderr_massive,
+            "rows": some,
+            "rows_total": total,
+            "kernel_seconds": seconds,
+            "made_with": made_with,
+        }
+        record = make(Measurement)
+        assign(record, "__dict__", values)
+        assign(record, "__pydantic_fields_set__", _ALL_FIELDS)
+        assign(record, "__pydantic_extra__", None)
+        assign(record, "__pydantic_private__", None)
+        records.append(record)
+    return records
 
 
 def _sound(name: str, kind: object, column: tuple[Any, ...]) -> bool:
@@ -125,16 +146,9 @@ def _sound(name: str, kind: object, column: tuple[Any, ...]) -> bool:
         return bool(min(column) >= 0)
     lengths = set(map(len, column))
     if name == "key":
-        return min(lengths) >= 8 and max(lengths) <= 128 and not "".join(column).strip("0123456789abcdef")
+        return min(lengths) >= 8 and max(lengths) <= 128 and not _other_than_hex(column)
     return max(lengths) <= LONGEST_NAME
 
 
-def _construct(values: dict[str, Any]) -> Measurement:
-    """What `Measurement.model_construct(**values)` makes, in a quarter of the time."""
-    record = Measurement.__new__(Measurement)
-    assign = object.__setattr__
-    assign(record, "__dict__", values)
-    assign(record, "__pydantic_fields_set__", _ALL_FIELDS)
-    assign(record, "__pydantic_extra__", None)
-    assign(record, "__pydantic_private__", None)
-    return record
+def _other_than_hex(column: tuple[str, ...]) -> bytes:
+    return "".join(column).encode("utf-8", "replace").translate(None, b"0123456789abcdef")

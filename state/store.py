@@ -60,8 +60,9 @@ class Store:
         """Open the state file at `path`, made first with `create` where there is none.
 
         One process at a time may have it open for writing (`StateLocked` at once for the others); any number may
-        read it meanwhile with `read_only`, which writes nothing at all, so that a read-only disk will do. A file of
-        an older schema is migrated (in memory when `read_only`).
+        read it meanwhile with `read_only`. That writes nothing, so a read-only disk will do (except after a crash in
+        the middle of a commit, which whoever opens the file next has to undo). A file of an older schema is
+        migrated, in memory when `read_only`.
 
         Raises `StateMissing`, `StateForeign`, `StateNewer`, `StateCorrupt`, `StateLocked`, `StateFull`,
         `StateReadOnly`, or `StateError` for what is none of these.

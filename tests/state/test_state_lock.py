@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from state import StateLocked, Store
+from state import StateLocked, Store, lock
 
 HOLD = """
 from state import Store
@@ -85,11 +85,25 @@ def test_a_link_is_the_same_file(filled, tmp_path):
         Store.open(filled)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="an open file cannot be deleted there")
+def test_a_lock_file_deleted_between_opening_and_locking_it(filled, monkeypatch):
+    """What its holder does when it finishes just then: a lock on a deleted file would keep nobody out."""
+
+    def too_late(file):
+        filled.with_name(filled.name + ".lock").unlink()
+        monkeypatch.undo()
+        return lock._try_lock(file)
+
+    monkeypatch.setattr(lock, "_try_lock", too_late)
+    with Store.open(filled), pytest.raises(StateLocked):
+        Store.open(filled)
+
+
 def test_whatever_the_lock_file_says(filled):
-    lock = filled.with_name(filled.name + ".lock")
-    lock.write_bytes(b"process \xff\n\x1b[31m" + bytes(10_000))
+    file = filled.with_name(filled.name + ".lock")
+    file.write_bytes(b"process \xff\n\x1b[31m" + bytes(10_000))
     with Store.open(filled):
-        lock.write_bytes(b"process \x1b[31m")
+        file.write_bytes(b"process \x1b[31m")
         with pytest.raises(StateLocked, match="another run\\."):
             Store.open(filled)
 

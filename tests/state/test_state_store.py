@@ -4,14 +4,14 @@ import copy
 import pickle
 import sqlite3
 import struct
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from state import Energies, Measurement, Sensitivity, StateError, StateForeign, StateReadOnly, Store
+from state import Energies, Measurement, Sensitivity, StateError, StateForeign, StateLocked, StateReadOnly, Store
 from state.rows import MEASUREMENT, measurements_from_rows
 
 reals = st.floats(allow_nan=False, allow_infinity=False)
@@ -182,6 +182,22 @@ def test_inventory_there_and_back(path, inventory):
         assert kinds == {"block_count": int, "rope.freq_base": float, "scaled": bool, "file_type": str, "big": int}
         store.set_inventory(inventory(imatrix_name=None, imatrix_digest=None, has_means=False))
         assert store.inventory().imatrix_digest is None
+
+
+def test_a_reader_sees_the_model_and_its_tensors_of_one_moment(filled, inventory, monkeypatch):
+    monkeypatch.setattr("state.connection.PATIENCE", 0.05)
+    rows = Store._rows
+
+    def interrupted(store, table, **options):
+        found = rows(store, table, **options)
+        if store is reader and table.name == "model":
+            with suppress(StateLocked):
+                writer.set_inventory(inventory(model_path="/else", tensors=()))
+        return found
+
+    with Store.open(filled, read_only=True) as reader, Store.open(filled) as writer:
+        monkeypatch.setattr(Store, "_rows", interrupted)
+        assert reader.inventory() == inventory()
 
 
 def test_another_model_is_refused_and_both_are_named(filled, inventory):
