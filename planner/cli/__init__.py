@@ -69,10 +69,10 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        from planner.cli.messages import explain
+        from planner.cli.messages import explain, wrapped
 
         status, text = explain(error)
-        click.echo(text, err=True)
+        click.echo(wrapped(text), err=True)
         return status
     return 0
 

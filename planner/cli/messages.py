@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import textwrap
 import traceback
 
 from planner.errors import Interrupted, PlannerError
 
-__all__ = ["explain", "plain"]
+__all__ = ["explain", "plain", "wrapped"]
 
 
 def plain(text: str) -> str:
@@ -17,6 +18,14 @@ def plain(text: str) -> str:
         character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
         for character in text.encode("utf-8", "replace").decode()
     )
+
+
+def wrapped(text: str) -> str:
+    """Text at 80 columns; paths and patterns are not broken."""
+    lines = (
+        textwrap.wrap(line, 80, break_long_words=False, break_on_hyphens=False) or [""] for line in text.splitlines()
+    )
+    return "\n".join(line for group in lines for line in group)
 
 
 def explain(error: Exception) -> tuple[int, str]:

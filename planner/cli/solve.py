@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from planner.plan import Plan, Request
 
 __all__ = ["solve"]
+
+_OPTIMAL = 1e-9  # what the rounding of sums leaves of a gap
 
 
 @click.command()
@@ -161,13 +164,14 @@ def _report(plan: Plan, output: Path, by_size: bool) -> None:
     click.echo(role_table(recipe))
     left = f", {plan.slack:,} bytes under the budget" if by_size else ""
     click.echo(f"\nFile       {recipe.size:,} bytes ({format_size(recipe.size)}), {recipe.bpw:.4f} bpw{left}")
-    click.echo(
-        f"Loss       {recipe.loss:.6g} by {recipe.sensitivity}; "
-        f"no recipe is below {recipe.bound:.6g} (gap {100 * recipe.gap:.2g} %, {plan.seconds:.2f} s)"
-    )
+    if recipe.gap < _OPTIMAL:
+        proof = "proven optimal"
+    else:
+        proof = f"no recipe is below {recipe.bound:.6g} (gap {100 * recipe.gap:.2g} %)"
+    click.echo(f"Loss       {recipe.loss:.6g} by {recipe.sensitivity}; {proof}, {plan.seconds:.2f} s")
     if plan.unplaced:
-        names = ", ".join(plain(name) for name in plan.unplaced[:3])
-        more = f" and {len(plan.unplaced) - 3} more" if len(plan.unplaced) > 3 else ""
-        click.echo(f"By role    {names}{more}: not placed by structure, sensitivity from prior")
+        click.echo(f"By role    {len(plan.unplaced)} tensors that structure cannot place have prior's sensitivity:")
+        shown = ", ".join(plain(name) for name in plan.unplaced[:6]) + (", ..." if len(plan.unplaced) > 6 else "")
+        click.echo(textwrap.indent(textwrap.fill(shown, 68, break_on_hyphens=False), " " * 11))
     click.echo(f"Recipe     {output}")
     click.echo(f"\nNext: planner quantize {plain(recipe.model.path)} {output} OUT.gguf")

@@ -112,6 +112,14 @@ def nearest(role: str) -> str:
     return BLOCK_MEAN
 
 
+def role_value(role: str) -> float:
+    """Value of a role, or of the nearest relative that has one, without regard to ties and depth."""
+    values = load_table().values
+    while role not in values and role != BLOCK_MEAN:
+        role = nearest(role)
+    return values.get(role, 1.0)
+
+
 def ffn_family(role: str) -> str | None:
     """Kind of feed-forward that a role belongs to: "ffn", "ffn_exps", "ffn_shexp", or None."""
     if not role.startswith(("ffn_down", "ffn_gate", "ffn_up")) or role.startswith("ffn_gate_inp"):

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from planner.measure import Survey
 from planner.sensitivity.anatomy import Activation, Anatomy, BlockAnatomy
-from planner.sensitivity.prior import load_table, role_of
+from planner.sensitivity.prior import role_of, role_value
 
 __all__ = ["STRUCTURE_VERSION", "Facts", "block_facts", "global_facts", "stream_shares"]
 
-STRUCTURE_VERSION = 1  # part of the key under which facts are kept: raise it when a number would change
+STRUCTURE_VERSION = 2  # part of the key under which facts are kept: raise it when a number would change
 
 Doubles = NDArray[np.float64]
 Facts = dict[str, float]
@@ -31,8 +31,8 @@ Facts = dict[str, float]
 # Fitted on the sensitivities measured in benchmarks/data/measured_sensitivity by benchmarks/fit_structure.py
 ATTENTION_VALUE = 0.5
 FEED_FORWARD = 1.5
-ATTENTION_LOGITS = 2.5
-LOGITS_HALF = 5.0
+ATTENTION_LOGITS = 3.4
+LOGITS_HALF = 3.0
 OUTPUT = 12.0
 OUTPUT_BLIND = 5.0  # its error is then taken without an imatrix, and comes out larger
 MASSIVE = 4.0
@@ -104,6 +104,7 @@ def _attention(known: Mapping[str, Survey], facts: dict[str, Facts], block: Bloc
     gain = _gain(output, facts["attn_output"])
     columns = output.columns[0] * gain
     varying = columns * output.moments.variance[0]  # energy of each channel of the attention's output
+    facts["attn_output"]["varying"] = float(varying.sum())
     parts = _projections(known, block)
     if parts is None or len(columns) != block.heads * block.value_length:
         return
@@ -118,7 +119,8 @@ def _attention(known: Mapping[str, Survey], facts: dict[str, Facts], block: Bloc
             energy = ATTENTION_VALUE * float((columns * (var + mean**2)[source]).sum())
             added = {"var": rho * energy, "mean": energy}
         else:
-            energy = ATTENTION_LOGITS * _logit_weight(parts, block, anatomy, varying)
+            sharp = _sharp_energy(parts, block, anatomy, varying)
+            energy = ATTENTION_LOGITS * sharp
             added = {"var": energy, "mean": energy}
         # a fused attn_qkv collects its three parts
         fact = facts.setdefault(role, {"var": 0.0, "mean": 0.0, "massive": 0.0, "write": 0.0, "stage": stage})
@@ -191,8 +193,8 @@ def _projections(known: Mapping[str, Survey], block: BlockAnatomy) -> list[_Part
     return parts
 
 
-def _logit_weight(parts: list[_Part], block: BlockAnatomy, anatomy: Anatomy, varying: Doubles) -> float:
-    """Energy of the attention's varying part, each head's weighted by l / (l + 5), l its logits' variance over keys."""
+def _sharp_energy(parts: list[_Part], block: BlockAnatomy, anatomy: Anatomy, varying: Doubles) -> float:
+    """Energy of the attention's varying part, each head's weighted by l / (l + 3), l its logits' variance over keys."""
     by_part = {part: (mean, var) for part, _, mean, var in parts}
     per_head = varying.reshape(block.heads, -1).sum(axis=1)
     if "q" not in by_part or "k" not in by_part:
@@ -300,20 +302,16 @@ _ACTIVATIONS: dict[Activation, Callable[[Doubles], tuple[Doubles, Doubles]]] = {
 
 # Inner tensors of latent attention and of state-space layers, whose path to the writer is not worked out: the writer's own
 # energy, times what published measurements say of the role beside it (prior.json)
-_ANCHORED = (
-    *("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b", "attn_k_b", "attn_v_b", "attn_gate", "attn_qkv"),
-    *("attn_q", "attn_k", "attn_v", "ssm_in", "ssm_x", "ssm_dt", "ssm_ba", "ssm_alpha", "ssm_beta"),
-)
+_ANCHORED = ("attn_q", "attn_k", "attn_v", "attn_gate", "ssm_")
 
 
 def _anchored(known: Mapping[str, Survey], facts: dict[str, Facts]) -> None:
     anchors = [role for role in ("attn_output", "ssm_out") if role in facts]
     if not anchors:
         return
-    values = load_table().values
-    for role in _ANCHORED:
-        if role in facts or role not in known or role not in values:
+    for role in known:
+        if role in facts or not role.startswith(_ANCHORED):
             continue
-        anchor = anchors[-1] if role.startswith("ssm") else anchors[0]
-        energy = facts[anchor]["write"] * values[role] / values["attn_output"]
+        anchor = anchors[-1] if role.startswith("ssm_") else anchors[0]
+        energy = facts[anchor]["write"] * role_value(role) / role_value(anchor)
         facts[role] = {"var": energy, "mean": energy, "massive": 0.0, "write": 0.0, "stage": float(_ATTENTION)}

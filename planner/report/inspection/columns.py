@@ -1,0 +1,140 @@
+"""Plain text for a terminal of 80 columns: strangers' words made safe, labelled lines, tables."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.cells import cell_len, set_cell_size
+
+__all__ = [
+    "WIDTH",
+    "by_role",
+    "counted",
+    "labelled",
+    "percent",
+    "role_name",
+    "shape_text",
+    "shown",
+    "some",
+    "table",
+    "wrapped",
+]
+
+WIDTH = 80
+_LABEL = 12
+_BLOCK = re.compile(r"(^|\.)blk\.[0-9]+\.")
+_LONGEST = 4096  # characters of a text that are looked at
+
+
+def shown(text: str, width: int = WIDTH) -> str:
+    """A text from a file, fit for one line: no character that a terminal would act on, at most `width` columns.
+
+    >>> shown("a\\x1b[31m\\nb"), shown("very long", 6)
+    ('a\\\\x1b[31m\\\\nb', 'very …')
+    """
+    safe = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text[:_LONGEST]
+    )
+    if len(text) <= _LONGEST and cell_len(safe) <= width:
+        return safe
+    # combining characters are 0 columns wide: bound their number, too
+    return set_cell_size(safe[: 4 * width], width - 1).rstrip() + "…"
+
+
+def some(names: Iterable[str], count: int, most: int = 3) -> str:
+    """The first of `count` names, and how many more there are."""
+    listed = [shown(name, 40) for _, name in zip(range(most), names, strict=False)]
+    return ", ".join(listed) + (f" and {count - most:,} more" if count > most else "")
+
+
+def by_role(names: Iterable[str], most: int = 12) -> str:
+    """Names of tensors without their block index: `output, attn_q (8)`."""
+    roles = Counter(map(role_name, names))
+    listed = [shown(role, 40) + (f" ({count:,})" if count > 1 else "") for role, count in roles.items()]
+    more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def role_name(name: str) -> str:
+    """The name without its block index, finer than a sensitivity's role: towers and biases apart.
+
+    >>> role_name("blk.3.attn_q.weight"), role_name("v.blk.0.attn_q.bias")
+    ('attn_q', 'v.attn_q.bias')
+    """
+    return _BLOCK.sub(r"\1", name, count=1).removesuffix(".weight")
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """`q4_K*7 q6_K`: how often each, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return " ".join(shown(name, 16) + (f"*{count}" if len(counts) > 1 else "") for name, count in ordered)
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """`256×768`, row length first."""
+    return "×".join(map(str, shape))
+
+
+def percent(part: float, whole: float) -> str:
+    """A share with about three digits that say something.
+
+    >>> percent(1, 3), percent(1, 100_000), percent(0, 5), percent(7, 7)
+    ('33.3 %', '0.001 %', '0 %', '100 %')
+    """
+    share = 100 * part / whole if whole else 0.0
+    if 0 < share < 0.001:
+        return "<0.001 %"
+    return f"{share:.3g} %" if share < 99.95 or part == whole else "99.9 %"
+
+
+def labelled(label: str, text: str) -> list[str]:
+    """A label and what it names, wrapped under itself."""
+    return [
+        f"{head:<{_LABEL}}{line}".rstrip()
+        for head, line in zip(_once(label), wrapped(text, WIDTH - _LABEL), strict=False)
+    ]
+
+
+def wrapped(text: str, width: int = WIDTH) -> list[str]:
+    """Lines of at most `width` columns, broken at spaces; a longer word is broken anywhere."""
+    lines, line = [], ""
+    for word in text.split(" "):
+        if line and cell_len(line) + 1 + cell_len(word) > width:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+        while cell_len(line) > width:
+            head = set_cell_size(line, width)
+            if not head.strip() or not line.startswith(head):  # a wide character across the edge
+                head = line[: max(1, width // 2)]
+            lines.append(head)
+            line = line[len(head) :]
+    return [*lines, line]
+
+
+def table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
+    """Rows of cells under each other; `align` has `<` or `>` for each column. A last one on the left wraps, at spaces."""
+    if align.endswith(">"):
+        return table([(*row, "") for row in rows], align + "<")
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(align) - 1)]
+    indent = sum(widths) + 2 * len(widths)
+    lines = []
+    for row in rows:
+        cells = [
+            (cell + " " * (width - cell_len(cell))) if side == "<" else (" " * (width - cell_len(cell)) + cell)
+            for cell, width, side in zip(row[:-1], widths, align, strict=False)
+        ]
+        first, *others = wrapped(row[-1], max(WIDTH - indent, 12))
+        lines.append("  ".join([*cells, first]).rstrip())
+        lines += [" " * indent + other for other in others]
+    return lines
+
+
+def _once(label: str) -> Iterable[str]:
+    yield label
+    while True:
+        yield ""
