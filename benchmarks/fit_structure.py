@@ -2,7 +2,8 @@
 
     python benchmarks/fit_structure.py MODEL IMATRIX MEASURED.csv [MODEL IMATRIX MEASURED.csv …]
 
-`MEASURED.csv` has columns tensor, sensitivity, standard_error: see benchmarks/data/measured_sensitivity/README.md. For each
+`MEASURED.csv` has columns tensor, sensitivity, standard_error: see
+benchmarks/data/measured_sensitivity/README.md. For each
 model and role: c, the median of measured over predicted (it should be one number for all roles of a model), and the
 spread of its logarithm. Then, over all models given, the factors that would make the roles of each model agree, and for
 attention logits the a and b of a l/(l+b).
@@ -52,18 +53,23 @@ def all_facts(model_path: str, imatrix_path: str) -> dict[str, Facts]:
     return facts
 
 
-def compare(name: str, facts: dict[str, Facts], measured: dict[str, float]) -> tuple[dict[str, float], list[tuple[float, float]]]:
-    """Print one model; return log c of each role relative to the writers', and (l, needed) of each attn_q and attn_k."""
+def compare(
+    name: str, facts: dict[str, Facts], measured: dict[str, float]
+) -> tuple[dict[str, float], list[tuple[float, float]]]:
+    """Print one model; return log c of each role relative to the writers', and (l, needed) of each attn_q and
+    attn_k."""
     shares = stream_shares(facts)
     logs: dict[str, list[float]] = defaultdict(list)
     for tensor, value in measured.items():
         massive = facts.get(tensor, {}).get("massive", 0.0) > 0
-        if tensor in shares and role_of(tensor)[0] is not None and not massive:  # the tables' errors include massive channels
+        # the tables' errors include massive channels, which `shares` takes apart
+        if tensor in shares and role_of(tensor)[0] is not None and not massive:
             logs[role_of(tensor)[1]].append(np.log(value / (sum(shares[tensor][:2]) / 2)))
     c = float(np.median(np.concatenate([logs[role] for role in REFERENCE])))
     print(f"\n{name}: c = {np.exp(c):.3f}")
     for role, values in sorted(logs.items()):
-        print(f"  {role:12} {np.exp(np.median(values) - c):5.2f} of it, sd of log {np.std(values):.2f}  ({len(values)})")
+        ratio, spread = np.exp(np.median(values) - c), np.std(values)
+        print(f"  {role:12} {ratio:5.2f} of it, sd of log {spread:.2f}  ({len(values)})")
     points = []
     for tensor, value in measured.items():
         if role_of(tensor)[1] in LOGITS and tensor in shares:
@@ -100,7 +106,7 @@ def main(arguments: list[str]) -> None:
     print("   b     best a   rms of log")
     for b in (1.0, 2.0, 3.0, 5.0, 8.0, 12.0):
         # each model counts the same, whatever its number of layers
-        residuals = [np.array([np.log(need) - np.log(l / (l + b)) for l, need in own]) for own in points]
+        residuals = [np.array([np.log(needed) - np.log(x / (x + b)) for x, needed in own]) for own in points]
         a = np.mean([r.mean() for r in residuals])
         rms = np.sqrt(np.mean([((r - a) ** 2).mean() for r in residuals]))
         print(f"  {b:4.1f}  {np.exp(a):6.2f}  {rms:8.3f}")

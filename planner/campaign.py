@@ -218,8 +218,8 @@ class Campaign:
         target.missing = tuple(fmt for key, fmt in keys.items() if key not in found)
 
     def _facts_basis(self, block: _Block) -> list[str]:
-        """All that the facts of a block depend on. Files are known by size and time of change, as `make` knows them; when
-        these change the content is read again, and what was measured of the same content stays valid."""
+        """All that the facts of a block depend on. Files are known by size and time of change, as `make` knows
+        them; when these change the content is read again, and what was measured of the same content stays valid."""
         basis = [str(STRUCTURE_VERSION), str(METRIC_VERSION), repr(self._anatomy_of(block))]
         for target in block.targets:
             tensor = target.tensor

@@ -95,8 +95,8 @@ def parse_rule(text: str, *, default_pattern: str | None = None) -> Rule:
 def make_plan(store: Store, request: Request) -> Plan:
     """Solve for a request from what the state holds.
 
-    Raises StateFileError where measurements are missing, UsageError for rules that cannot be followed, BudgetError for a
-    budget that no recipe meets or that leaves nothing to decide.
+    Raises StateFileError where measurements are missing, UsageError for rules that cannot be followed,
+    BudgetError for a budget that no recipe meets or that leaves nothing to decide.
     """
     inventory = store.inventory()
     measured = list(store.measurements(selected=True).values())
@@ -241,8 +241,8 @@ def _check_fixed(tensor: TensorRecord, rule: Rule) -> None:
 def _matches(
     rules: Sequence[Rule], inventory: Inventory, option: str, *, several: bool = False
 ) -> dict[str, list[Rule]]:
-    """Tensor → the rules that apply to it. A rule of one pattern finds what llama.cpp would quantize; it is an error if it
-    finds nothing, or if two pins contradict each other."""
+    """Tensor → the rules that apply to it. A rule of one pattern finds what llama.cpp would quantize; it is an
+    error if it finds nothing, or if two pins contradict each other."""
     found: dict[str, list[Rule]] = {}
     for rule in rules:
         hits = [tensor for tensor in inventory.tensors if rule.pattern.search(tensor.name)]
@@ -279,16 +279,16 @@ def _problem(inventory: Inventory, options: _Options, request: Request) -> tuple
         sizes = [[8 * entry.nbytes for entry in own] for own in options.by_tensor]
         capacity = int(request.bpw * sum(tensor.elements for tensor in inventory.tensors)) - overhead
     least, most = sum(map(min, sizes)), sum(map(max, sizes))
+    asked = _spoken(request, inventory, capacity)
     if capacity < least:
         raise BudgetError(
-            f"{_spoken(request, inventory, capacity)} is below the minimum of {_spoken(request, inventory, least, overhead)}."
+            f"{asked} is below the minimum of {_spoken(request, inventory, least, overhead)}."
             + _causes(inventory, options),
             "Raise the budget, or allow smaller formats with --types, --pin and --min.",
         )
     if capacity > most:
         raise BudgetError(
-            f"{_spoken(request, inventory, capacity)} is above the maximum of {_spoken(request, inventory, most, overhead)}: "
-            "there is nothing to decide.",
+            f"{asked} is above the maximum of {_spoken(request, inventory, most, overhead)}: nothing is to be decided.",
             "Use the largest formats as they are, or lower the budget.",
         )
     groups = [

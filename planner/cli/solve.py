@@ -63,8 +63,8 @@ def solve(
 ) -> None:
     """Pick a type for every tensor so that the file fits a budget and loses as little as possible.
 
-    With MODEL, measures first what is missing. Without, a finished state file in this directory is enough. The recipe is
-    proven to be within a gap of the best there is.
+    With MODEL, measures first what is missing. Without, a finished state file in this directory is enough. The
+    recipe is proven to be within a gap of the best there is.
     """
     from planner.plan import make_plan
     from state import Store

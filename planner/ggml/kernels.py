@@ -20,8 +20,8 @@ __all__ = ["dequantize_rows", "has_tables", "prepare_tables", "quantize_rows", "
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-# Formats whose kernels search a lattice; its tables are built once a process, in up to 20 seconds. Cheapest first (iq1_s and
-# iq1_m share one table). The number is iq3xs_init_impl's grid size; iq2xs_init_impl takes the type.
+# Formats whose kernels search a lattice; its tables are built once a process, in up to 20 seconds. Cheapest
+# first (iq1_s and iq1_m share one table). The number is iq3xs_init_impl's grid size; iq2xs_init_impl takes the type.
 _TABLES = {"iq3_xxs": 256, "iq3_s": 512, "iq2_xxs": None, "iq2_xs": None, "iq2_s": None, "iq1_s": None, "iq1_m": None}
 # Kernels sum products of squared weights and imatrix values over a row in float32
 _LARGEST_PRODUCT = 1e34
@@ -61,8 +61,8 @@ def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> B
     """Rows in a format, with the bytes that `llama-quantize` would write.
 
     `rows` is float32 [r, n]; `weights` are the imatrix values of the row's n channels, float32 [n], finite and
-    not negative, or None. Returns uint8 [r, fmt.row_bytes(n)]. Releases the GIL. Raises ValueError for wrong shapes or a
-    missing imatrix, KernelError for values that the kernels cannot take.
+    not negative, or None. Returns uint8 [r, fmt.row_bytes(n)]. Releases the GIL. Raises ValueError for wrong
+    shapes or a missing imatrix, KernelError for values that the kernels cannot take.
     """
     _check_rows(fmt, rows)
     if weights is not None:
@@ -132,7 +132,8 @@ def tables_ready(fmt: Format) -> bool:
 def prepare_tables(wanted: tuple[Format, ...]) -> None:
     """Build the lookup tables of the formats, cheapest first; returns at once for those already built.
 
-    Takes up to half a minute of one core, without the GIL and without hindering kernels of other formats. A kernel whose
+    Takes up to half a minute of one core, without the GIL and without hindering kernels of other formats. A
+    kernel whose
     table is missing builds it itself, deaf to signals: call this from a thread of its own and wait for `tables_ready`.
     """
     names = {fmt.name for fmt in wanted}

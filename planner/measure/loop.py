@@ -153,7 +153,8 @@ def _restricted(job: Job, *, tables: bool) -> Job:
 
 
 def in_threads(work: Callable[[T, threading.Event], R], items: Sequence[T], threads: int) -> Iterator[R]:
-    """Results of `work` in threads, as they come. When the consumer stops, or is interrupted, workers stop soon after."""
+    """Results of `work` in threads, as they come. When the consumer stops, or is interrupted, workers stop
+    soon after."""
     stop = threading.Event()
     try:
         yield from Parallel(n_jobs=threads, prefer="threads", return_as="generator_unordered")(

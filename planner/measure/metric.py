@@ -19,7 +19,8 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """The relative error of a tensor in a format. `var`, `mean` and `massive` are its components (the massive one relative
+    """The relative error of a tensor in a format. `var`, `mean` and `massive` are its components (the massive
+    one relative
     to the massive channels' energy), `stderr` the standard error of var + mean, `stderr_massive` that of massive."""
 
     var: float
@@ -66,7 +67,8 @@ class Tally:
     exact: Estimate | None = None
 
     def add(self, errors: Doubles, weights: Doubles, draws: NDArray[np.int64]) -> None:
-        """Add drawn rows: `errors` float64 [3, k] of the rows, usage included; `weights` 1 / probability; `draws` how often."""
+        """Add drawn rows: `errors` float64 [3, k] of the rows, usage included; `weights` 1 / probability;
+        `draws` how often."""
         self.samples.append(np.repeat(errors * weights, draws, axis=1))
 
     def settle(self, errors: Doubles) -> None:
@@ -82,7 +84,8 @@ class Tally:
         )
 
     def estimate(self) -> Estimate:
-        """The mean over draws, with the standard error of systematic draws taken as independent (which errs to the safe side).
+        """The mean over draws, with the standard error of systematic draws taken as independent (which errs to
+        the safe side).
 
         The standard error is widened for small samples so that three of them hold with the probability of three
         standard deviations (Student's t at 99.865 %, Cornish-Fisher expansion).

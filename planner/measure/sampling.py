@@ -1,6 +1,7 @@
 """Which rows are measured.
 
-Rows are drawn systematically, with probability proportional to the error that each is expected to have (`Survey.guess`).
+Rows are drawn systematically, with probability proportional to the error that each is expected to have
+(`Survey.guess`).
 Drawn rows then weigh about the same in the sum, so a few hundred suffice even where energies span decades, and no
 heavy row can be missed. Draws nest: each stage doubles them and keeps the former. They depend on the seed, the tensor's
 name and its rows alone.
@@ -24,8 +25,8 @@ FIRST_DRAWS = 64  # fewer give standard errors that cannot be believed; 2^18 wei
 
 @dataclass(frozen=True)
 class Stage:
-    """Rows that a stage adds. `rows` are distinct row numbers, int64 [k]; `weights` are what a row's energy counts for in
-    the sum over all rows, float64 [k]; `draws` how often each was drawn.
+    """Rows that a stage adds. `rows` are distinct row numbers, int64 [k]; `weights` are what a row's energy
+    counts for in the sum over all rows, float64 [k]; `draws` how often each was drawn.
 
     In the last stage, `exhaustive`, every row that has energy is measured, once, and counts for itself.
     """
@@ -39,7 +40,8 @@ class Stage:
 def stages(guess: NDArray[np.float64], massive: NDArray[np.float64], seed: int, name: str) -> Iterator[Stage]:
     """Yield stages of draws until all rows are in.
 
-    `guess` and `massive` are the rows' expected errors in ordinary and massive channels, float64 [rows], up to a factor.
+    `guess` and `massive` are the rows' expected errors in ordinary and massive channels, float64 [rows], up to
+    a factor.
     Where there are massive channels, half of the probability goes to each. Rows expected to have none are left out.
     """
     probability = _normalized(guess)

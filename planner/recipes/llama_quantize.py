@@ -26,15 +26,16 @@ _SAYABLE = re.compile(r"[a-z0-9_.\-]+")
 
 
 def tensor_types(recipe: Recipe) -> str:
-    """The file: one line a tensor that is not left alone. Raises RecipeError for a name that the parser cannot match."""
+    """The file: one line a tensor that is not left alone. Raises RecipeError for a name that the parser cannot
+    match."""
     lines = []
     for choice in recipe.tensors:
         if choice.why.startswith("left alone"):
             continue
         if not _SAYABLE.fullmatch(choice.name):
             raise RecipeError(
-                f"llama-quantize cannot be told about the tensor {choice.name!r}: it lowercases patterns and splits them at "
-                "white space.",
+                f"llama-quantize cannot be told about the tensor {choice.name!r}: it lowercases patterns and splits "
+                "them at white space.",
                 "Write this model with `planner quantize`.",
             )
         pattern = choice.name.replace(".", r"\.").replace("-", r"\-")

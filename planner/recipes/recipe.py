@@ -40,7 +40,8 @@ class ImatrixSource(_Record):
 
 
 class Choice(_Record):
-    """One tensor. `err` is its relative error in the format, `loss` its part of the recipe's; `why` it has that format."""
+    """One tensor. `err` is its relative error in the format, `loss` its part of the recipe's; `why` it has
+    that format."""
 
     name: str
     format: str
@@ -51,7 +52,8 @@ class Choice(_Record):
 
 
 class Recipe(_Record):
-    """A recipe and its provenance. `size` is the bytes of the file that it makes, `bpw` bits of tensor data per element.
+    """A recipe and its provenance. `size` is the bytes of the file that it makes, `bpw` bits of tensor data
+    per element.
 
     `loss` is the sum over tensors, `bound` a proven lower bound on it under the same limits.
     """

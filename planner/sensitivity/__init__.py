@@ -1,4 +1,5 @@
-"""How much the model's output suffers from a tensor's error: uniform, by role (prior), from weights and imatrix (structure)."""
+"""How much the model's output suffers from a tensor's error: uniform, by role (prior), from weights and
+imatrix (structure)."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ Activation = Literal["silu", "gelu", "relu2"]
 # llama_model_rope_type in llama.cpp: these rotate neighbouring channels, all others those half a head apart
 _NEIGHBOUR_ROPE = frozenset(
     """
-    llama llada llama4 deci baichuan starcoder internlm2 minicpm xverse command-r cohere2 cohere2moe olmo arctic deepseek
-    deepseek2 deepseek2-ocr deepseek32 plm chatglm granite granitemoe granitehybrid chameleon bailingmoe neo-bert smollm3
-    arcee ernie4_5 ernie4_5-moe mistral3 mistral4 llama-embed maincoder glm-dsa
+    llama llada llama4 deci baichuan starcoder internlm2 minicpm xverse command-r cohere2 cohere2moe olmo
+    arctic deepseek deepseek2 deepseek2-ocr deepseek32 plm chatglm granite granitemoe granitehybrid chameleon bailingmoe
+    neo-bert smollm3 arcee ernie4_5 ernie4_5-moe mistral3 mistral4 llama-embed maincoder glm-dsa
     """.split()  # noqa: SIM905 - a list of literals would be three times as long
 )
 _RELU_SQUARED = frozenset({"nemotron", "nemotron_h", "nemotron_h_moe", "arcee"})
@@ -42,7 +42,8 @@ class BlockAnatomy:
     def norm_after(self, sublayer: Literal["attention", "ffn"]) -> Doubles | None:
         """Weights of the norm that a sublayer's output passes before it is added to the stream, or None.
 
-        `post_attention_norm` alone, without an ffn_norm or a norm after the FFN, is the norm *before* the FFN (Qwen3-Next).
+        `post_attention_norm` alone, without an ffn_norm or a norm after the FFN, is the norm *before* the FFN
+        (Qwen3-Next).
         """
         if sublayer == "ffn":
             return self.vectors.get("post_ffw_norm")

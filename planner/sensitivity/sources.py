@@ -31,8 +31,8 @@ class TensorSensitivity:
 
 
 def default_source(*, has_imatrix: bool, has_means: bool) -> Source:
-    """The best source for what is known: `structure` needs the sums of activations to be at its best, and without them is
-    steadied by `prior`; without an imatrix it says nothing."""
+    """The best source for what is known: `structure` needs the sums of activations to be at its best, and
+    without them is steadied by `prior`; without an imatrix it says nothing."""
     if not has_imatrix:
         return "prior"
     return "structure" if has_means else "structure+prior"

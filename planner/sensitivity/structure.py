@@ -2,7 +2,8 @@
 
     loss = (energy that the error adds to the stream) / (energy of the stream there)
 
-Normalization makes every later write proportional to the stream, so what is lost at one depth is lost to the same degree
+Normalization makes every later write proportional to the stream, so what is lost at one depth is lost to the
+same degree
 at the end. `block_facts` finds, from the surveys of one block, the energies that each tensor's error adds, per unit of
 relative error; `stream_shares` sets them against the stream. docs/design.md has the formulas and the evidence.
 """
@@ -21,11 +22,12 @@ from planner.sensitivity.prior import role_of, role_value
 
 __all__ = ["STRUCTURE_VERSION", "Facts", "block_facts", "global_facts", "stream_shares"]
 
-STRUCTURE_VERSION = 2  # part of the key under which facts are kept: raise it when a number would change
+STRUCTURE_VERSION = 3  # part of the key under which facts are kept: raise it when a number would change
 
 Doubles = NDArray[np.float64]
 Facts = dict[str, float]
-"""Energies per token of one tensor: `var` and `mean` per unit of err_var and err_mean, `massive` of its massive channels,
+"""Energies per token of one tensor: `var` and `mean` per unit of err_var and err_mean, `massive` of its
+massive channels,
 `write` what it adds to the stream itself; `stage` orders writes within a block. Without `var`: not placed."""
 
 # Fitted on the sensitivities measured in benchmarks/data/measured_sensitivity by benchmarks/fit_structure.py
@@ -42,8 +44,8 @@ _WRITERS = {"attn_output": _ATTENTION, "attn_out": _ATTENTION, "ssm_out": _ATTEN
 
 
 def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
-    """Facts of a tensor outside the blocks: token_embd (the energy of a mean row, scaled as the model scales it), and what
-    computes the logits (`output`: in energies of the final stream)."""
+    """Facts of a tensor outside the blocks: token_embd (the energy of a mean row, scaled as the model scales
+    it), and what computes the logits (`output`: in energies of the final stream)."""
     facts: Facts = {}
     name = survey.tensor.name
     if name == "token_embd.weight":
@@ -75,8 +77,8 @@ def block_facts(surveys: Sequence[Survey], anatomy: Anatomy, number: int) -> dic
 
 
 def _share(survey: Survey, anatomy: Anatomy) -> float:
-    """What turns sums over experts, weighted by usage (mean 1), into energy per token: with k of n experts used, each serves
-    usage k/n of the tokens, with a gate of about 1/k."""
+    """What turns sums over experts, weighted by usage (mean 1), into energy per token: with k of n experts
+    used, each serves usage k/n of the tokens, with a gate of about 1/k."""
     experts = survey.tensor.matrices
     return 1.0 if experts == 1 else 1.0 / (experts * anatomy.experts_used)
 
@@ -131,7 +133,8 @@ def _attention(known: Mapping[str, Survey], facts: dict[str, Facts], block: Bloc
 def stream_shares(facts: Mapping[str, Facts]) -> dict[str, tuple[float, float, float]]:
     """Sensitivities of all tensors that have been placed: for err_var, err_mean and err_massive.
 
-    `facts` are by tensor name, of the whole model. The stream's energy is the embedding's plus that of every write so far.
+    `facts` are by tensor name, of the whole model. The stream's energy is the embedding's plus that of every
+    write so far.
     """
     embedding = facts.get("token_embd.weight", {})
     if not embedding.get("write"):
@@ -300,8 +303,8 @@ _ACTIVATIONS: dict[Activation, Callable[[Doubles], tuple[Doubles, Doubles]]] = {
     "relu2": _relu_squared,
 }
 
-# Inner tensors of latent attention and of state-space layers, whose path to the writer is not worked out: the writer's own
-# energy, times what published measurements say of the role beside it (prior.json)
+# Inner tensors of latent attention and of state-space layers, whose path to the writer is not worked out: the
+# writer's own energy, times what published measurements say of the role beside it (prior.json)
 _ANCHORED = ("attn_q", "attn_k", "attn_v", "attn_gate", "ssm_")
 
 
