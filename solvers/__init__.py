@@ -5,9 +5,9 @@ the losses is to be least.
 
 >>> small, large = Option(bytes=10, loss=3.0, label="q4"), Option(bytes=17, loss=1.0, label="q6")
 >>> problem = Problem([Group("a", [small, large]), Group("b", [small, large])], [Limit("file", 30)])
->>> answer = solve(problem)
->>> answer.picks, answer.loss, answer.bytes
-((1, 0), 4.0, 27)
+>>> answer = solve(problem, gap=0.0)
+>>> answer.picks, answer.loss, answer.bytes, answer.status.value
+((1, 0), 4.0, 27, 'optimal')
 
 Groups that must take the same format are one group with the sums of their bytes and losses; a pin is a group with one
 option. A `Solution` says separately why the search ended (`status`) and what it found (`picks`, `None` if the time
@@ -21,12 +21,16 @@ from solvers.check import check
 from solvers.conflicts import Change, Infeasibility
 from solvers.driver import METHODS, solve
 from solvers.errors import InfeasibleError, ProblemError
+from solvers.explanation import Explanation, Step, explain
 from solvers.problem import Group, Limit, Option, Problem
 from solvers.solution import Solution, Status, Usage
+from solvers.sweep import Frontier, frontier
 
 __all__ = [
     "METHODS",
     "Change",
+    "Explanation",
+    "Frontier",
     "Group",
     "Infeasibility",
     "InfeasibleError",
@@ -36,7 +40,10 @@ __all__ = [
     "ProblemError",
     "Solution",
     "Status",
+    "Step",
     "Usage",
     "check",
+    "explain",
+    "frontier",
     "solve",
 ]

@@ -30,6 +30,9 @@ class Completion:
         least = np.array([item.weight.min(axis=1) for item in core.groups], np.int64).reshape(stages, limits)
         self.freed = np.zeros((stages + 1, limits), np.int64)  # what the groups to come can give back at the very most
         self.freed[:-1] = -np.cumsum(least[::-1], axis=0)[::-1]
+        most = np.array([item.weight.max(axis=1) for item in core.groups], np.int64).reshape(stages, limits)
+        self.usable = np.zeros((stages + 1, limits), np.int64)  # more slack than this is of no use to them
+        self.usable[:-1] = np.cumsum(most[::-1], axis=0)[::-1]
         span = sum(float(np.ptp(item.weight, axis=1).max()) for item in core.groups)
         self.lines: list[_Line] = []
         if span + float(np.abs(core.slack).max(initial=0)) < EXACT:

@@ -68,15 +68,20 @@ def lagrangian(problem: Reduced, deadline: float) -> tuple[Bound, list[IntArray]
     unit = np.maximum(problem.capacities, 1).astype(np.float64)
     ascent = _Ascent(problem)
     ascent.at(prices)
-    for _ in range(8 if prices.any() else 0):
+    for _ in range(4 if prices.any() else 0):
         before = ascent.best
         # Where a limit has no price yet, one at which its whole capacity would be worth as much as another's.
         radius = np.where(prices > 0.0, prices, (prices * unit).max() / unit)
         _ellipsoid(ascent, prices, np.maximum(radius, np.finfo(float).tiny), deadline)
         prices = ascent.prices
-        if ascent.best - before <= 1e-9 * abs(ascent.best) or time.monotonic() > deadline:
+        if ascent.best - before <= 1e-6 * abs(ascent.best) or time.monotonic() > deadline:
             break
-    bound = certify(problem, ascent.prices)
+    for i in np.flatnonzero(prices).tolist():  # a limit with room has no price; the ascent leaves it with next to none
+        without = prices.copy()
+        without[i] = 0.0
+        if ascent.at(without)[0] >= ascent.best - 1e-9 * abs(ascent.best):
+            prices = without
+    bound = certify(problem, prices)
     return bound, [bound.choice, *ascent.choices]
 
 
@@ -144,7 +149,7 @@ def _ellipsoid(ascent: _Ascent, centre: FloatArray, radius: FloatArray, deadline
     """
     n = centre.size
     point, shape = centre / radius, float(n) * np.eye(n)
-    for _ in range(60 * n * n):
+    for _ in range(40 * n * n):
         below = int(point.argmin())
         if point[below] < 0.0:  # cut off negative prices
             value, gradient, depth = 0.0, np.eye(n)[below], -point[below]
@@ -154,7 +159,7 @@ def _ellipsoid(ascent: _Ascent, centre: FloatArray, radius: FloatArray, deadline
         scale = float(np.abs(gradient).max())
         gradient = gradient / scale if scale > 0.0 else gradient
         length = float(np.sqrt(max(gradient @ shape @ gradient, 0.0)))
-        if length == 0.0 or scale * length <= 1e-10 * abs(ascent.best) or time.monotonic() > deadline:
+        if length == 0.0 or scale * length <= 1e-8 * abs(ascent.best) or time.monotonic() > deadline:
             return
         depth = min(depth / scale / length, 0.999)
         step = shape @ gradient / length

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from solvers.problem import LARGEST_TOTAL, FloatArray, IntArray, Problem, exact_sum
 
-__all__ = ["Reduced", "ragged_argmin", "reduce", "starts_of"]
+__all__ = ["Reduced", "ragged_argmin", "reduce", "reduce_under", "starts_of"]
 
 WIDEST_COMPARISON = 256  # with several limits an option is compared with so many before it
 
@@ -43,18 +43,6 @@ class Reduced:
         """[options] the group of each option."""
         return np.repeat(np.arange(self.starts.size), np.diff(self.offsets))
 
-    def subset(self, keep: NDArray[np.bool_]) -> Reduced:
-        """The same with the options of `keep` only; every group must keep one. Weights stay as they are."""
-        counts = np.add.reduceat(keep.astype(np.int64), self.starts) if keep.size else np.zeros(0, np.int64)
-        return Reduced(
-            starts_of(counts),
-            self.losses[keep],
-            self.weights[:, keep],
-            self.capacities,
-            self.limits,
-            self.origin[keep],
-        )
-
 
 def starts_of(counts: IntArray) -> IntArray:
     """Offsets [groups + 1] from the numbers of options."""
@@ -80,15 +68,15 @@ def reduce(problem: Problem) -> Reduced | None:
             capacities.append(spare)
             limits.append(i)
     weights = np.array(rows, np.int64).reshape(len(rows), group.size)
-    origin = _undominated(offsets, problem.losses, weights)
-    return Reduced(
-        starts_of(np.bincount(group[origin], minlength=len(problem))),
-        problem.losses[origin],
-        weights[:, origin],
-        np.array(capacities, np.int64),
-        tuple(limits),
-        origin,
-    )
+    return reduce_under(problem, weights, np.array(capacities, np.int64), tuple(limits))
+
+
+def reduce_under(problem: Problem, weights: IntArray, capacities: IntArray, limits: tuple[int, ...]) -> Reduced:
+    """Drop options that are dominated under these `weights` [limits, options]."""
+    origin = _undominated(problem.offsets, problem.losses, weights)
+    group = np.repeat(np.arange(len(problem)), np.diff(problem.offsets))
+    counts = np.bincount(group[origin], minlength=len(problem))
+    return Reduced(starts_of(counts), problem.losses[origin], weights[:, origin], capacities, limits, origin)
 
 
 def _undominated(offsets: IntArray, losses: FloatArray, weights: IntArray) -> IntArray:

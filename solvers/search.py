@@ -20,6 +20,8 @@ from solvers.problem import FloatArray, IntArray
 
 __all__ = ["Found", "search"]
 
+NEIGHBOURS = 24  # with several limits a state is compared with so many before it
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -57,7 +59,7 @@ def search(core: Core, room: float, width: int, deadline: float) -> Found:
         slack = (slack[:, :, None] - item.weight[:, None, :]).reshape(len(prices), -1)
         least = completion.bound(stage + 1, cost, slack)
         alive = np.flatnonzero(least < best)
-        alive = alive[_undominated(cost[alive], slack[:, alive], prices)]
+        alive = alive[_undominated(cost[alive], slack[:, alive], prices, completion.usable[stage + 1])]
         if alive.size > width:
             kept = _spread(least[alive], width)
             dropped = np.ones(alive.size, bool)
@@ -86,20 +88,28 @@ def _best(
     return best, where
 
 
-def _undominated(cost: FloatArray, slack: IntArray, prices: FloatArray) -> IntArray:
-    """Indices of states to keep, ordered by slack. One limit: all that are not dominated; several: no doubles."""
+def _undominated(cost: FloatArray, slack: IntArray, prices: FloatArray, usable: IntArray) -> IntArray:
+    """Indices of the states that no other equals or betters in slack and loss, ordered by slack.
+
+    Slack beyond what is `usable` does not count, so limits whose groups are all decided drop out. With one limit left
+    all dominated states go; with several those that one of their neighbours in order dominates.
+    """
     if not cost.size:
         return np.zeros(0, np.int64)
     loss = cost + prices @ slack  # up to a constant
-    if len(prices) == 1:
-        order = np.lexsort((loss, -slack[0]))
-        sorted_loss = loss[order]
-        keep = np.ones(order.size, bool)
-        keep[1:] = sorted_loss[1:] < np.minimum.accumulate(sorted_loss)[:-1]
-        return order[keep]
-    order = np.lexsort((loss, *slack))
+    useful = np.minimum(slack, usable[:, None])
+    useful = useful[(useful != useful[:, :1]).any(axis=1)]
+    order = np.lexsort((loss, *-useful[::-1]))
+    loss, useful = loss[order], useful[:, order]
     keep = np.ones(order.size, bool)
-    keep[1:] = (slack[:, order[1:]] != slack[:, order[:-1]]).any(axis=0)
+    if len(useful) <= 1:
+        keep[1:] = loss[1:] < np.minimum.accumulate(loss)[:-1]
+        return order[keep]
+    for shift in range(1, min(NEIGHBOURS, order.size)):
+        worse = loss[shift:] >= loss[:-shift]
+        for row in useful[1:]:
+            worse &= row[shift:] <= row[:-shift]
+        keep[shift:] &= ~worse
     return order[keep]
 
 

@@ -1,0 +1,115 @@
+"""What every method promises, against all choices of small problems."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from solvers import METHODS, InfeasibleError, Problem, Solution, Status, check, solve
+from tests.solvers.oracle import best, problems, single_steps_that_help
+
+EXACT = ["auto", "dp"]
+# CP-SAT and SCIP start slowly: fewer examples, and those that decide the same way every time
+SETTINGS = {"auto": 400, "dp": 300, "lagrangian": 300, "cp-sat": 60, "milp": 60}
+
+
+def keeps_its_promises(problem: Problem, answer: Solution, gap: float) -> None:
+    truth = best(problem)
+    if answer.picks is None:
+        assert answer.loss == float("inf")
+        return
+    checked = check(problem, answer.picks)
+    assert checked.feasible
+    assert truth is not None
+    assert answer.loss == float(checked.loss)
+    assert answer.bytes == checked.bytes
+    assert Fraction(answer.bound) <= truth
+    assert not single_steps_that_help(problem, answer.picks)
+    rounding = 1 + Fraction(1, 10**11)
+    if answer.status is Status.OPTIMAL:
+        assert checked.loss <= truth * rounding
+    if answer.status is Status.WITHIN_GAP:
+        assert answer.gap <= gap
+    assert checked.loss * (1 - Fraction(answer.gap)) <= truth * rounding
+    for usage, used, scale, limit in zip(answer.usage, checked.used, problem.scales, problem.limits, strict=True):
+        assert usage.used * scale == used
+        assert usage.slack >= 0
+        assert usage.name == limit.name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_never_infeasible_never_worse_than_stated(method: str) -> None:
+    @settings(max_examples=SETTINGS[method], deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(problems(), st.sampled_from([0.0, 1e-6, 0.1]))
+    def holds(problem: Problem, gap: float) -> None:
+        try:
+            answer = solve(problem, method=method, gap=gap, time_limit=20.0)
+        except InfeasibleError:
+            assert best(problem) is None
+            return
+        keeps_its_promises(problem, answer, gap)
+        if method in EXACT:
+            assert answer.status in (Status.OPTIMAL, Status.WITHIN_GAP)
+            assert answer.picks is not None
+
+    holds()
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems(least=1))
+def test_exact_is_never_worse_than_greedy(problem: Problem) -> None:
+    try:
+        exact, greedy = solve(problem, gap=0.0), solve(problem, method="lagrangian")
+    except InfeasibleError:
+        return
+    assert exact.loss <= greedy.loss
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(least=1), st.integers(0, 2**40))
+def test_more_room_never_loses_more(problem: Problem, more: int) -> None:
+    first = problem.limits[0]
+    try:
+        tight = solve(problem, gap=0.0)
+    except InfeasibleError:
+        return
+    loose = solve(problem.with_capacity(first.name, first.capacity + more), gap=0.0)
+    assert loose.loss <= tight.loss * (1 + 1e-12)
+
+
+@settings(max_examples=300, deadline=None)
+@given(problems(least=1))
+def test_infeasible_problems_say_why_and_the_cures_work(problem: Problem) -> None:
+    try:
+        solve(problem)
+    except InfeasibleError as error:
+        analysis = error.analysis
+    else:
+        assert best(problem) is not None
+        return
+    conflict = [problem.limit(name) for name in analysis.limits]
+    assert best(problem.only(conflict)) is None
+    for i in conflict:
+        assert best(problem.only([k for k in conflict if k != i])) is not None
+    assert analysis.changes
+    for change in analysis.changes:
+        cured = problem
+        for name, capacity in change.capacities.items():
+            cured = cured.with_capacity(name, capacity)
+        assert best(cured) is not None
+        if change.least:
+            for name, capacity in change.capacities.items():
+                smaller = capacity - Fraction(1, problem.scales[problem.limit(name)])
+                assert best(cured.with_capacity(name, smaller)) is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_call_gives_the_same_answer(method: str) -> None:
+    from benchmarks.solvers.problems import real
+
+    problem = real("Qwen3.5-0.8B", 3.3)
+    first, second = (solve(problem, method=method, gap=1e-4, seed=3) for _ in range(2))
+    assert (first.picks, first.bound, first.status) == (second.picks, second.bound, second.status)
