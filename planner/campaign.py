@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from planner.errors import ModelError
+from planner.errors import ModelError, UsageError
 from planner.ggml import Format, formats, library_digest, library_version
 from planner.gguf import Imatrix, Model, Tensor, header_bytes, requires_imatrix, why_left_alone
 from planner.measure import (
@@ -187,6 +187,11 @@ class Campaign:
             raise ModelError(
                 f"{self._model.path} has no tensors that llama.cpp would quantize.",
                 "Give a language model with its weights.",
+            )
+        if not any(target.formats for block in blocks.values() for target in block.targets):
+            raise UsageError(
+                f"No tensor of {self._model.path} can be stored as {', '.join(fmt.name for fmt in candidates)}.",
+                "Allow more --types: blocks of some do not fill the rows, and some need an imatrix (--imatrix).",
             )
         return list(blocks.values())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from planner.cli.options import Sources
     from planner.ggml import Format
     from planner.plan import Plan, Request
+    from planner.sensitivity import Source
 
 __all__ = ["solve"]
 
@@ -27,6 +28,15 @@ _OPTIMAL = 1e-9  # what the rounding of sums leaves of a gap
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--budget", metavar="SIZE", help="Size of the file on disk: 23.85GB, 22GiB, 900MB, or bytes.")
 @click.option("--bpw", metavar="BITS", help="Bits of tensor data per weight, as llama-quantize counts them.")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="NAME:REGEX=SIZE",
+    help="Tensors that go to a device, and what it holds; a tensor belongs to the first device that matches.",
+)
+@click.option("--active-budget", metavar="SIZE", help="Bytes read for one token; of experts, those used count.")
+@click.option("--tie", "ties", multiple=True, metavar="REGEX|fused", help="Tensors of a block that take one type.")
 @click.option("--pin", multiple=True, metavar="REGEX=TYPE", help="Tensors that get this type, whatever it costs.")
 @click.option("--min", "floors", multiple=True, metavar="[REGEX=]TYPE", help="Nothing smaller than this type.")
 @click.option("--max", "caps", multiple=True, metavar="[REGEX=]TYPE", help="Nothing larger than this type.")
@@ -35,6 +45,7 @@ _OPTIMAL = 1e-9  # what the rounding of sums leaves of a gap
     type=click.Choice(["uniform", "prior", "structure", "structure+prior"]),
     help="Where sensitivities come from.  [default: the best that the imatrix allows]",
 )
+@click.option("--explain", "explained", multiple=True, metavar="TENSOR", help="Say why a tensor has its type.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="recipe.json", show_default=True)
 @click.option("--method", default="auto", show_default=True, help="Solver: auto, lagrangian, dp, cp-sat, milp.")
 @click.option("--gap", type=click.FloatRange(min=0), default=1e-6, show_default=True, help="Stop at this proven gap.")
@@ -44,10 +55,14 @@ def solve(
     model: Path | None,
     budget: str | None,
     bpw: str | None,
+    devices: tuple[str, ...],
+    active_budget: str | None,
+    ties: tuple[str, ...],
     pin: tuple[str, ...],
     floors: tuple[str, ...],
     caps: tuple[str, ...],
     sensitivity: str | None,
+    explained: tuple[str, ...],
     output: Path,
     method: str,
     gap: float,
@@ -66,10 +81,37 @@ def solve(
     With MODEL, measures first what is missing. Without, a finished state file in this directory is enough. The
     recipe is proven to be within a gap of the best there is.
     """
-    from planner.plan import make_plan
+    from planner.ggml import select_formats
+    from planner.plan import Request, make_plan
+    from planner.report import explanation
+    from planner.rules import parse_device, parse_rule, parse_tie
+    from planner.sizes import parse_size
     from state import Store
 
-    request = _request(budget, bpw, pin, floors, caps, sensitivity, types, method, gap, time_limit)
+    limits: dict[str, Any] = {
+        "budget": None if budget is None else parse_size(budget),
+        "bpw": None if bpw is None else _bits(bpw),
+        "devices": tuple(map(parse_device, devices)),
+        "active": None if active_budget is None else parse_size(active_budget),
+    }
+    if not any(limits.values()):
+        raise UsageError(
+            "Give the size that is wanted: --budget or --bpw.", "For example --budget 23.85GB or --bpw 4.5."
+        )
+    if budget is not None and bpw is not None:
+        raise UsageError("--budget and --bpw exclude each other.", "Give one of them.")
+    request = Request(
+        **limits,
+        formats=None if types is None else select_formats(types),
+        pins=tuple(map(parse_rule, pin)),
+        floors=tuple(parse_rule(text, default_pattern="") for text in floors),
+        caps=tuple(parse_rule(text, default_pattern="") for text in caps),
+        ties=tuple(tie for text in ties for tie in parse_tie(text)),
+        sensitivity=cast("Source | None", sensitivity),
+        method=method,
+        gap=gap,
+        time_limit=time_limit,
+    )
     if model is not None:
         with open_sources(model, imatrix, no_imatrix, state) as sources:
             _measure(sources, request, types, seed, tolerance, allow_requantize, threads)
@@ -81,44 +123,9 @@ def solve(
             )
         with Store.open(find_state(state), read_only=True) as store:
             plan = make_plan(store, request)
-    _report(plan, output, budget is not None)
-
-
-def _request(
-    budget: str | None,
-    bpw: str | None,
-    pin: tuple[str, ...],
-    floors: tuple[str, ...],
-    caps: tuple[str, ...],
-    sensitivity: str | None,
-    types: str | None,
-    method: str,
-    gap: float,
-    time_limit: float,
-) -> Request:
-    from typing import cast
-
-    from planner.ggml import select_formats
-    from planner.plan import Request, parse_rule
-    from planner.sensitivity import Source
-    from planner.sizes import parse_size
-
-    if (budget is None) == (bpw is None):
-        raise UsageError(
-            "Give the size that is wanted: --budget or --bpw.", "For example --budget 23.85GB or --bpw 4.5."
-        )
-    return Request(
-        budget=None if budget is None else parse_size(budget),
-        bpw=None if bpw is None else _bits(bpw),
-        formats=None if types is None else select_formats(types),
-        pins=tuple(parse_rule(text) for text in pin),
-        floors=tuple(parse_rule(text, default_pattern="") for text in floors),
-        caps=tuple(parse_rule(text, default_pattern="") for text in caps),
-        sensitivity=cast("Source | None", sensitivity),
-        method=method,
-        gap=gap,
-        time_limit=time_limit,
-    )
+    _report(plan, output)
+    for tensor in explained:
+        click.echo(plain(f"\n{explanation(plan, tensor)}"))
 
 
 def _bits(text: str) -> Fraction:
@@ -154,16 +161,17 @@ def _measure(
     )  # fmt: skip
 
 
-def _report(plan: Plan, output: Path, by_size: bool) -> None:
+def _report(plan: Plan, output: Path) -> None:
     from planner.recipes import save_recipe
-    from planner.report import role_table
+    from planner.report import limit_line, role_table
     from planner.sizes import format_size
 
     recipe = plan.recipe
     save_recipe(recipe, output)
     click.echo(role_table(recipe))
-    left = f", {plan.slack:,} bytes under the budget" if by_size else ""
-    click.echo(f"\nFile       {recipe.size:,} bytes ({format_size(recipe.size)}), {recipe.bpw:.4f} bpw{left}")
+    click.echo(f"\nFile       {recipe.size:,} bytes ({format_size(recipe.size)}), {recipe.bpw:.4f} bpw")
+    for limit in plan.limits:
+        click.echo(f"Limit      {plain(limit_line(limit))}")
     if recipe.gap < _OPTIMAL:
         proof = "proven optimal"
     else:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from planner.plan import LimitUse, Plan
 from planner.recipes import Choice, Recipe
 from planner.sensitivity import role_of
 from planner.sizes import format_size
 
-__all__ = ["role_table"]
+__all__ = ["explanation", "limit_line", "role_table"]
 
 _WIDTH = 80
 
@@ -58,3 +59,27 @@ def _lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
             text = f"{text} {word}".strip()
         lines.append(head + text)
     return lines
+
+
+def limit_line(limit: LimitUse) -> str:
+    """A limit at the answer: how much is used and what is left."""
+    if limit.name == "bpw":
+        return f"bpw: {limit.capacity - limit.used:,} bits under it"
+    used, left = format_size(limit.used), limit.capacity - limit.used
+    return f"{limit.name}: {used} of {format_size(limit.capacity)}, {left:,} bytes left"
+
+
+def explanation(plan: Plan, tensor: str) -> str:
+    """Why a tensor has its format: the options beside it, what they cost and gain."""
+    why = plan.explain(tensor)
+    lines = [f"{tensor} as {why.option.label}: {format_size(why.option.bytes)}, loss {why.option.loss:.4g}"]
+    for step, word in ((why.better, "better"), (why.worse, "worse")):
+        if step is None:
+            lines.append(f"  no {word} format")
+            continue
+        kept = "fits" if step.fits else "does not fit"
+        lines.append(
+            f"  next {word}: {step.option.label:8} {step.bytes:+,} bytes, loss {step.loss:+.4g}, "
+            f"net {step.net:+.4g} at the price of bytes; {kept}"
+        )
+    return "\n".join(lines)
