@@ -38,6 +38,7 @@ _FILE_TYPES = {
     "iq1_m": 31, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38,
 }  # fmt: skip
 _FALLBACK_FILE_TYPE = 15
+_FILE, _BPW = "file", "bpw"  # limits that go without a name
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ class _Limit:
     spoken: Callable[[float], str]
 
     def solver_limit(self, groups: Sequence[TiedGroup]) -> Limit:
+        if self.name == _FILE:  # what the options' own bytes are
+            return Limit(self.name, self.capacity - self.overhead)
         weights = {
             group.name: [
                 sum(self.weigh(tensor, entry.nbytes) for tensor, entry in zip(group.tensors, option, strict=True))
@@ -190,7 +193,7 @@ def _limits(inventory: Inventory, candidates: Candidates, request: Request) -> l
 
     limits: list[_Limit] = []
     if request.budget is not None:
-        add("file", request.budget, inventory.header_bytes, padded)
+        add(_FILE, request.budget, inventory.header_bytes, padded)
     if request.bpw is not None:
         overhead = Fraction(8 * sum(tensor.nbytes for tensor in candidates.fixed))
         capacity = int(request.bpw * elements)
@@ -276,7 +279,7 @@ def _solve(
 def _titled(limit: _Limit) -> str:
     """A limit as a user knows it."""
     spoken = limit.spoken(limit.capacity)
-    return spoken if limit.name in ("file", "bpw") else f"{limit.name}: {spoken}"
+    return spoken if limit.name in (_FILE, _BPW) else f"{limit.name}: {spoken}"
 
 
 def _conflict(error: InfeasibleError, limits: Sequence[_Limit]) -> BudgetError:
@@ -305,7 +308,7 @@ def _causes(inventory: Inventory, candidates: Candidates, limit: _Limit) -> str:
 
     pinned = sum(weight(group) for group in candidates.groups if group.name in candidates.pins)
     causes = [f"pins take {limit.spoken(pinned)}"] if pinned else []
-    header = inventory.header_bytes if limit.name == "file" else 0
+    header = inventory.header_bytes if limit.name == _FILE else 0
     causes.append(f"tensors that llama.cpp leaves alone {limit.spoken(float(limit.overhead) - header)}")
     if header:
         causes.append(f"metadata {limit.spoken(header)}")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.gguf import Model
 from planner.sensitivity.prior import role_of
+
+if TYPE_CHECKING:
+    from planner.gguf import Model
 
 __all__ = ["Activation", "Anatomy", "BlockAnatomy", "read_anatomy"]
 

@@ -11,14 +11,16 @@ relative error; `stream_shares` sets them against the stream. docs/design.md has
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.measure import Survey
 from planner.sensitivity.anatomy import Activation, Anatomy, BlockAnatomy
 from planner.sensitivity.prior import role_of, role_value
+
+if TYPE_CHECKING:
+    from planner.measure import Survey  # whose imports `planner solve` need not wait for
 
 __all__ = ["STRUCTURE_VERSION", "Facts", "block_facts", "global_facts", "stream_shares"]
 
