@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
@@ -11,6 +11,7 @@ from planner import __version__
 from planner.candidates import Candidate, Candidates, TiedGroup
 from planner.errors import BudgetError, StateFileError, UsageError
 from planner.ggml import Format, library_version
+from planner.gguf import requires_imatrix
 from planner.recipes import Choice, ImatrixSource, ModelSource, Recipe
 from planner.rules import Device, Rule, Tie, assign_devices
 from planner.sensitivity import Source, default_source, role_of, sensitivities
@@ -136,12 +137,7 @@ def make_plan(store: Store, request: Request) -> Plan:
             f"{store.path} holds no finished measurements.",
             "Measure first: planner measure MODEL --imatrix FILE. What is measured already will be kept.",
         )
-    missing = {fmt.name for fmt in request.formats or ()} - {entry.format for entry in measured}
-    if missing:
-        raise UsageError(
-            f"Nothing was measured as {', '.join(sorted(missing))}.",
-            "Give the model, so that it can be measured: planner solve MODEL --types ...",
-        )
+    _check_measured(inventory, {entry.format for entry in measured}, request.formats or ())
     source = request.sensitivity or default_source(
         has_imatrix=inventory.imatrix_digest is not None, has_means=inventory.has_means
     )
@@ -175,6 +171,27 @@ def make_plan(store: Store, request: Request) -> Plan:
         _solution=solution,
         _groups={tensor.name: group.name for group in candidates.groups for tensor in group.tensors},
     )
+
+
+def _check_measured(inventory: Inventory, measured: Collection[str], wanted: Iterable[Format]) -> None:
+    """Raise UsageError for formats that some tensor could take and that were never measured."""
+    with_imatrix = inventory.imatrix_digest is not None
+
+    def possible(fmt: Format) -> bool:
+        return any(
+            tensor.left_alone is None
+            and tensor.source_format != fmt.name
+            and fmt.fits(tensor.row_length)
+            and (with_imatrix or not requires_imatrix(tensor.name, fmt))
+            for tensor in inventory.tensors
+        )
+
+    missing = [fmt.name for fmt in wanted if fmt.name not in measured and possible(fmt)]
+    if missing:
+        raise UsageError(
+            f"Nothing was measured as {', '.join(missing)}.",
+            "Give the model, so that it can be measured: planner solve MODEL --types ...",
+        )
 
 
 def _limits(inventory: Inventory, candidates: Candidates, request: Request) -> list[_Limit]:

@@ -1,0 +1,152 @@
+"""What all tests share: the example model, what was measured of it, and ways to run the commands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.models import CHEAP
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+_PATIENCE = 600  # seconds for another worker to measure
+
+
+@dataclass(frozen=True)
+class Example:
+    """The model that comes with the project, and its importance matrices."""
+
+    model: Path = EXAMPLES / "prose-8m-f16.gguf"
+    sums: Path = EXAMPLES / "prose-8m-sums.imatrix.gguf"
+    plain: Path = EXAMPLES / "prose-8m.imatrix.gguf"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did. `text` is all that it said."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def example() -> Example:
+    return Example()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `planner ARGUMENTS…` in this process."""
+    from planner.cli import run as run_cli
+
+    def call(*arguments: object) -> Result:
+        capsys.readouterr()
+        status = run_cli([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """Start `planner ARGUMENTS…` as a process of its own, in `cwd`."""
+    paths = os.pathsep.join([*(entry for entry in sys.path if entry), str(ROOT)])
+
+    def call(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", "from planner.cli import main; main()", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": paths},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return call
+
+
+def _once(folder: Path, name: str, make: Callable[[Path], object]) -> Path:
+    """A file that all workers of a session share, made by the first that asks."""
+    done, failed = folder / name, folder / f"{name}.failed"
+    try:
+        (folder / f"{name}.lock").mkdir()
+    except FileExistsError:
+        deadline = time.monotonic() + _PATIENCE
+        while not done.exists():
+            if failed.exists() or time.monotonic() > deadline:
+                pytest.fail(f"another worker could not make {name}")
+            time.sleep(0.1)
+        return done
+    try:
+        make(folder / f"making-{name}")
+        (folder / f"making-{name}").rename(done)
+    except BaseException:
+        failed.touch()
+        raise
+    return done
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all pytest-xdist workers have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def _measure(example: Example, types: str) -> Callable[[Path], None]:
+    from planner.cli import run as run_cli
+
+    def make(path: Path) -> None:
+        arguments = ["measure", str(example.model), "--imatrix", str(example.sums), "--state", str(path), "-t", "2"]
+        assert run_cli([*arguments, "--types", types]) == 0
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _cheap(shared: Path, example: Example) -> Path:
+    return _once(shared, "cheap.planner", _measure(example, CHEAP))
+
+
+@pytest.fixture(scope="session")
+def _whole(shared: Path, example: Example) -> Path:
+    return _once(shared, "whole.planner", _measure(example, "all"))
+
+
+@pytest.fixture
+def cheap(_cheap: Path, tmp_path: Path) -> Path:
+    """A copy of the example's finished state, in formats without lookup tables."""
+    return shutil.copy(_cheap, tmp_path / "cheap.planner")
+
+
+@pytest.fixture
+def whole(_whole: Path, tmp_path: Path) -> Path:
+    """A copy of the example's finished state, in all formats."""
+    return shutil.copy(_whole, tmp_path / "whole.planner")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the current one."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder

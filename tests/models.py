@@ -1,0 +1,281 @@
+"""Made-up models and importance matrices, written with the gguf package: random weights, real names and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.gguf import open_model, why_left_alone
+
+# Formats whose kernels need no lookup tables: those take up to 20 seconds to build
+CHEAP = "legacy,k,iq4_xs,iq4_nl"
+FEW = "q2_K,q4_K,q8_0,q4_0"
+
+Value = str | int | float | bool | Sequence[int]
+
+
+@dataclass
+class Maker:
+    """What a made-up model consists of, in the order in which it is added; shapes are numpy's (rows first)."""
+
+    architecture: str = "llama"
+    seed: int = 0
+    arrays: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    kinds: dict[str, gguf.GGMLQuantizationType] = field(default_factory=dict)
+    pairs: dict[str, Value] = field(default_factory=dict)
+
+    def matrix(self, name: str, *shape: int, scale: float = 0.05, dtype: type = np.float16) -> None:
+        rng = np.random.default_rng([self.seed, len(self.arrays)])
+        rows = rng.standard_normal(shape) * scale
+        # rows of different size, as real ones are
+        rows *= rng.lognormal(0, 0.5, shape[:-1])[..., None]
+        self.arrays[f"{name}.weight"] = rows.astype(dtype)
+
+    def norm(self, name: str, width: int, value: float = 1.0) -> None:
+        self.arrays[f"{name}.weight"] = np.full(width, value, np.float32)
+
+    def write(self, path: Path, *, split: int = 0) -> Path:
+        """Write it; with `split`, in parts of that many tensors (returns the first)."""
+        writer = gguf.GGUFWriter(path, self.architecture, split_max_tensors=split)
+        writer.add_name("made up")
+        writer.add_file_type(1)
+        for key, value in self.pairs.items():
+            _add(writer, f"{self.architecture}.{key}", value)
+        for name, array in self.arrays.items():
+            writer.add_tensor(name, array, raw_dtype=self.kinds.get(name))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        if not split:
+            return path
+        count = -(-len(self.arrays) // split)
+        return path.with_name(f"{path.stem}-00001-of-{count:05d}.gguf")
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Value) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_array(key, list(value))
+
+
+def _sizes(maker: Maker, blocks: int, width: int, heads: int, kv_heads: int, **more: Value) -> None:
+    maker.pairs |= {
+        "block_count": blocks,
+        "embedding_length": width,
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv_heads,
+        "context_length": 64,
+        **more,
+    }
+
+
+def _attention(maker: Maker, block: int, width: int, heads: int, kv_heads: int, length: int) -> None:
+    maker.matrix(f"blk.{block}.attn_q", heads * length, width)
+    maker.matrix(f"blk.{block}.attn_k", kv_heads * length, width)
+    maker.matrix(f"blk.{block}.attn_v", kv_heads * length, width)
+    maker.matrix(f"blk.{block}.attn_output", width, heads * length)
+
+
+def _feed_forward(maker: Maker, block: int, width: int, inner: int, suffix: str = "", *experts: int) -> None:
+    maker.matrix(f"blk.{block}.ffn_gate{suffix}", *experts, inner, width)
+    maker.matrix(f"blk.{block}.ffn_up{suffix}", *experts, inner, width)
+    maker.matrix(f"blk.{block}.ffn_down{suffix}", *experts, width, inner)
+
+
+def dense(*, width: int = 256, inner: int = 512, vocabulary: int = 320, blocks: int = 2, seed: int = 0) -> Maker:
+    """A llama with its own output matrix."""
+    maker = Maker(seed=seed)
+    _sizes(maker, blocks, width, 4, 2)
+    maker.matrix("token_embd", vocabulary, width)
+    for block in range(blocks):
+        maker.norm(f"blk.{block}.attn_norm", width)
+        _attention(maker, block, width, 4, 2, width // 4)
+        maker.norm(f"blk.{block}.ffn_norm", width)
+        _feed_forward(maker, block, width, inner)
+    maker.norm("output_norm", width)
+    maker.matrix("output", vocabulary, width)
+    return maker
+
+
+def tied(**options: int) -> Maker:
+    """The same with its output tied to the embedding."""
+    maker = dense(**options)
+    del maker.arrays["output.weight"]
+    return maker
+
+
+def odd() -> Maker:
+    """Widths that no block of 256 divides (288, 160), one that none of 32 does (72), in F16, F32 and BF16."""
+    maker = dense(width=288, inner=160, vocabulary=96)
+    maker.matrix("blk.0.attn_k", 144, 288, dtype=np.float32)
+    maker.matrix("blk.1.odd", 48, 72)
+    maker.matrix("blk.1.odder", 48, 72, dtype=np.float32)
+    name = "blk.1.attn_v.weight"
+    maker.arrays[name] = maker.arrays[name].astype(np.float32).view(np.uint16)[:, 1::2].copy().view(np.uint8)
+    maker.kinds[name] = gguf.GGMLQuantizationType.BF16
+    return maker
+
+
+def experts(*, count: int = 4) -> Maker:
+    """A mixture of experts (2 used) with a shared one in its second block."""
+    maker = Maker("qwen2moe")
+    _sizes(maker, 2, 256, 4, 2, expert_count=count, expert_used_count=2)
+    maker.matrix("token_embd", 96, 256)
+    for block in range(2):
+        maker.norm(f"blk.{block}.attn_norm", 256)
+        _attention(maker, block, 256, 4, 2, 64)
+        maker.norm(f"blk.{block}.ffn_norm", 256)
+        maker.matrix(f"blk.{block}.ffn_gate_inp", count, 256, dtype=np.float32)
+        _feed_forward(maker, block, 256, 256, "_exps", count)
+    _feed_forward(maker, 1, 256, 256, "_shexp")
+    maker.norm("output_norm", 256)
+    maker.matrix("output", 96, 256)
+    return maker
+
+
+def fused() -> Maker:
+    """Phi-like: one matrix for query, key and value, one for gate and up."""
+    maker = Maker("phi3")
+    _sizes(maker, 1, 256, 4, 2)
+    maker.matrix("token_embd", 96, 256)
+    maker.norm("blk.0.attn_norm", 256)
+    maker.matrix("blk.0.attn_qkv", 4 * 64 + 2 * 2 * 64, 256)
+    maker.matrix("blk.0.attn_output", 256, 256)
+    maker.norm("blk.0.ffn_norm", 256)
+    maker.matrix("blk.0.ffn_up", 1024, 256)
+    maker.matrix("blk.0.ffn_down", 256, 512)
+    maker.norm("output_norm", 256)
+    maker.matrix("output", 96, 256)
+    return maker
+
+
+def post_norm() -> Maker:
+    """Gemma-like: what a block writes is normalized first; norms on queries and keys; heads longer than their share."""
+    maker = Maker("gemma3")
+    _sizes(maker, 2, 256, 2, 1, **{"attention.key_length": 256, "attention.value_length": 256})
+    maker.matrix("token_embd", 96, 256)
+    for block in range(2):
+        maker.norm(f"blk.{block}.attn_norm", 256)
+        _attention(maker, block, 256, 2, 1, 256)
+        maker.norm(f"blk.{block}.attn_q_norm", 256)
+        maker.norm(f"blk.{block}.attn_k_norm", 256)
+        maker.norm(f"blk.{block}.post_attention_norm", 256, 0.5)
+        maker.norm(f"blk.{block}.ffn_norm", 256)
+        _feed_forward(maker, block, 256, 512)
+        maker.norm(f"blk.{block}.post_ffw_norm", 256, 0.25)
+    maker.norm("output_norm", 256)
+    return maker
+
+
+def latent() -> Maker:
+    """DeepSeek-like latent attention."""
+    maker = Maker("deepseek2")
+    _sizes(maker, 1, 256, 2, 2, **{"attention.key_length": 96, "attention.value_length": 64})
+    maker.matrix("token_embd", 96, 256)
+    maker.norm("blk.0.attn_norm", 256)
+    maker.matrix("blk.0.attn_q_a", 128, 256)
+    maker.norm("blk.0.attn_q_a_norm", 128)
+    maker.matrix("blk.0.attn_q_b", 2 * 96, 128)
+    maker.matrix("blk.0.attn_kv_a_mqa", 64 + 32, 256)
+    maker.norm("blk.0.attn_kv_a_norm", 64)
+    maker.matrix("blk.0.attn_k_b", 2, 64, 64)
+    maker.matrix("blk.0.attn_v_b", 2, 64, 64)
+    maker.matrix("blk.0.attn_output", 256, 128)
+    maker.norm("blk.0.ffn_norm", 256)
+    _feed_forward(maker, 0, 256, 256)
+    maker.norm("output_norm", 256)
+    maker.matrix("output", 96, 256)
+    return maker
+
+
+def state_space() -> Maker:
+    """Hybrid: a state-space layer, then one of attention; and a tensor of a role that nobody knows."""
+    maker = Maker("jamba")
+    _sizes(maker, 2, 256, 4, 2)
+    maker.pairs["attention.head_count_kv"] = [0, 2]
+    maker.matrix("token_embd", 96, 256)
+    maker.norm("blk.0.attn_norm", 256)
+    maker.matrix("blk.0.ssm_in", 1024, 256)
+    maker.matrix("blk.0.ssm_conv1d", 512, 4, dtype=np.float32)
+    maker.matrix("blk.0.ssm_x", 64, 512)
+    maker.matrix("blk.0.ssm_dt", 512, 32)
+    maker.matrix("blk.0.ssm_out", 256, 512)
+    maker.matrix("blk.0.frobnicator", 64, 256)
+    maker.norm("blk.1.attn_norm", 256)
+    _attention(maker, 1, 256, 4, 2, 64)
+    for block in range(2):
+        maker.norm(f"blk.{block}.ffn_norm", 256)
+        _feed_forward(maker, block, 256, 256)
+    maker.norm("output_norm", 256)
+    maker.matrix("output", 96, 256)
+    return maker
+
+
+MODELS: Mapping[str, Callable[[], Maker]] = {
+    "dense": dense,
+    "tied": tied,
+    "odd": odd,
+    "experts": experts,
+    "fused": fused,
+    "post_norm": post_norm,
+    "latent": latent,
+    "state_space": state_space,
+}
+
+
+def write_imatrix(
+    model: Path,
+    path: Path,
+    *,
+    sums: bool = True,
+    seed: int = 0,
+    skip: Collection[str] = (),
+    counts: Mapping[str, Sequence[int]] | None = None,
+    change: Callable[[str, NDArray[np.float32], NDArray[np.float32]], None] | None = None,
+) -> Path:
+    """An imatrix for all that llama.cpp would quantize, but embeddings and `skip`; channels differ widely.
+
+    `counts` gives tokens per expert (default 64 each); `change(name, mean squares, means)` may edit the arrays
+    [experts, n] in place. With `sums`, `.in_sum` too.
+    """
+    writer = gguf.GGUFWriter(path, "imatrix")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["made up"])
+    writer.add_uint32("imatrix.chunk_count", 2)
+    writer.add_uint32("imatrix.chunk_size", 64)
+    with open_model(model) as opened:
+        for number, tensor in enumerate(opened.tensors):
+            name = tensor.name
+            if name == "token_embd.weight" or name in skip:
+                continue
+            if why_left_alone(name, tensor.shape, opened.architecture, tensor.format):
+                continue
+            rng = np.random.default_rng([seed, number])
+            shape = tensor.matrices, tensor.row_length
+            second = rng.lognormal(0, 1.5, shape).astype(np.float32)
+            means = (np.sqrt(second) * rng.uniform(-0.7, 0.7, shape)).astype(np.float32)
+            if change is not None:
+                change(name, second, means)
+            seen = np.array((counts or {}).get(name, [64] * tensor.matrices), np.float32)[:, None]
+            writer.add_tensor(f"{name}.in_sum2", second * seen)
+            if sums:
+                writer.add_tensor(f"{name}.in_sum", means * seen)
+            writer.add_tensor(f"{name}.counts", seen)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
