@@ -103,7 +103,8 @@ def main() -> None:
             gap_text = f"{row['gap']:.1e}" if "gap" in row else ""
             print(
                 f"| {name.replace('|', ' ')} | {row['groups']} | {method} | {row.get('status', '')} "
-                f"| {row['seconds']:.2f} | {row['processor']:.2f} | {gap_text} | {row['megabytes']:.0f} | {ratio:.6f} |",
+                f"| {row['seconds']:.2f} | {row['processor']:.2f} | {gap_text} | {row['megabytes']:.0f} "
+                f"| {ratio:.6f} |",
                 flush=True,
             )
             worst.setdefault(method, []).append(ratio)

@@ -12,8 +12,8 @@ from solvers import METHODS, InfeasibleError, Problem, Solution, Status, check, 
 from tests.solvers.oracle import best, problems, single_steps_that_help
 
 EXACT = ["auto", "dp"]
-# CP-SAT and SCIP start slowly: fewer examples, and those that decide the same way every time
-SETTINGS = {"auto": 400, "dp": 300, "lagrangian": 300, "cp-sat": 60, "milp": 60}
+# CP-SAT and SCIP start slowly: fewer examples
+SETTINGS = {"auto": 250, "dp": 150, "lagrangian": 200, "cp-sat": 30, "milp": 30}
 
 
 def keeps_its_promises(problem: Problem, answer: Solution, gap: float) -> None:

@@ -115,7 +115,7 @@ def test_options_that_cannot_be_meant(options: list[Option], message: str) -> No
         ([Limit("gpu", 5, weights={"blk.0": [1]})], "give one for each of its options"),
         ([Limit("gpu", 5, ["blk.0"], {"blk.0": [1, 2]})], "both members and weights"),
         ([Limit("gpu", 5, weights=np.array([1]))], "one integer >= 0 an option"),
-        ([Limit("gpu", 5, {"blk.0": Fraction(1, 2**62 + 1)})], "exceed"),
+        ([Limit("gpu", 5, {"blk.0": Fraction(2**62 - 2, 2**62 - 1)})], "exceed"),
     ],
 )
 def test_limits_that_cannot_be_meant(limits: list[Limit], message: str) -> None:
