@@ -11,7 +11,6 @@ from planner import __version__
 from planner.candidates import Candidate, Candidates, TiedGroup
 from planner.errors import BudgetError, StateFileError, UsageError
 from planner.ggml import Format, library_version
-from planner.gguf import requires_imatrix
 from planner.recipes import Choice, ImatrixSource, ModelSource, Recipe
 from planner.rules import Device, Rule, Tie, assign_devices
 from planner.sensitivity import Source, default_source, role_of, sensitivities
@@ -186,7 +185,12 @@ def _check_measured(inventory: Inventory, measured: Collection[str], wanted: Ite
             for tensor in inventory.tensors
         )
 
-    missing = [fmt.name for fmt in wanted if fmt.name not in measured and possible(fmt)]
+    absent = [fmt for fmt in wanted if fmt.name not in measured]
+    if not absent:
+        return
+    from planner.gguf import requires_imatrix  # takes a while to load, and is mostly not needed
+
+    missing = [fmt.name for fmt in absent if possible(fmt)]
     if missing:
         raise UsageError(
             f"Nothing was measured as {', '.join(missing)}.",
