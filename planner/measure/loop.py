@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -153,12 +154,17 @@ def _restricted(job: Job, *, tables: bool) -> Job:
 
 
 def in_threads(work: Callable[[T, threading.Event], R], items: Sequence[T], threads: int) -> Iterator[R]:
-    """Results of `work` in threads, as they come. When the consumer stops, or is interrupted, workers stop
-    soon after."""
+    """Results of `work` in threads, as they come. When the consumer stops, or is interrupted, workers stop soon."""
     stop = threading.Event()
+    results = Parallel(n_jobs=threads, prefer="threads", return_as="generator_unordered")(
+        delayed(work)(item, stop) for item in items
+    )
     try:
-        yield from Parallel(n_jobs=threads, prefer="threads", return_as="generator_unordered")(
-            delayed(work)(item, stop) for item in items
-        )
+        # Not `yield from`: closing us would close joblib's generator before `stop` is set
+        for result in results:  # noqa: UP028
+            yield result
     finally:
         stop.set()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # joblib's of results that nobody took: they are meant to be lost
+            results.close()

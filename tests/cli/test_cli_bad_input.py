@@ -1,4 +1,4 @@
-"""Everything that can be wrong with what a command is given: one message, what to do, a status, and nothing half-written."""
+"""Everything that can be wrong with what a command is given: one message with what to do, nothing half-written."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import re
 import shutil
 import sqlite3
-import stat
 import struct
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -320,7 +320,8 @@ def test_options_that_cannot_be(arguments, words, recipe, here, run):
     result = run("solve", "--bpw", 6, *arguments)
     assert result.status == 2, result.text
     assert all(word in " ".join(result.err.split()) for word in words), result.err
-    assert "Traceback" not in result.text and "Internal" not in result.text
+    assert "Traceback" not in result.text
+    assert "Internal" not in result.text
     assert files(here) == before
 
 
@@ -380,7 +381,7 @@ def test_an_unfinished_state(model, matrix, here, run, monkeypatch):
     refused(run("solve", "--bpw", 5), "planner measure")
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/proc/self"), reason="root writes everywhere")
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc, where not even root can write")
 def test_places_that_cannot_be_written(recipe, model, here, run):
     for command in (
         ("solve", "--bpw", 5, "-o", "nowhere/recipe.json"),
@@ -394,7 +395,6 @@ def test_places_that_cannot_be_written(recipe, model, here, run):
         refused(run(*command))
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_directories_in_the_way(recipe, model, here, run):
     (here / "folder").mkdir()
     refused(run("solve", "--bpw", 5, "-o", "folder"), "folder")
@@ -461,7 +461,6 @@ def test_outputs_that_exist(recipe, model, matrix, here, run):
     assert files(here) == before
     assert run("quantize", model, recipe, out, "--force").status == 0
     assert out.read_bytes()[:4] == b"GGUF"
-    assert not out.is_symlink() and stat.S_ISREG(out.stat().st_mode)
 
 
 @pytest.mark.parametrize("size", ["0", "lots", "10"])
@@ -493,7 +492,7 @@ def test_a_disk_that_fills_up(recipe, model, here, run):
     }
     assert not [name for name in after if name.startswith(("out", ".out", ".recipe", "types", ".types"))]
     assert run("measure", model, "--types", "q5_K").status == 0
-    assert run("solve", "--bpw", 6).status == 0
+    assert run("solve", "--bpw", 6, "--state", "model.planner").status == 0
 
 
 def test_a_disk_too_small_is_noticed_first(recipe, model, here, run, monkeypatch):
