@@ -13,6 +13,10 @@ Groups that must take the same format are one group with the sums of their bytes
 option. A `Solution` says separately why the search ended (`status`) and what it found (`picks`, `None` if the time
 was up before there was anything). If it is proven that nothing fits, `InfeasibleError` is raised; its `analysis`
 names the limits in conflict and the least change that helps. Malformed problems raise `ProblemError`, its base class.
+
+`frontier` sweeps one limit over all its capacities; `explain` tells what the options beside a group's own would cost
+and gain; `check` recomputes any choice exactly. How `solve` goes about it: `reduction` (dominated options), `dual`
+(prices and their `bound`), `greedy` (an answer), `core` (what the bound leaves open), then `search`, `cpsat` or `milp`.
 """
 
 from __future__ import annotations

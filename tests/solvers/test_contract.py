@@ -113,3 +113,15 @@ def test_the_same_call_gives_the_same_answer(method: str) -> None:
     problem = real("Qwen3.5-0.8B", 3.3)
     first, second = (solve(problem, method=method, gap=1e-4, seed=3) for _ in range(2))
     assert (first.picks, first.bound, first.status) == (second.picks, second.bound, second.status)
+
+
+def test_methods_agree_on_a_real_model_with_three_limits() -> None:
+    """No method's bound is above another's answer: each is a second opinion on the others' proofs."""
+    from benchmarks.solvers.problems import devices
+
+    problem = devices("Qwen3.5-35B-A3B", 4.5)
+    answers = {method: solve(problem, method=method, gap=1e-3, time_limit=8.0) for method in METHODS}
+    best_loss = min(answer.loss for answer in answers.values())
+    for answer in answers.values():
+        assert answer.picks is not None
+        assert answer.bound <= best_loss
