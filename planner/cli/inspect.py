@@ -158,8 +158,6 @@ def _read_head(file: Path) -> tuple[bytes, int]:
             head = opened.read(_HEAD)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}.", "Check the path.") from error
-    except ValueError as error:  # a zero byte in the path
-        raise UsageError(f"{str(file)!r} is no path: {error}.", "Check the path.") from error
     if not head:
         raise UsageError(f"{file} is empty.", "Make it again: whatever wrote it did not get far.")
     return head, status.st_size

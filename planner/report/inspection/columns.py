@@ -24,6 +24,7 @@ __all__ = [
 
 WIDTH = 80
 _LABEL = 12
+_LEAST = 12  # columns of a column that gives way
 _BLOCK = re.compile(r"(^|\.)blk\.[0-9]+\.")
 _LONGEST = 4096  # characters of a text that are looked at
 
@@ -32,15 +33,15 @@ def shown(text: str, width: int = WIDTH) -> str:
     """A text from a file, fit for one line: no character that a terminal would act on, at most `width` columns.
 
     >>> shown("a\\x1b[31m\\nb"), shown("very long", 6)
-    ('a\\\\x1b[31m\\\\nb', 'very …')
+    ('a\\\\x1b[31m\\\\nb', 'very…')
     """
     safe = "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text[:_LONGEST]
     )
-    if len(text) <= _LONGEST and cell_len(safe) <= width:
-        return safe
     # combining characters are 0 columns wide: bound their number, too
+    if len(text) <= _LONGEST and len(safe) <= 4 * width and cell_len(safe) <= width:
+        return safe
     return set_cell_size(safe[: 4 * width], width - 1).rstrip() + "…"
 
 
@@ -51,9 +52,9 @@ def some(names: Iterable[str], count: int, most: int = 3) -> str:
 
 
 def by_role(names: Iterable[str], most: int = 12) -> str:
-    """Names of tensors without their block index: `output, attn_q (8)`."""
+    """Names of tensors without their block index: `output, attn_q*8`."""
     roles = Counter(map(role_name, names))
-    listed = [shown(role, 40) + (f" ({count:,})" if count > 1 else "") for role, count in roles.items()]
+    listed = [shown(role, 40) + (f"*{count}" if count > 1 else "") for role, count in roles.items()]
     more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
 
@@ -117,10 +118,16 @@ def wrapped(text: str, width: int = WIDTH) -> list[str]:
 
 
 def table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
-    """Rows of cells under each other; `align` has `<` or `>` for each column. A last one on the left wraps, at spaces."""
+    """Rows of cells under each other; `align` has `<` or `>` for each column. A last `<` wraps, at spaces.
+    Where there is no room for it, the first column is cut."""
     if align.endswith(">"):
         return table([(*row, "") for row in rows], align + "<")
     widths = [max(cell_len(row[column]) for row in rows) for column in range(len(align) - 1)]
+    last = min(_LEAST, max(cell_len(row[-1]) for row in rows))
+    excess = sum(widths) + 2 * len(widths) + last - WIDTH
+    if excess > 0 and widths[0] > _LEAST:
+        widths[0] = max(_LEAST, widths[0] - excess)
+        rows = [(shown(row[0], widths[0]), *row[1:]) for row in rows]
     indent = sum(widths) + 2 * len(widths)
     lines = []
     for row in rows:
@@ -128,7 +135,7 @@ def table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
             (cell + " " * (width - cell_len(cell))) if side == "<" else (" " * (width - cell_len(cell)) + cell)
             for cell, width, side in zip(row[:-1], widths, align, strict=False)
         ]
-        first, *others = wrapped(row[-1], max(WIDTH - indent, 12))
+        first, *others = wrapped(row[-1], max(WIDTH - indent, _LEAST))
         lines.append("  ".join([*cells, first]).rstrip())
         lines += [" " * indent + other for other in others]
     return lines

@@ -18,8 +18,8 @@ _MOST = 12  # tensors listed of each fault
 
 @dataclass(frozen=True, slots=True)
 class EntryFacts:
-    """One entry: `values` for each of `experts` (1: no experts). `tokens`: fewest and most that an expert saw (legacy: calls).
-    `idle`: experts, from 0, that saw none."""
+    """One entry: `values` for each of `experts` (1: no experts). `tokens`: fewest and most that an expert saw (in a
+    legacy file: calls). `idle`: experts, from 0, that saw none."""
 
     name: str
     values: int
@@ -76,7 +76,7 @@ def imatrix_facts(imatrix: Imatrix, model: Model | None = None) -> ImatrixFacts:
         datasets=imatrix.datasets,
         chunks=imatrix.chunk_count,
         chunk_size=imatrix.chunk_size,
-        tokens=imatrix.chunk_count * imatrix.chunk_size or None,
+        tokens=max(0, imatrix.chunk_count) * imatrix.chunk_size or None,
         with_sums=sum(entry.sums for entry in entries),
         entries=tuple(entries),
         coverage=None if model is None else _coverage(imatrix.coverage(model), imatrix, model),
@@ -121,7 +121,7 @@ def _head(facts: ImatrixFacts) -> list[str]:
     lines += labelled("Kind", "legacy (.dat)" if facts.legacy else "GGUF")
     lines += labelled("Made from", some(facts.datasets, len(facts.datasets)) or "not said")
     size = f" of {facts.chunk_size:,} tokens: {facts.tokens or 0:,}" if facts.chunk_size else ""
-    lines += labelled("Chunks", f"{facts.chunks:,}{size}" if facts.chunks else "not said")
+    lines += labelled("Chunks", f"{facts.chunks:,}{size}" if facts.chunks > 0 else "not said")
     experts = sum(entry.experts > 1 for entry in facts.entries)
     lines += labelled("Entries", f"{len(facts.entries):,}" + (f", {experts:,} of them with experts" if experts else ""))
     if facts.with_sums == 0:
@@ -189,7 +189,7 @@ def _span(numbers: list[int]) -> str:
 
 
 def _idle(entries: Iterable[tuple[str, tuple[int, ...], int]]) -> list[str]:
-    rows = []
+    rows: list[tuple[str, str, str]] = []
     more = 0
     for name, who, experts in entries:
         if len(rows) == _MOST:

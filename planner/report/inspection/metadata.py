@@ -66,7 +66,7 @@ def _simple(value: Any, kind: str) -> bool | int | float | str:
 
 def _file_type(value: int) -> str | None:
     try:
-        return LlamaFileType(value).name
+        return str(LlamaFileType(value).name)
     except ValueError:
         return None
 

@@ -21,8 +21,8 @@ _MANY_SMALL = 0.5
 
 @dataclass(frozen=True, slots=True)
 class TensorFacts:
-    """One tensor; `shape` row length first. `left_alone`: why llama.cpp would not quantize it. `values`: None where they
-    were not read or are not F32, F16 or BF16."""
+    """One tensor; `shape` row length first. `left_alone`: why llama.cpp would not quantize it. `values`: None where
+    they were not read or are not F32, F16 or BF16."""
 
     name: str
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class TensorFacts:
 
 @dataclass(frozen=True, slots=True)
 class RoleFacts:
-    """Tensors that differ in their block alone. `shapes` and `types`: how many tensors have each; `share` of all bytes."""
+    """Tensors that differ in their block alone. `shapes`, `types`: how many tensors have each; `share` of all bytes."""
 
     role: str
     tensors: int
@@ -134,8 +134,8 @@ def _warnings(tensors: Iterable[TensorFacts]) -> list[str]:
         )
     if names := [tensor.name for tensor, health in seen if tensor.type == "f16" and health.clipped]:
         found.append(
-            f"Values at ±65,504, the largest of F16, in {_tensors(names)}. The conversion clipped them: "
-            "convert the model to BF16 instead."
+            f"Values at ±65,504, the largest of F16, in {_tensors(names)}. That is how a conversion "
+            "leaves what it clipped: convert the model to BF16 instead."
         )
     # What is left alone stays F32
     kept = [(tensor, health) for tensor, health in seen if tensor.left_alone is None]
@@ -255,10 +255,10 @@ def _share(share: float) -> str:
 
 def _tensor_table(facts: ModelFacts) -> list[str]:
     rows = [("tensor", "shape", "type", "bytes", "remarks")]
-    for tensor in facts.tensors:
-        rows.append(
-            (shown(tensor.name, 40), shape_text(tensor.shape), tensor.type, f"{tensor.bytes:,}", _remarks(tensor))
-        )
+    rows += [
+        (shown(tensor.name, 40), shape_text(tensor.shape), tensor.type, f"{tensor.bytes:,}", _remarks(tensor))
+        for tensor in facts.tensors
+    ]
     return table(rows, "<<<><")
 
 

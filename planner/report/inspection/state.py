@@ -139,9 +139,8 @@ def state_text(facts: StateFacts, *, every_tensor: bool = False) -> str:
         lines += ["", *_format_table(facts)]
     if every_tensor and facts.tensors:
         rows = [("tensor", "measured in")]
-        for tensor in facts.tensors:
-            left = f"left alone: {tensor.left_alone}" if tensor.left_alone else "nothing yet"
-            rows.append((shown(tensor.name, 44), shown(" ".join(tensor.formats) or left, 2000)))
+        every = [fact.format for fact in facts.formats]
+        rows += [(shown(tensor.name, 44), shown(_measured_in(tensor, every), 2000)) for tensor in facts.tensors]
         lines += ["", *table(rows, "<<")]
     path = shlex.quote(shown(facts.path, 400))
     if facts.finished:
@@ -151,6 +150,15 @@ def state_text(facts: StateFacts, *, every_tensor: bool = False) -> str:
         model = shlex.quote(shown(facts.model_path, 400))
         lines += ["", f"Next: planner measure {model}{imatrix} --state {path}"]
     return "\n".join(lines)
+
+
+def _measured_in(tensor: MeasuredFacts, every: list[str]) -> str:
+    if not tensor.formats:
+        return f"left alone: {tensor.left_alone}" if tensor.left_alone else "nothing yet"
+    missing = [name for name in every if name not in tensor.formats]
+    if not missing:
+        return f"all {len(every)} formats"
+    return "all but " + " ".join(missing) if len(missing) < len(every) / 2 else " ".join(tensor.formats)
 
 
 def _head(facts: StateFacts) -> list[str]:
