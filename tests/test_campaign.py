@@ -262,7 +262,7 @@ def test_nothing_to_measure(tmp_path):
     with pytest.raises(UsageError, match=r"can be stored as iq2_xs"):
         go(model, None, tmp_path / "s.planner", chosen=select_formats("iq2_xs"))
     maker.arrays = {name: array for name, array in maker.arrays.items() if array.ndim == 1}
-    with pytest.raises(ModelError, match="no tensors that llama.cpp would quantize"):
+    with pytest.raises(ModelError, match=r"no tensors that llama\.cpp would quantize"):
         go(maker.write(model), None, tmp_path / "t.planner")
 
 

@@ -12,6 +12,7 @@ from planner.ggml import dequantize_rows, formats
 from planner.gguf import open_model
 from planner.recipes import load_recipe
 from planner.sensitivity import sensitivities
+from planner.sizes import parse_size
 from state import Store
 from tests.models import CHEAP, FEW, MODELS, write_imatrix
 
@@ -63,8 +64,7 @@ def options(state):
 def test_what_is_left_of_a_budget_is_of_no_use(whole, here, run, size):
     assert run("solve", "--state", whole, "--budget", size, "-o", "r.json").status == 0
     recipe = load_recipe(here / "r.json")
-    budget = int(recipe.budget.split()[0])
-    slack = budget - recipe.size
+    slack = parse_size(size) - recipe.size
     assert slack >= 0
     every = options(whole)
     assert recipe.loss == pytest.approx(
