@@ -1,4 +1,4 @@
-"""Errors as messages: what, where, what next; and names of strangers made safe for a terminal."""
+"""Errors as messages: what, where, what next."""
 
 from __future__ import annotations
 
@@ -8,16 +8,9 @@ import textwrap
 import traceback
 
 from planner.errors import Interrupted, PlannerError
+from planner.text import plain
 
-__all__ = ["explain", "plain", "wrapped"]
-
-
-def plain(text: str) -> str:
-    """Text with control characters escaped, so that a name in a hostile file cannot drive the terminal."""
-    return "".join(
-        character if character.isprintable() or character == "\n" else character.encode("unicode_escape").decode()
-        for character in text.encode("utf-8", "replace").decode()
-    )
+__all__ = ["explain", "wrapped"]
 
 
 def wrapped(text: str) -> str:
@@ -35,9 +28,9 @@ def explain(error: Exception) -> tuple[int, str]:
 
     if isinstance(error, PlannerError):
         prefix = "" if isinstance(error, Interrupted) else "Error: "
-        return error.exit_status, prefix + plain(str(error))
+        return error.exit_status, prefix + _two_lines(error.problem, error.remedy)
     if isinstance(error, StateError):
-        return 1, f"Error: {plain(error.problem)}\n{plain(error.remedy)}"
+        return 1, "Error: " + _two_lines(error.problem, error.remedy)
     if isinstance(error, ProblemError):
         return 1, f"Error: {plain(str(error))}"
     if isinstance(error, OSError):
@@ -51,3 +44,7 @@ def explain(error: Exception) -> tuple[int, str]:
         f"{details}Internal error: {type(error).__name__}: {plain(str(error))}\n"
         "This is a bug in planner. Please report it, with the output of the same command under PLANNER_DEBUG=1."
     )
+
+
+def _two_lines(problem: str, remedy: str) -> str:
+    return "\n".join(plain(text) for text in (problem, remedy) if text)

@@ -22,7 +22,7 @@ def progress_bar(unit: str) -> Iterator[Advance]:
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
-    from planner.cli.messages import plain
+    from planner.text import plain
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:

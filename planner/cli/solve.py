@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from planner.cli.messages import plain
 from planner.cli.options import find_state, measuring_options, open_sources
 from planner.errors import UsageError
+from planner.text import plain
 
 if TYPE_CHECKING:
     from planner.cli.options import Sources
@@ -125,7 +125,7 @@ def solve(
             plan = make_plan(store, request)
     _report(plan, output)
     for tensor in explained:
-        click.echo(plain(f"\n{explanation(plan, tensor)}"))
+        click.echo("\n" + plain(explanation(plan, tensor), keep="\n"))
 
 
 def _bits(text: str) -> Fraction:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +17,10 @@ from planner.files import write_atomically
 __all__ = ["Choice", "ImatrixSource", "ModelSource", "Recipe", "load_recipe", "save_recipe"]
 
 _LARGEST_FILE = 1 << 28  # bytes: a recipe has about 200 a tensor
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Record(BaseModel):
@@ -45,9 +49,9 @@ class Choice(_Record):
 
     name: str
     format: str
-    bytes: int = Field(ge=0)
-    err: float = Field(ge=0)
-    loss: float = Field(ge=0)
+    bytes: Count
+    err: Amount
+    loss: Amount
     why: str
 
 
@@ -67,12 +71,12 @@ class Recipe(_Record):
     seed: int
     tolerance: float
     budget: str
-    size: int = Field(ge=0)
-    bpw: float = Field(ge=0)
-    loss: float = Field(ge=0)
-    bound: float = Field(ge=0)
+    size: Count
+    bpw: Amount
+    loss: Amount
+    bound: Amount
     status: str
-    file_type: int = Field(ge=0)
+    file_type: Annotated[int, Field(ge=0, lt=2**32)]
     tensors: tuple[Choice, ...]
 
     @property

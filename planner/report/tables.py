@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from planner.plan import LimitUse, Plan
 from planner.recipes import Choice, Recipe
 from planner.sensitivity import role_of
 from planner.sizes import format_size
+from planner.text import plain
+
+if TYPE_CHECKING:
+    from planner.plan import LimitUse, Plan  # whose imports `planner inspect` need not wait for
 
 __all__ = ["explanation", "limit_line", "role_table"]
 
@@ -27,7 +31,7 @@ def role_table(recipe: Recipe) -> str:
     rows = [("role", "n", "size", "loss", "types")]
     for role, choices in sorted(roles.items(), key=lambda item: -sum(choice.loss for choice in item[1])):
         share = sum(choice.loss for choice in choices) / recipe.loss if recipe.loss > 0 else 0.0
-        rows.append((role, str(len(choices)), _size(choices), f"{100 * share:.1f} %", _types(choices)))
+        rows.append((plain(role), str(len(choices)), _size(choices), f"{100 * share:.1f} %", _types(choices)))
     if kept:
         rows.append(("left alone", str(len(kept)), _size(kept), "", _types(kept)))
     return "\n".join(_lines(rows))

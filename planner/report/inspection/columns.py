@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich.cells import cell_len, set_cell_size
 
+from planner.text import plain
+
 __all__ = [
     "WIDTH",
     "by_role",
@@ -35,10 +37,7 @@ def shown(text: str, width: int = WIDTH) -> str:
     >>> shown("a\\x1b[31m\\nb"), shown("very long", 6)
     ('a\\\\x1b[31m\\\\nb', 'very…')
     """
-    safe = "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text[:_LONGEST]
-    )
+    safe = plain(text[:_LONGEST])
     # combining characters are 0 columns wide: bound their number, too
     if len(text) <= _LONGEST and len(safe) <= 4 * width and cell_len(safe) <= width:
         return safe
