@@ -22,6 +22,8 @@ __all__ = ["FIRST_DRAWS", "Stage", "stages"]
 
 FIRST_DRAWS = 64  # fewer give standard errors that cannot be believed; 2^18 weights in rows of 4,096
 
+_MOST_DRAWS = 16  # a row: where draws hardly ever reach most rows, to measure them all costs less than to go on
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -59,7 +61,7 @@ def stages(guess: NDArray[np.float64], massive: NDArray[np.float64], seed: int, 
         rows, draws = np.unique(np.searchsorted(cumulated, positions, side="right"), return_counts=True)
         rows = np.minimum(rows, len(guess) - 1)
         seen.update(rows.tolist())
-        if 2 * len(seen) > len(positive):
+        if 2 * len(seen) > len(positive) or drawn > _MOST_DRAWS * len(positive):
             yield Stage(positive, np.ones(len(positive)), np.ones(len(positive), dtype=np.int64), True)
             return
         yield Stage(rows, 1.0 / probability[rows], draws, False)

@@ -102,13 +102,11 @@ def test_rows_are_independent():
 
 
 def test_no_rows_at_all():
-    for name in CHEAP:
-        assert quantize_rows(formats()[name], np.zeros((0, 256), np.float32)).shape == (
-            0,
-            formats()[name].row_bytes(256),
-        )
-        assert dequantize_rows(formats()[name], np.zeros((0, formats()[name].row_bytes(256)), np.uint8), 256).size == 0
-        assert rows_are_valid(formats()[name], np.zeros((0, formats()[name].row_bytes(256)), np.uint8))
+    for fmt in map(formats().__getitem__, CHEAP):
+        nothing = quantize_rows(fmt, np.zeros((0, 256), np.float32))
+        assert nothing.shape == (0, fmt.row_bytes(256))
+        assert dequantize_rows(fmt, nothing, 256).shape == (0, 256)
+        assert rows_are_valid(fmt, nothing)
 
 
 def test_zeros_stay_zeros():

@@ -1,0 +1,282 @@
+"""Errors against the design's formulas, written out row by row; estimates against errors over all rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from planner.errors import ModelError
+from planner.ggml import dequantize_rows, formats, quantize_rows, select_formats
+from planner.gguf import open_model, read_imatrix
+from planner.measure import Job, Settings, measure_jobs, moments, survey_tensor
+from planner.measure.metric import row_errors
+from planner.measure.survey import Stopped, massive_channels
+from tests.models import FEW, Maker, dense, experts, write_imatrix
+
+FORMATS = select_formats(FEW)
+
+
+def surveyed(model, imatrix, name, *, find_massive=False):
+    tensor = model[name]
+    return survey_tensor(model, tensor, moments(tensor, imatrix), find_massive=find_massive)
+
+
+def by_hand(model, imatrix, name, fmt, massive=()):
+    """err_var, err_mean and err_massive of the design, over all rows, in plain float64."""
+    tensor = model[name]
+    entry = imatrix.entries[name] if imatrix and name in imatrix.entries else None
+    top, bottom = np.zeros(3), np.zeros(3)
+    everything = model.rows(tensor).reshape(tensor.matrices, -1, tensor.row_length)
+    for expert, rows in enumerate(everything):
+        width = tensor.row_length
+        weights = None if entry is None else np.ascontiguousarray(entry.values[expert])
+        v = np.ones(width) if entry is None else entry.values[expert].astype(np.float64)
+        m = np.zeros(width) if entry is None or entry.means is None else entry.means[expert].astype(np.float64)
+        seen = 1.0 if entry is None else entry.counts[expert]
+        usual = np.ones(width, bool)
+        usual[list(massive)] = False
+        var = np.maximum(v - m**2, 0)
+        for row in rows:
+            back = dequantize_rows(fmt, quantize_rows(fmt, row[None].copy(), weights), width)[0]
+            d, x = back.astype(np.float64) - row, row.astype(np.float64)
+            top += seen * np.array([
+                (var * d**2)[usual].sum(),
+                (m * d)[usual].sum() ** 2,
+                (var * d**2)[~usual].sum() + (m * d)[~usual].sum() ** 2,
+            ])  # fmt: skip
+            energy = (var * x**2)[usual].sum() + (m * x)[usual].sum() ** 2
+            bottom += seen * np.array([energy, energy, (var * x**2)[~usual].sum() + (m * x)[~usual].sum() ** 2])
+    return np.divide(top, bottom, out=np.zeros(3), where=bottom > 0)
+
+
+def measured(model, imatrix, name, chosen=FORMATS, settings=None, *, find_massive=False, threads=1):
+    survey = surveyed(model, imatrix, name, find_massive=find_massive)
+    estimates = {}
+    for found in measure_jobs(
+        model, [Job(survey, tuple(chosen))], settings or Settings(tolerance=1e-9), threads=threads
+    ):
+        estimates |= found.estimates
+    return estimates
+
+
+@pytest.mark.parametrize("sums", [True, False, None])
+@pytest.mark.parametrize("name", ["blk.1.ffn_down_exps.weight", "blk.0.attn_k.weight", "blk.0.ffn_up_exps.weight"])
+def test_exhaustive_errors_are_the_formula(name, sums, tmp_path):
+    path = experts().write(tmp_path / "model.gguf")
+    counts = {name: [3, 100, 0, 17]} if "exps" in name else None
+    imatrix = None if sums is None else read_imatrix(write_imatrix(path, tmp_path / "x", sums=sums, counts=counts))
+    with open_model(path) as model:
+        found = measured(model, imatrix, name)
+        for fmt in FORMATS:
+            estimate = found[fmt.name]
+            expected = by_hand(model, imatrix, name, fmt)
+            assert [estimate.var, estimate.mean, estimate.massive] == pytest.approx(expected, rel=1e-5)
+            assert estimate.stderr == estimate.stderr_massive == 0
+            assert (estimate.mean > 0) is bool(sums)
+
+
+def test_experts_that_nobody_uses_do_not_count(tmp_path):
+    name = "blk.0.ffn_up_exps.weight"
+    maker = experts()
+    path = maker.write(tmp_path / "model.gguf")
+    rng = np.random.default_rng(0)
+    maker.arrays[name][2] = rng.standard_cauchy(maker.arrays[name][2].shape).clip(-100, 100)
+    other = maker.write(tmp_path / "other.gguf")
+    for counts, same in (([5, 9, 0, 1], True), ([5, 9, 1, 1], False)):
+        imatrix = read_imatrix(write_imatrix(path, tmp_path / "x", counts={name: counts}))
+        with open_model(path) as one, open_model(other) as two:
+            first, second = (measured(model, imatrix, name)["q4_K"] for model in (one, two))
+        assert (first == second) is same
+
+
+def massive_model(tmp_path, matrices=1):
+    """An ffn_down whose channels 3 and 300 get activations a thousand times as strong."""
+    maker = Maker()
+    maker.pairs = {"block_count": 1, "embedding_length": 64, "attention.head_count": 1}
+    maker.matrix("token_embd", 64, 256)
+    maker.matrix("blk.0.ffn_down", *([matrices] if matrices > 1 else []), 64, 512)
+    path = maker.write(tmp_path / "model.gguf")
+
+    def strong(name, second, means):
+        second[:], means[:] = 1.0, 0.1
+        second[:, [3, 300]], means[:, [3, 300]] = 1e6, 900
+
+    return path, read_imatrix(write_imatrix(path, tmp_path / "x", change=strong))
+
+
+def test_massive_channels_are_kept_apart(tmp_path):
+    path, imatrix = massive_model(tmp_path)
+    name = "blk.0.ffn_down.weight"
+    with open_model(path) as model:
+        survey = surveyed(model, imatrix, name, find_massive=True)
+        assert np.flatnonzero(survey.massive[0]).tolist() == [3, 300]
+        found = measured(model, imatrix, name, find_massive=True)
+        for fmt in FORMATS:
+            expected = by_hand(model, imatrix, name, fmt, massive=[3, 300])
+            estimate = found[fmt.name]
+            assert [estimate.var, estimate.mean, estimate.massive] == pytest.approx(expected, rel=1e-5)
+            assert estimate.massive > 0
+        rows = model.rows(model[name]).astype(np.float64)
+        second, mean = survey.moments.second[0], survey.moments.mean[0]
+        usual = ~survey.massive[0]
+        var = survey.moments.variance[0]
+        energy = ((rows**2 * var)[:, usual].sum(axis=1) + ((rows * mean)[:, usual].sum(axis=1)) ** 2).sum()
+        heavy = ((rows**2 * var)[:, ~usual].sum(axis=1) + ((rows * mean)[:, ~usual].sum(axis=1)) ** 2).sum()
+        assert survey.energy == pytest.approx(energy, rel=1e-5)
+        assert survey.energy_massive == pytest.approx(heavy, rel=1e-5)
+        assert second.shape == (512,)
+
+
+def test_what_is_massive():
+    class Fake:
+        usage = np.ones(1)
+        second = np.ones((1, 100))
+
+    columns = np.ones((1, 100))
+    assert not massive_channels(Fake, columns).any()
+    columns[0, 7] = 40  # 40 times the others, 29 % of the whole
+    assert np.flatnonzero(massive_channels(Fake, columns)[0]).tolist() == [7]
+    columns[0, 7] = 20
+    assert not massive_channels(Fake, columns).any()
+    columns = np.ones((1, 10_000))
+    Fake.second = np.ones((1, 10_000))
+    columns[0, 7] = 100  # but 1 % of the whole
+    assert not massive_channels(Fake, columns).any()
+
+
+def test_the_survey_is_the_formula(tmp_path):
+    path = experts().write(tmp_path / "model.gguf")
+    name = "blk.0.ffn_gate_exps.weight"
+    imatrix = read_imatrix(write_imatrix(path, tmp_path / "x", counts={name: [1, 2, 3, 10]}))
+    with open_model(path) as model:
+        survey = surveyed(model, imatrix, name)
+        rows = model.rows(model[name]).reshape(4, 256, 256).astype(np.float64)
+        entry = imatrix.entries[name]
+        second, mean = entry.values.astype(np.float64), entry.means.astype(np.float64)
+        var = np.maximum(second - mean**2, 0)
+        assert survey.out_mean == pytest.approx(np.einsum("eij,ej->ei", rows, mean), rel=1e-4, abs=1e-5)
+        assert survey.out_var == pytest.approx(np.einsum("eij,ej->ei", rows**2, var), rel=1e-5)
+        assert survey.columns == pytest.approx((rows**2).sum(axis=1), rel=1e-5)
+        assert survey.moments.usage.tolist() == [0.25, 0.5, 0.75, 2.5]
+        slim = survey.slim()
+        assert slim.energy == pytest.approx(survey.energy, rel=1e-12)
+        import hashlib
+
+        assert survey.digest == hashlib.sha256(model.raw_rows(model[name]).tobytes()).hexdigest()
+
+
+def test_reading_in_small_pieces_makes_no_difference(tmp_path, monkeypatch):
+    from planner.measure import loop, survey
+
+    path = dense(vocabulary=96).write(tmp_path / "model.gguf")
+    imatrix = read_imatrix(write_imatrix(path, tmp_path / "x"))
+    with open_model(path) as model:
+        whole, large = surveyed(model, imatrix, "output.weight"), measured(model, imatrix, "output.weight")
+        monkeypatch.setattr(survey, "_CHUNK", 700)
+        monkeypatch.setattr(loop, "_KERNEL_WEIGHTS", 700)
+        pieces, small = surveyed(model, imatrix, "output.weight"), measured(model, imatrix, "output.weight")
+    assert pieces.digest == whole.digest
+    assert np.allclose(pieces.out_var, whole.out_var, rtol=1e-6)
+    assert np.allclose(pieces.columns, whole.columns, rtol=1e-6)
+    for name in large:
+        assert small[name].total == pytest.approx(large[name].total, rel=1e-9)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e25])
+def test_weights_that_are_no_numbers(bad, tmp_path):
+    maker = dense(vocabulary=96)
+    maker.arrays["output.weight"] = maker.arrays["output.weight"].astype(np.float32)
+    maker.arrays["output.weight"][9, 9] = bad
+    with open_model(maker.write(tmp_path / "model.gguf")) as model:
+        with pytest.raises(ModelError, match=r"output\.weight holds NaN or infinite") as caught:
+            surveyed(model, None, "output.weight")
+        assert "planner inspect" in caught.value.remedy
+
+
+def test_surveys_stop_when_told(tmp_path):
+    with open_model(dense(vocabulary=96).write(tmp_path / "model.gguf")) as model:
+        tensor = model["output.weight"]
+        with pytest.raises(Stopped):
+            survey_tensor(model, tensor, moments(tensor, None), find_massive=False, stop=lambda: True)
+
+
+def test_a_looser_tolerance_needs_fewer_rows(tmp_path):
+    path = dense(width=256, vocabulary=4096, blocks=1).write(tmp_path / "model.gguf")
+    imatrix = read_imatrix(write_imatrix(path, tmp_path / "x"))
+    with open_model(path) as model:
+        survey = surveyed(model, imatrix, "output.weight")
+        rows, errors = [], []
+        for tolerance in (0.2, 0.02, 0.005):
+            (found,) = measure_jobs(model, [Job(survey, FORMATS)], Settings(tolerance=tolerance), threads=1)
+            rows.append(found.rows["q4_K"])
+            for estimate in found.estimates.values():
+                assert estimate.stderr <= tolerance * estimate.total
+            errors.append(found.estimates["q4_K"])
+        assert rows == sorted(rows)
+        assert rows[0] < rows[-1] <= 4096
+        assert errors[0].total == pytest.approx(errors[-1].total, rel=0.5)
+
+
+def exact(model, survey, fmt):
+    """The error over all rows, by the tested function, without any sampling."""
+    usage, tensor = survey.moments.usage, survey.tensor
+    total = np.zeros(3)
+    for matrix in range(tensor.matrices):
+        begin = matrix * tensor.rows_per_matrix
+        rows = model.rows(tensor, begin, begin + tensor.rows_per_matrix)
+        total += usage[matrix] * row_errors(survey, fmt, matrix, rows).sum(axis=1)
+    heavy = survey.energy_massive
+    return (total[0] + total[1]) / survey.energy, total[2] / heavy if heavy > 0 else 0.0
+
+
+def test_sampled_errors_are_within_their_standard_errors(example):
+    """At three standard errors, at least 99 % of tensor x format, over several seeds."""
+    chosen = select_formats("q2_K,q3_K,q4_0,q6_K,q8_0")
+    imatrix = read_imatrix(example.sums)
+    inside = sampled = 0
+    with open_model(example.model) as model:
+        names = [tensor.name for tensor in model.tensors if tensor.rows > 1 and tensor.name != "token_embd.weight"]
+        for name in names:
+            survey = surveyed(model, imatrix, name, find_massive="ffn_down" in name)
+            truth = {fmt.name: exact(model, survey, fmt) for fmt in chosen}
+            for seed in range(5):
+                settings = Settings(seed=seed, tolerance=0.08)
+                (found,) = measure_jobs(model, [Job(survey, chosen)], settings, threads=1)
+                for fmt, estimate in found.estimates.items():
+                    if estimate.stderr > 0:
+                        sampled += 1
+                        close = abs(estimate.total - truth[fmt][0]) <= 3 * estimate.stderr
+                        inside += close and abs(estimate.massive - truth[fmt][1]) <= 3 * estimate.stderr_massive
+                    else:
+                        assert estimate.total == pytest.approx(truth[fmt][0], rel=1e-6)
+    assert sampled > 300
+    assert inside >= 0.99 * sampled
+
+
+def test_rows_that_no_usual_block_divides(tmp_path):
+    maker = Maker()
+    maker.pairs = {"block_count": 1, "embedding_length": 72, "attention.head_count": 1}
+    maker.matrix("token_embd", 64, 72)
+    maker.matrix("blk.0.attn_q", 128, 72, dtype=np.float32)
+    path = maker.write(tmp_path / "model.gguf")
+    imatrix = read_imatrix(write_imatrix(path, tmp_path / "x"))
+    with open_model(path) as model:
+        chosen = (formats()["f16"], formats()["bf16"])
+        found = measured(model, imatrix, "blk.0.attn_q.weight", chosen)
+        for fmt in chosen:
+            expected = by_hand(model, imatrix, "blk.0.attn_q.weight", fmt)
+            assert [found[fmt.name].var, found[fmt.name].mean] == pytest.approx(expected[:2], rel=1e-4)
+
+
+def test_a_format_that_cannot_hold_the_weights_is_left_out(tmp_path):
+    maker = Maker()
+    maker.pairs = {"block_count": 1, "embedding_length": 64, "attention.head_count": 1}
+    maker.matrix("token_embd", 64, 64)
+    maker.matrix("blk.0.attn_q", 128, 64, dtype=np.float32)
+    maker.arrays["blk.0.attn_q.weight"][100, 3] = 1e6  # beyond F16
+    with open_model(maker.write(tmp_path / "model.gguf")) as model:
+        survey = surveyed(model, None, "blk.0.attn_q.weight")
+        chosen = (formats()["f16"], formats()["bf16"])
+        (found,) = measure_jobs(model, [Job(survey, chosen)], Settings(), threads=1)
+        assert set(found.estimates) == {"bf16"}
+        assert "blk.0.attn_q.weight" in found.unusable["f16"]
