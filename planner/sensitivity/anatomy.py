@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from planner.sensitivity.prior import role_of
 
 if TYPE_CHECKING:
-    from planner.gguf import Model
+    from planner.gguf import Model, Tensor
 
 __all__ = ["Activation", "Anatomy", "BlockAnatomy", "read_anatomy"]
 
@@ -129,6 +129,13 @@ def _activation(model: Model) -> Activation:
     if model.architecture in _RELU_SQUARED:
         return "relu2"
     gated = any(".ffn_gate" in tensor.name and "ffn_gate_inp" not in tensor.name for tensor in model.tensors)
+    gated = gated or any(_holds_gate(model, tensor) for tensor in model.tensors)
     if model.architecture.startswith("gemma") or not (gated or model.architecture in _NO_GATE_SILU):
         return "gelu"
     return "silu"
+
+
+def _holds_gate(model: Model, up: Tensor) -> bool:
+    """Whether an ffn_up holds the gate too (Phi-3, GLM-4): it then has twice the rows that ffn_down has channels."""
+    down = model.by_name.get(up.name.replace("ffn_up", "ffn_down")) if ".ffn_up" in up.name else None
+    return down is not None and up.rows_per_matrix == 2 * down.row_length

@@ -1,0 +1,105 @@
+"""The ladder of sources: uniform, prior, structure, and the mean of two."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from planner.sensitivity import SOURCES, TensorSensitivity, default_source, prior, sensitivities
+from planner.sensitivity.structure import stream_shares
+
+NAMES = [
+    "token_embd.weight",
+    *(f"blk.{block}.{role}.weight" for block in range(3) for role in ("attn_q", "attn_output", "ffn_up", "ffn_down")),
+    "blk.1.frobnicator.weight",
+    "output.weight",
+]
+
+
+def made_up_facts():
+    facts = {"output.weight": {"output": 12.0}}
+    for number, name in enumerate(NAMES):
+        if "frobnicator" in name or name == "output.weight":
+            continue
+        writes = any(role in name for role in ("token_embd", "attn_output", "ffn_down"))
+        energy = 1.0 + number
+        facts[name] = {
+            "var": energy,
+            "mean": energy / 3,
+            "massive": 0.0,
+            "write": energy if writes else 0.0,
+            "stage": -1.0 if "embd" in name else float("ffn" in name),
+        }
+    return facts
+
+
+def test_the_default_is_the_best_that_is_known():
+    assert default_source(has_imatrix=True, has_means=True) == "structure"
+    assert default_source(has_imatrix=True, has_means=False) == "structure+prior"
+    assert default_source(has_imatrix=False, has_means=False) == "prior"
+    assert set(SOURCES) == {"uniform", "prior", "structure", "structure+prior"}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_tensor_gets_one(source):
+    found = sensitivities(source, NAMES, made_up_facts(), blocks=3)
+    assert list(found) == NAMES
+    for entry in found.values():
+        assert min(entry.var, entry.mean, entry.massive) >= 0
+        assert entry.var > 0
+        assert all(map(math.isfinite, (entry.var, entry.mean, entry.massive)))
+    assert found["blk.1.frobnicator.weight"].source == ("uniform" if source == "uniform" else "prior")
+
+
+def test_uniform_is_one():
+    assert {(entry.var, entry.mean) for entry in sensitivities("uniform", NAMES, {}, blocks=3).values()} == {(1.0, 1.0)}
+
+
+def test_prior_is_the_table():
+    table = prior(NAMES, blocks=3)
+    for name, entry in sensitivities("prior", NAMES, made_up_facts(), blocks=3).items():
+        assert entry == TensorSensitivity(table[name].value, table[name].value, table[name].value, "prior")
+
+
+def test_structure_is_the_share_of_the_stream():
+    facts = made_up_facts()
+    found = sensitivities("structure", NAMES, facts, blocks=3)
+    for name, share in stream_shares(facts).items():
+        assert (found[name].var, found[name].mean, found[name].massive) == share
+        assert found[name].source == "structure"
+
+
+def test_what_cannot_be_placed_is_on_the_scale_of_the_rest():
+    found = sensitivities("structure", NAMES, made_up_facts(), blocks=3)
+    table = prior(NAMES, blocks=3)
+    blocks = [name for name in NAMES if name.startswith("blk") and "frobnicator" not in name]
+    ratios = [(found[name].var + found[name].mean) / 2 / table[name].value for name in blocks]
+    scale = math.prod(ratios) ** (1 / len(ratios))
+    odd = "blk.1.frobnicator.weight"
+    assert found[odd].var == found[odd].mean == pytest.approx(scale * table[odd].value)
+
+
+def test_half_and_half_is_the_geometric_mean():
+    both, one, other = (
+        sensitivities(source, NAMES, made_up_facts(), blocks=3) for source in ("structure+prior", "structure", "prior")
+    )
+    reference = "blk.1.frobnicator.weight"
+    scale = both[reference].var / other[reference].var
+    for name in NAMES:
+        if name != reference:
+            bulk = (both[name].var + both[name].mean) / 2
+            structure = (one[name].var + one[name].mean) / 2
+            assert bulk == pytest.approx(math.sqrt(structure * other[name].var * scale))
+            assert both[name].var / both[name].mean == pytest.approx(one[name].var / one[name].mean)
+
+
+def test_nothing_placed_is_prior():
+    found = sensitivities("structure", NAMES, {}, blocks=3)
+    assert found == sensitivities("prior", NAMES, {}, blocks=3)
+
+
+def test_losses_are_never_negative():
+    entry = TensorSensitivity(2.0, 3.0, 5.0, "structure")
+    assert entry.loss(0.1, 0.01, 0.001) == pytest.approx(0.235)
+    assert entry.loss(-1e-9, 0.0, 0.0) == 0.0
