@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -120,4 +121,5 @@ def _standard_error(draws: Doubles) -> float:
     freedom = count - 1
     student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     skew = abs(float((centred**3).mean())) / deviation**3
-    return deviation / float(np.sqrt(count)) * (student + skew * (2 * z**2 + 1) / (6 * np.sqrt(count))) / z
+    root = math.sqrt(count)
+    return deviation / root * (student + skew * (2 * z**2 + 1) / (6 * root)) / z
