@@ -20,7 +20,7 @@ import numpy as np
 from solvers.problem import FloatArray, IntArray, exact_sum
 from solvers.reduction import Reduced, ragged_argmin
 
-__all__ = ["Bound", "certify", "priced", "rounding"]
+__all__ = ["Bound", "certify", "priced", "rounding", "slack_of", "total_loss"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from solvers.errors import ProblemError
 
-__all__ = ["FloatArray", "Group", "IntArray", "Limit", "Option", "Problem", "exact_sum"]
+__all__ = ["LARGEST_TOTAL", "FloatArray", "Group", "IntArray", "Limit", "Option", "Problem", "exact_sum"]
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

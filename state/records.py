@@ -6,14 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-__all__ = [
-    "Energies",
-    "Inventory",
-    "Measurement",
-    "Sensitivity",
-    "Summary",
-    "TensorRecord",
-]
+__all__ = ["LONGEST_NAME", "Energies", "Inventory", "Measurement", "Sensitivity", "Summary", "TensorRecord"]
 
 LONGEST_NAME = 4096
 

@@ -27,6 +27,7 @@ __all__ = [
     "nearest",
     "prior",
     "role_of",
+    "role_value",
 ]
 
 BLOCK_MEAN = "block mean"

@@ -1,0 +1,125 @@
+"""What llama-quantize would make of the exported file, by its own rules written down once more."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import gguf
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.errors import RecipeError
+from planner.gguf import open_model
+from planner.plan import Request, make_plan
+from planner.recipes import Choice, ImatrixSource, ModelSource, Recipe, load_recipe
+from planner.recipes.llama_quantize import command_line, file_type_name, tensor_types
+from state import Store
+
+TYPES = {kind.name.lower(): kind for kind in gguf.GGMLQuantizationType}
+
+
+def parse(text):
+    """parse_tensor_type_file and parse_tensor_type of tools/quantize/quantize.cpp: [(pattern, type)]."""
+    found = []
+    for word in text.split():
+        name, separator, kind = word.partition("=")
+        assert separator
+        assert name
+        found.append((name.lower(), TYPES[kind.lower()]))
+    return found
+
+
+def decide(options, name):
+    """llama_tensor_get_type of src/llama-quant.cpp: the first pattern that is found anywhere in the name."""
+    return next((kind for pattern, kind in options if re.search(pattern, name)), None)
+
+
+def recipe_of(formats, *, left_alone=(), imatrix=None, file_type=15):
+    return Recipe(
+        planner="0", ggml="0", model=ModelSource(name="m", architecture="llama", digest="0", path="a model.gguf"),
+        imatrix=imatrix, sensitivity="prior", seed=0, tolerance=0.05, budget="4 bpw", size=9, bpw=4, loss=2, bound=1,
+        status="optimal", file_type=file_type,
+        tensors=tuple(
+            Choice(name=name, format=fmt, bytes=9, err=0, loss=0, why="left alone" if name in left_alone else "solved")
+            for name, fmt in formats.items()
+        ),
+    )  # fmt: skip
+
+
+NAMES = st.from_regex(r"[a-z0-9_.\-]{1,12}", fullmatch=True)
+FORMATS = st.sampled_from(["q4_K", "iq2_xxs", "q8_0", "f16", "bf16", "mxfp4"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(NAMES, FORMATS, max_size=12), st.data())
+def test_it_gives_the_recipe_back(formats, data):
+    left_alone = data.draw(st.sets(st.sampled_from(sorted(formats)))) if formats else set()
+    options = parse(tensor_types(recipe_of(formats, left_alone=left_alone)))
+    for name, fmt in formats.items():
+        kind = decide(options, name)
+        assert kind == (None if name in left_alone else TYPES[fmt.lower()])
+
+
+def test_names_that_contain_each_other():
+    names = ("blk.1.ffn.weight", "blk.11.ffn.weight", "blkx1.ffn.weight", "a.blk.1.ffn.weight", "blk.1.ffn.weight.x")
+    formats = dict(zip(names, ("q4_K", "q8_0", "q2_K", "f16", "q6_K"), strict=True))
+    options = parse(tensor_types(recipe_of(formats)))
+    assert {name: decide(options, name).name for name in formats} == {n: f.upper() for n, f in formats.items()}
+
+
+@pytest.mark.parametrize("name", ["Blk.0.weight", "a b", "a=b", "a\tb", "a\nb", "ä", "a+b", "a(b", "[", "", "a\\b"])
+def test_names_that_it_cannot_be_told(name):
+    with pytest.raises(RecipeError, match="cannot be told about the tensor") as caught:
+        tensor_types(recipe_of({name: "q4_K"}))
+    assert "planner quantize" in caught.value.remedy
+    assert tensor_types(recipe_of({name: "f32"}, left_alone=[name])) == ""
+
+
+def test_the_command(tmp_path):
+    imatrix = ImatrixSource(path="dir with/x's.imatrix", digest="0")
+    types = tmp_path / "types.txt"
+    words = shlex.split(command_line(recipe_of({"a": "q4_K"}, imatrix=imatrix), types, 3))
+    assert words == [
+        "llama-quantize", "--imatrix", "dir with/x's.imatrix", "--tensor-type-file", str(types), "a model.gguf",
+        "OUT.gguf", "Q4_K_M", "3",
+    ]  # fmt: skip
+    assert "--imatrix" not in command_line(recipe_of({"a": "q4_K"}), types, 3)
+    assert file_type_name(recipe_of({}, file_type=23)) == "IQ3_XXS"
+    assert file_type_name(recipe_of({}, file_type=9999)) == "Q4_K_M"
+
+
+def test_file_types_are_the_gguf_packages():
+    """The name is llama.cpp's own for that number; and always that of a quantized mix, or patterns would be ignored."""
+    known = {kind.value: kind.name.removeprefix("MOSTLY_") for kind in gguf.LlamaFileType}
+    for number in range(100):
+        name = file_type_name(recipe_of({}, file_type=number))
+        assert name not in ("F16", "BF16", "F32", "COPY")
+        if name != "Q4_K_M":
+            assert known[number] == name
+
+
+def test_a_real_recipe(cheap, example, here, run):
+    with Store.open(cheap, read_only=True) as store:
+        recipe = make_plan(store, Request(budget=5_000_000)).recipe
+    options = parse(tensor_types(recipe))
+    with open_model(example.model) as model:
+        for tensor in model.tensors:
+            kind = decide(options, tensor.name)
+            if tensor.format == "f32":
+                assert kind is None
+            else:
+                assert kind == TYPES[recipe.formats[tensor.name].lower()]
+    assert run("solve", "--state", cheap, "--budget", "5MB").status == 0
+    assert load_recipe(here / "recipe.json").formats == recipe.formats
+    exported = run("export", "recipe.json", "--to", "llama-quantize", "-t", 2)
+    assert exported.status == 0, exported.text
+    assert (here / "recipe.types.txt").read_text() == tensor_types(recipe)
+    words = shlex.split(exported.out)
+    assert words[words.index("--tensor-type-file") + 1] == "recipe.types.txt"
+    assert words[-1] == "2"
+    again = run("export", "recipe.json", "--to", "llama-quantize", "-o", "elsewhere.txt")
+    assert again.status == 0
+    assert (here / "elsewhere.txt").read_bytes() == (here / "recipe.types.txt").read_bytes()
+    assert run("export", "recipe.json", "--to", "nonsense").status == 2
