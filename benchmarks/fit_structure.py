@@ -2,11 +2,10 @@
 
     python benchmarks/fit_structure.py MODEL IMATRIX MEASURED.csv [MODEL IMATRIX MEASURED.csv …]
 
-`MEASURED.csv` has columns tensor, sensitivity, standard_error: see
-benchmarks/data/measured_sensitivity/README.md. For each
-model and role: c, the median of measured over predicted (it should be one number for all roles of a model), and the
-spread of its logarithm. Then, over all models given, the factors that would make the roles of each model agree, and for
-attention logits the a and b of a l/(l+b).
+`MEASURED.csv` has columns tensor, sensitivity, standard_error: see benchmarks/data/measured_sensitivity/README.md.
+For each model and role: c, the median of measured over predicted (it should be one number for all roles of a model),
+and the spread of its logarithm. Then, over all models given, the factors that would make the roles of each model
+agree, and for attention logits the a and b of a l/(l+b).
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import find_state, measuring_options, open_sources
+from planner.cli.options import measuring_options, open_sources
 from planner.cli.progress import progress_bar
 from planner.errors import Interrupted
 
@@ -46,9 +47,8 @@ def measure(
         done, fresh = run_campaign(
             sources, formats, {}, seed=seed, tolerance=tolerance, allow_requantize=allow_requantize, threads=threads
         )
-        click.echo(f"{done} measurements in {sources.store.path}, {fresh} of them new.")
-    option = f" --state {state}" if state else ""
-    click.echo(f"Next: planner solve{option or f' --state {find_state(None, model)}'} --budget SIZE")
+        click.echo(f"{done} measurements in {sources.state}, {fresh} of them new.")
+        click.echo(f"Next: planner solve --state {shlex.quote(str(sources.state))} --budget SIZE")
 
 
 def run_campaign(
@@ -86,7 +86,7 @@ def run_campaign(
                 advance(step.what, done, total)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"Stopped. {done} of {total} measurements are saved in {sources.store.path}.",
+            f"Stopped. {done} of {total} measurements are saved in {sources.state}.",
             "The same command goes on from there.",
         ) from None
     return done, fresh

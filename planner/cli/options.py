@@ -7,11 +7,15 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from planner.errors import ImatrixError, StateFileError, UsageError
+
+if TYPE_CHECKING:
+    from planner.gguf import Imatrix, Model
+    from state import Store
 
 __all__ = ["Sources", "find_state", "measuring_options", "open_sources", "threads_option"]
 
@@ -54,9 +58,10 @@ def measuring_options(command: F) -> F:
 class Sources:
     """An open model, its imatrix and the state file that belongs to it."""
 
-    model: Any
-    imatrix: Any
-    store: Any
+    model: Model
+    imatrix: Imatrix | None
+    store: Store
+    state: Path  # as the user would name it
 
 
 def find_state(state: Path | None, model: Path | None = None) -> Path:
@@ -87,7 +92,8 @@ def open_sources(model: Path, imatrix: Path | None, no_imatrix: bool, state: Pat
 
     if imatrix is not None and no_imatrix:
         raise UsageError("--imatrix and --no-imatrix exclude each other.", "Give one of them.")
-    with open_model(model) as opened, Store.open(find_state(state, model), create=True) as store:
+    path = find_state(state, model)
+    with open_model(model) as opened, Store.open(path, create=True) as store:
         known = store.inventory()
         chosen = read_imatrix(imatrix) if imatrix is not None else None
         if chosen is None and not no_imatrix and known is not None and known.imatrix_name is not None:
@@ -97,4 +103,4 @@ def open_sources(model: Path, imatrix: Path | None, no_imatrix: bool, state: Pat
                     "Give it with --imatrix, or do without one: --no-imatrix.",
                 )
             chosen = read_imatrix(known.imatrix_name)
-        yield Sources(opened, chosen, store)
+        yield Sources(opened, chosen, store, path)

@@ -132,9 +132,9 @@ def tables_ready(fmt: Format) -> bool:
 def prepare_tables(wanted: tuple[Format, ...]) -> None:
     """Build the lookup tables of the formats, cheapest first; returns at once for those already built.
 
-    Takes up to half a minute of one core, without the GIL and without hindering kernels of other formats. A
-    kernel whose
-    table is missing builds it itself, deaf to signals: call this from a thread of its own and wait for `tables_ready`.
+    Takes up to half a minute of one core, without the GIL and without hindering kernels of other formats. A kernel
+    whose table is missing builds it itself, deaf to signals: call this from a thread of its own and wait for
+    `tables_ready`.
     """
     names = {fmt.name for fmt in wanted}
     for name, grid in _TABLES.items():

@@ -20,9 +20,9 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """The relative error of a tensor in a format. `var`, `mean` and `massive` are its components (the massive
-    one relative
-    to the massive channels' energy), `stderr` the standard error of var + mean, `stderr_massive` that of massive."""
+    """The relative error of a tensor in a format. `var`, `mean` and `massive` are its components (the massive one
+    relative to the massive channels' energy), `stderr` the standard error of var + mean, `stderr_massive` that of
+    massive."""
 
     var: float
     mean: float

@@ -1,10 +1,9 @@
 """Which rows are measured.
 
 Rows are drawn systematically, with probability proportional to the error that each is expected to have
-(`Survey.guess`).
-Drawn rows then weigh about the same in the sum, so a few hundred suffice even where energies span decades, and no
-heavy row can be missed. Draws nest: each stage doubles them and keeps the former. They depend on the seed, the tensor's
-name and its rows alone.
+(`Survey.guess`). Drawn rows then weigh about the same in the sum, so a few hundred suffice even where energies span
+decades, and no heavy row can be missed. Draws nest: each stage doubles them and keeps the former. They depend on the
+seed, the tensor's name and its rows alone.
 
 Hansen and Hurwitz, "On the theory of sampling from finite populations", Ann. Math. Statist. 14 (1943).
 """
@@ -42,9 +41,9 @@ class Stage:
 def stages(guess: NDArray[np.float64], massive: NDArray[np.float64], seed: int, name: str) -> Iterator[Stage]:
     """Yield stages of draws until all rows are in.
 
-    `guess` and `massive` are the rows' expected errors in ordinary and massive channels, float64 [rows], up to
-    a factor.
-    Where there are massive channels, half of the probability goes to each. Rows expected to have none are left out.
+    `guess` and `massive` are the rows' expected errors in ordinary and massive channels, float64 [rows], up to a
+    factor. Where there are massive channels, half of the probability goes to each. Rows expected to have none are
+    left out.
     """
     probability = _normalized(guess)
     if massive.any():

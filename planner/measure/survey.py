@@ -35,13 +35,12 @@ class Stopped(Exception):
 class Survey:
     """What all rows of a tensor say; `rows` = matrices x rows_per_matrix, n = row length.
 
-    `out_mean` = Σ_j m_j W_ij and `out_var` = Σ_j var_j W_ij², float64 [matrices, rows_per_matrix], without
-    massive channels:
-    mean and variance of the tensor's outputs. `massive` marks massive input channels, bool [matrices, n];
+    `out_mean` = Σ_j m_j W_ij and `out_var` = Σ_j var_j W_ij², float64 [matrices, rows_per_matrix], without massive
+    channels: mean and variance of the tensor's outputs. `massive` marks massive input channels, bool [matrices, n];
     `massive_energy` is the rows' energy in those alone. `columns` = Σ_i W_ij², float64 [matrices, n], is over all.
-    `guess` and `massive_guess`, float64 [matrices, rows_per_matrix], are proportional to the error to be expected of a
-    row: formats spread their error evenly over a block, so it is each block's energy times its mean E[a²].
-    `digest` is the SHA-256 of the tensor's data.
+    `guess` and `massive_guess`, float64 [matrices, rows_per_matrix], are proportional to the error to be expected of
+    a row: formats spread their error evenly over a block, so it is each block's energy times its mean E[a²]. `digest`
+    is the SHA-256 of the tensor's data.
     """
 
     tensor: Tensor

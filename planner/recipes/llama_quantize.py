@@ -49,9 +49,9 @@ def file_type_name(recipe: Recipe) -> str:
 
 
 def command_line(recipe: Recipe, types: Path, threads: int) -> str:
-    """The command that makes the same tensors, for a POSIX shell."""
-    words = ["llama-quantize"]
+    """The command that makes the same tensors, for a POSIX shell; an option a line."""
+    lines = [["llama-quantize"], ["--tensor-type-file", str(types)]]
     if recipe.imatrix is not None:
-        words += ["--imatrix", recipe.imatrix.path]
-    words += ["--tensor-type-file", str(types), recipe.model.path, "OUT.gguf", file_type_name(recipe), str(threads)]
-    return shlex.join(words)
+        lines.insert(1, ["--imatrix", recipe.imatrix.path])
+    lines.append([recipe.model.path, "OUT.gguf", file_type_name(recipe), str(threads)])
+    return " \\\n  ".join(shlex.join(words) for words in lines)

@@ -2,10 +2,10 @@
 
     loss = (energy that the error adds to the stream) / (energy of the stream there)
 
-Normalization makes every later write proportional to the stream, so what is lost at one depth is lost to the
-same degree
-at the end. `block_facts` finds, from the surveys of one block, the energies that each tensor's error adds, per unit of
-relative error; `stream_shares` sets them against the stream. docs/design.md has the formulas and the evidence.
+Normalization makes every later write proportional to the stream, so what is lost at one depth is lost to the same
+degree at the end. `block_facts` finds, from the surveys of one block, the energies that each tensor's error adds, per
+unit of relative error; `stream_shares` sets them against the stream. docs/design.md has the formulas and the
+evidence.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ STRUCTURE_VERSION = 3  # part of the key under which facts are kept: raise it wh
 
 Doubles = NDArray[np.float64]
 Facts = dict[str, float]
-"""Energies per token of one tensor: `var` and `mean` per unit of err_var and err_mean, `massive` of its
-massive channels,
-`write` what it adds to the stream itself; `stage` orders writes within a block. Without `var`: not placed."""
+"""Energies per token of one tensor: `var` and `mean` per unit of err_var and err_mean, `massive` of its massive
+channels, `write` what it adds to the stream itself; `stage` orders writes within a block. Without `var`: not
+placed."""
 
 # Fitted on the sensitivities measured in benchmarks/data/measured_sensitivity by benchmarks/fit_structure.py
 ATTENTION_VALUE = 0.5

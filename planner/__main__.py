@@ -1,0 +1,7 @@
+"""`python -m planner` is the command `planner`."""
+
+from __future__ import annotations
+
+from planner.cli import main
+
+main()
