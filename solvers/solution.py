@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 
-__all__ = ["Solution", "Status", "Usage"]
+__all__ = ["Solution", "Status", "Usage", "relative_gap"]
 
 
 class Status(StrEnum):
