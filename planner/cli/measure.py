@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from planner.cli.options import measuring_options, open_sources
+from planner.cli.options import Measuring, measuring_options, open_sources
 from planner.cli.progress import progress_bar
 from planner.errors import Interrupted
 
@@ -24,17 +24,7 @@ __all__ = ["measure", "run_campaign"]
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @measuring_options
-def measure(
-    model: Path,
-    imatrix: Path | None,
-    no_imatrix: bool,
-    state: Path | None,
-    types: str | None,
-    seed: int,
-    tolerance: float,
-    allow_requantize: bool,
-    threads: int,
-) -> None:
+def measure(model: Path, **measuring: Unpack[Measuring]) -> None:
     """Measure how wrong every tensor of MODEL becomes in every format.
 
     Rows of each tensor are sampled, quantized with ggml's own kernels and compared, weighted by the imatrix. Results go
@@ -42,24 +32,15 @@ def measure(
     """
     from planner.ggml import select_formats
 
-    formats = select_formats(types or "all")
-    with open_sources(model, imatrix, no_imatrix, state) as sources:
-        done, fresh = run_campaign(
-            sources, formats, {}, seed=seed, tolerance=tolerance, allow_requantize=allow_requantize, threads=threads
-        )
+    formats = select_formats(measuring["types"] or "all")
+    with open_sources(model, measuring) as sources:
+        done, fresh = run_campaign(sources, formats, {}, measuring)
         click.echo(f"{done} measurements in {sources.state}, {fresh} of them new.")
         click.echo(f"Next: planner solve --state {shlex.quote(str(sources.state))} --budget SIZE")
 
 
 def run_campaign(
-    sources: Sources,
-    formats: Sequence[Format],
-    pinned: Mapping[str, Sequence[Format]],
-    *,
-    seed: int,
-    tolerance: float,
-    allow_requantize: bool,
-    threads: int,
+    sources: Sources, formats: Sequence[Format], pinned: Mapping[str, Sequence[Format]], measuring: Measuring
 ) -> tuple[int, int]:
     """Measure what is missing, with a progress bar; returns how many measurements there are and how many are new."""
     from planner.campaign import Campaign
@@ -74,14 +55,15 @@ def run_campaign(
             f"  llama-imatrix -m {sources.model.path} -f TEXT -o imatrix.gguf",
             err=True,
         )
+    settings = Settings(measuring["seed"], measuring["tolerance"])
     campaign = Campaign(
-        sources.model, sources.imatrix, sources.store, formats, Settings(seed, tolerance), pinned=pinned,
-        allow_requantize=allow_requantize,
+        sources.model, sources.imatrix, sources.store, formats, settings, pinned=pinned,
+        allow_requantize=measuring["allow_requantize"],
     )  # fmt: skip
     done = total = fresh = 0
     try:
         with progress_bar("measurements") as advance:
-            for step in campaign.run(threads):
+            for step in campaign.run(measuring["threads"]):
                 done, total, fresh = step.done, step.total, step.fresh
                 advance(step.what, done, total)
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import click
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from planner.gguf import Imatrix, Model
     from state import Store
 
-__all__ = ["Sources", "find_state", "measuring_options", "open_sources", "threads_option"]
+__all__ = ["Measuring", "Sources", "find_state", "measuring_options", "open_sources", "threads_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,6 +25,19 @@ threads_option = click.option(
     "-t", "--threads", type=click.IntRange(min=1), default=lambda: os.cpu_count() or 1, show_default="all cores",
     help="Threads that run kernels.",
 )  # fmt: skip
+
+
+class Measuring(TypedDict):
+    """What `measuring_options` add to a command's arguments."""
+
+    imatrix: Path | None
+    no_imatrix: bool
+    state: Path | None
+    types: str | None
+    seed: int
+    tolerance: float
+    allow_requantize: bool
+    threads: int
 
 
 def measuring_options(command: F) -> F:
@@ -85,14 +98,15 @@ def find_state(state: Path | None, model: Path | None = None) -> Path:
 
 
 @contextlib.contextmanager
-def open_sources(model: Path, imatrix: Path | None, no_imatrix: bool, state: Path | None) -> Iterator[Sources]:
+def open_sources(model: Path, measuring: Measuring) -> Iterator[Sources]:
     """Open model, imatrix and state. Without --imatrix, the one that the state was made with is taken again."""
     from planner.gguf import open_model, read_imatrix
     from state import Store
 
+    imatrix, no_imatrix = measuring["imatrix"], measuring["no_imatrix"]
     if imatrix is not None and no_imatrix:
         raise UsageError("--imatrix and --no-imatrix exclude each other.", "Give one of them.")
-    path = find_state(state, model)
+    path = find_state(measuring["state"], model)
     with open_model(model) as opened, Store.open(path, create=True) as store:
         known = store.inventory()
         chosen = read_imatrix(imatrix) if imatrix is not None else None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import textwrap
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import click
 
-from planner.cli.options import find_state, measuring_options, open_sources
+from planner.cli.options import Measuring, find_state, measuring_options, open_sources
 from planner.errors import UsageError
 from planner.text import plain
 
@@ -67,14 +67,7 @@ def solve(
     method: str,
     gap: float,
     time_limit: float,
-    imatrix: Path | None,
-    no_imatrix: bool,
-    state: Path | None,
-    types: str | None,
-    seed: int,
-    tolerance: float,
-    allow_requantize: bool,
-    threads: int,
+    **measuring: Unpack[Measuring],
 ) -> None:
     """Pick a type for every tensor so that the file fits a budget and loses as little as possible.
 
@@ -102,7 +95,7 @@ def solve(
         raise UsageError("--budget and --bpw exclude each other.", "Give one of them.")
     request = Request(
         **limits,
-        formats=None if types is None else select_formats(types),
+        formats=None if measuring["types"] is None else select_formats(measuring["types"]),
         pins=tuple(map(parse_rule, pin)),
         floors=tuple(parse_rule(text, default_pattern="") for text in floors),
         caps=tuple(parse_rule(text, default_pattern="") for text in caps),
@@ -113,15 +106,15 @@ def solve(
         time_limit=time_limit,
     )
     if model is not None:
-        with open_sources(model, imatrix, no_imatrix, state) as sources:
-            _measure(sources, request, types, seed, tolerance, allow_requantize, threads)
+        with open_sources(model, measuring) as sources:
+            _measure(sources, request, measuring)
             plan = make_plan(sources.store, request)
     else:
-        if imatrix is not None:
+        if measuring["imatrix"] is not None:
             raise UsageError(
                 "--imatrix is for measuring, which needs the model.", "Give the model too, or leave it out."
             )
-        with Store.open(find_state(state), read_only=True) as store:
+        with Store.open(find_state(measuring["state"]), read_only=True) as store:
             plan = make_plan(store, request)
     _report(plan, output)
     for tensor in explained:
@@ -138,15 +131,7 @@ def _bits(text: str) -> Fraction:
     return bits
 
 
-def _measure(
-    sources: Sources,
-    request: Request,
-    types: str | None,
-    seed: int,
-    tolerance: float,
-    allow_requantize: bool,
-    threads: int,
-) -> None:
+def _measure(sources: Sources, request: Request, measuring: Measuring) -> None:
     from planner.cli.measure import run_campaign
     from planner.ggml import select_formats
 
@@ -155,10 +140,7 @@ def _measure(
         for tensor in sources.model.tensors:
             if rule.pattern.search(tensor.name):
                 pinned.setdefault(tensor.name, []).append(rule.format)
-    run_campaign(
-        sources, select_formats(types or "all"), pinned, seed=seed, tolerance=tolerance,
-        allow_requantize=allow_requantize, threads=threads,
-    )  # fmt: skip
+    run_campaign(sources, select_formats(measuring["types"] or "all"), pinned, measuring)
 
 
 def _report(plan: Plan, output: Path) -> None:
