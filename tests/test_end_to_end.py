@@ -16,12 +16,13 @@ from planner.sizes import parse_size
 from state import Store
 from tests.models import CHEAP, FEW, MODELS, write_imatrix
 
-BUDGETS = [2.0, 2.3, 2.7, 3.1, 3.5, 4.0, 4.5, 5.0, 5.5, 6.25, 7.0, 8.0]
+BUDGETS = [2.0, 2.5, 3.0, 3.25, 3.5, 4.0, 4.5, 5.0, 5.5, 6.25, 7.0, 8.0]
 
 
-def test_twelve_sizes_from_one_state(example, whole, here, run):
+def test_twelve_sizes(example, cheap, whole, here, run):
     for bpw in BUDGETS:
-        solved = run("solve", "--state", whole, "--bpw", bpw, "-o", "r.json")
+        # kernels with lookup tables are slow: only where nothing else is small enough
+        solved = run("solve", "--state", whole if bpw < 3 else cheap, "--bpw", bpw, "-o", "r.json")
         assert solved.status == 0, solved.text
         recipe = load_recipe(here / "r.json")
         assert recipe.bpw <= bpw
@@ -128,7 +129,7 @@ def test_a_split_model(here, run):
         solved = run("solve", model, "--imatrix", matrix, "--bpw", 5, "--types", FEW, *places)
         assert solved.status == 0, solved.text
     one, other = (json.loads((here / f"{name}.json").read_text()) for name in ("whole", "parts"))
-    assert len(one["tensors"]) == 23
+    assert len(one["tensors"]) == 21
     assert {t["name"]: t for t in one["tensors"]} == {t["name"]: t for t in other["tensors"]}
     assert run("quantize", first, "parts.json", "merged.gguf").status == 0
     assert run("quantize", whole_model, "parts.json", "out.gguf").status == 0  # the same model

@@ -36,6 +36,10 @@ def decide(options, name):
     return next((kind for pattern, kind in options if re.search(pattern, name)), None)
 
 
+def shell_words(command):
+    return shlex.split(command.replace("\\\n", ""))
+
+
 def recipe_of(formats, *, left_alone=(), imatrix=None, file_type=15):
     return Recipe(
         planner="0", ggml="0", model=ModelSource(name="m", architecture="llama", digest="0", path="a model.gguf"),
@@ -80,7 +84,7 @@ def test_names_that_it_cannot_be_told(name):
 def test_the_command(tmp_path):
     imatrix = ImatrixSource(path="dir with/x's.imatrix", digest="0")
     types = tmp_path / "types.txt"
-    words = shlex.split(command_line(recipe_of({"a": "q4_K"}, imatrix=imatrix), types, 3))
+    words = shell_words(command_line(recipe_of({"a": "q4_K"}, imatrix=imatrix), types, 3))
     assert words == [
         "llama-quantize", "--imatrix", "dir with/x's.imatrix", "--tensor-type-file", str(types), "a model.gguf",
         "OUT.gguf", "Q4_K_M", "3",
@@ -116,7 +120,7 @@ def test_a_real_recipe(cheap, example, here, run):
     exported = run("export", "recipe.json", "--to", "llama-quantize", "-t", 2)
     assert exported.status == 0, exported.text
     assert (here / "recipe.types.txt").read_text() == tensor_types(recipe)
-    words = shlex.split(exported.out)
+    words = shell_words(exported.out)
     assert words[words.index("--tensor-type-file") + 1] == "recipe.types.txt"
     assert words[-1] == "2"
     again = run("export", "recipe.json", "--to", "llama-quantize", "-o", "elsewhere.txt")
