@@ -128,6 +128,31 @@ def test_norms_of_heads():
     assert structure._normed(mean, var, np.ones(7), 16) == (pytest.approx(mean), pytest.approx(var))
 
 
+@pytest.mark.parametrize("averaging", [0.1, 3000.0])
+def test_values_are_averaged_by_attention(averaging, tmp_path):
+    """The varying part of attn_v's error shrinks as the varying part of its values does; never does it grow."""
+
+    def change(name, second, means):
+        second[:], means[:] = 2.0, 0.5
+        if "attn_output" in name:  # channels that vary less, or more, than values do
+            second[:] = averaging * np.linspace(0.01, 0.02, second.shape[1]) + 0.01
+            means[:] = 0.1
+
+    maker = dense(blocks=1)
+    facts = facts_of(maker, tmp_path, change=change)["blk.0.attn_v.weight"]
+    value, output = (maker.arrays[f"blk.0.attn_{role}.weight"].astype(np.float64) for role in ("v", "output"))
+    matrix = read_imatrix(tmp_path / "x.imatrix").entries["blk.0.attn_output.weight"]
+    varies = matrix.values[0].astype(np.float64) - matrix.means[0].astype(np.float64) ** 2
+    shared = np.repeat(np.arange(128).reshape(2, 64), 2, axis=0).reshape(-1)  # two heads use one
+    var, mean = (np.square(value).sum(axis=1) * 1.75)[shared], (value.sum(axis=1) * 0.5)[shared]
+    columns = np.square(output).sum(axis=0)
+    energy = structure.ATTENTION_VALUE * (columns * (var + mean**2)).sum()
+    rho = min(1.0, (columns * varies).sum() / (columns * var).sum())
+    assert bool(rho < 1) is (averaging < 1)
+    assert facts["mean"] == pytest.approx(energy, rel=1e-4)
+    assert facts["var"] == pytest.approx(rho * energy, rel=1e-4)
+
+
 def test_heads_that_share_keys_and_values(tmp_path):
     """Written out, each with its own copy, they are worth the same."""
     maker = dense(blocks=1)
