@@ -20,38 +20,34 @@ def milp(
     core: Core, losses: FloatArray, hint: dict[int, int], seconds: float, gap: float, seed: int, threads: int
 ) -> Found:
     """Minimize the core's loss; arguments as in `cp_sat`. Infeasibility found here is not taken as proven."""
-    from ortools.linear_solver import pywraplp
+    from ortools.linear_solver.python import model_builder
 
     exact = integers(core, losses)
     span = max(sum(max(row) for row in exact.losses), 1)
-    solver = pywraplp.Solver.CreateSolver("SCIP")
-    if solver is None:
+    # Not pywraplp: it keeps coefficients by address, so that the order of sums changes from run to run
+    model, solver = model_builder.Model(), model_builder.Solver("SCIP")
+    if not solver.solver_is_supported():
         return Found(None, 0.0, False)
-    solver.SetTimeLimit(max(1, int(min(seconds, 1e6) * 1000)))
-    solver.SetNumThreads(threads)
-    solver.SetSolverSpecificParametersAsString(
-        f"randomization/randomseedshift = {seed % 2**31}\nlimits/absgap = {gap / exact.scale / span!r}\nlimits/gap = 0"
-    )
-    picks = [[solver.BoolVar("") for _ in item.options] for item in core.groups]
-    solver.SetHint(
-        [variable for row in picks for variable in row],
-        [float(hint.get(item.group) == option) for item in core.groups for option in item.options.tolist()],
-    )
-    for row in picks:
-        solver.Add(solver.Sum(row) == 1)
+    picks = [[model.new_bool_var("") for _ in item.options] for item in core.groups]
+    flat = [variable for row in picks for variable in row]
+    for item, row in zip(core.groups, picks, strict=True):
+        model.add(model_builder.LinearExpr.sum(row) == 1)
+        for option, variable in zip(item.options.tolist(), row, strict=True):
+            model.add_hint(variable, float(hint.get(item.group) == option))
     for rows, capacity in zip(exact.weights, exact.capacities, strict=True):
         unit = float(max(capacity, 1))
-        terms = [(w / unit) * v for ws, row in zip(rows, picks, strict=True) for w, v in zip(ws, row, strict=True) if w]
-        solver.Add(solver.Sum(terms) <= capacity / unit)
-    units = [
-        u / span * v for us, row in zip(exact.losses, picks, strict=True) for u, v in zip(us, row, strict=True) if u
-    ]
-    solver.Minimize(solver.Sum(units))
-    status = solver.Solve()
-    if status not in (pywraplp.Solver.OPTIMAL, pywraplp.Solver.FEASIBLE):
+        shares = [w / unit for row in rows for w in row]
+        model.add(model_builder.LinearExpr.weighted_sum(flat, shares) <= capacity / unit)
+    model.minimize(model_builder.LinearExpr.weighted_sum(flat, [u / span for row in exact.losses for u in row]))
+    solver.set_time_limit_in_seconds(max(1e-3, min(seconds, 1e6)))
+    solver.set_solver_specific_parameters(
+        f"randomization/randomseedshift = {seed % 2**31}\nparallel/maxnthreads = {threads}\n"
+        f"limits/absgap = {gap / exact.scale / span!r}\nlimits/gap = 0"
+    )
+    if solver.solve(model) not in (model_builder.SolveStatus.OPTIMAL, model_builder.SolveStatus.FEASIBLE):
         return Found(None, 0.0, False)
     choice = {
-        item.group: int(item.options[max(range(len(row)), key=lambda j: row[j].solution_value())])
+        item.group: int(item.options[max(range(len(row)), key=lambda j: solver.value(row[j]))])
         for item, row in zip(core.groups, picks, strict=True)
     }
-    return Found(choice, exact.excess((solver.Objective().BestBound() - MARGIN) * span), False)
+    return Found(choice, exact.excess((solver.best_objective_bound - MARGIN) * span), False)
