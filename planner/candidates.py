@@ -74,8 +74,9 @@ class Candidates:
         each = [{entry.format.name: entry for entry in self._of(tensor)} for tensor in tensors]
         common = [name for name in each[0] if all(name in other for other in each)]
         if not common:
+            can = [f"{tensor.name} can be {', '.join(own)}" for tensor, own in zip(tensors, each, strict=True)]
             raise UsageError(
-                f"No format is possible for all of the tied {', '.join(tensor.name for tensor in tensors)}.",
+                f"No format is possible for all that is tied: {'; '.join(can[:4])}{'; ...' if can[4:] else ''}.",
                 "Loosen --tie, --pin, --min or --max there, or allow more --types.",
             )
         options = [tuple(other[name] for other in each) for name in common]

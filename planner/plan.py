@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import difflib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 
 from planner import __version__
-from planner.candidates import Candidate, Candidates, TiedGroup
+from planner.candidates import Candidate, Candidates
 from planner.errors import BudgetError, StateFileError, UsageError
 from planner.ggml import Format, library_version
+from planner.limits import FILE, SizeLimit, causes, check_names, padded, size_limits
 from planner.recipes import Choice, ImatrixSource, ModelSource, Recipe
-from planner.rules import Device, Rule, Tie, assign_devices
-from planner.sensitivity import Source, default_source, role_of, sensitivities
-from planner.sizes import format_size
+from planner.rules import Device, Rule, Tie
+from planner.sensitivity import Source, default_source, sensitivities
 from solvers import (
+    Change,
     Explanation,
     Group,
+    Infeasibility,
     InfeasibleError,
     Limit,
     Option,
@@ -38,7 +41,6 @@ _FILE_TYPES = {
     "iq1_m": 31, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38,
 }  # fmt: skip
 _FALLBACK_FILE_TYPE = 15
-_FILE, _BPW = "file", "bpw"  # limits that go without a name
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,15 @@ class Request:
     method: str = "auto"
     gap: float = 1e-6
     time_limit: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for no limit, and for limits of the same name."""
+        if self.budget is None and self.bpw is None and self.active is None and not self.devices:
+            raise UsageError(
+                "Give the size that is wanted: --budget, --bpw, --device or --active-budget.",
+                "For example --budget 23.85GB or --bpw 4.5.",
+            )
+        check_names(self.devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,37 +101,22 @@ class Plan:
             return []
         return [name for name, source in self.sources.items() if source == "prior"]
 
+    def tied_to(self, tensor: str) -> list[str]:
+        """The other tensors that must have the same format."""
+        return [name for name, group in self._groups.items() if group == self._groups[tensor] and name != tensor]
+
     def explain(self, tensor: str) -> Explanation:
         """Why a tensor (and what is tied to it) has its format: the next better and worse one, and the prices.
 
         Raises UsageError for a tensor that was not there to choose for.
         """
         if tensor not in self._groups:
-            raise UsageError(f"{tensor} is not a tensor that a format was chosen for.", "`planner inspect` lists them.")
+            near = difflib.get_close_matches(tensor, self._groups, n=3)
+            raise UsageError(
+                f"{tensor} is not a tensor that a format was chosen for.",
+                f"Near names: {', '.join(near)}." if near else "`planner inspect` lists them.",
+            )
         return explain(self._problem, self._solution, self._groups[tensor])
-
-
-@dataclass(frozen=True)
-class _Limit:
-    """A limit in the making. `weigh`: what a tensor in so many bytes counts for; `overhead`: what stays as it is."""
-
-    name: str
-    capacity: int
-    overhead: Fraction
-    weigh: Callable[[TensorRecord, int], int | Fraction]
-    spoken: Callable[[float], str]
-
-    def solver_limit(self, groups: Sequence[TiedGroup]) -> Limit:
-        if self.name == _FILE:  # what the options' own bytes are
-            return Limit(self.name, self.capacity - self.overhead)
-        weights = {
-            group.name: [
-                sum(self.weigh(tensor, entry.nbytes) for tensor, entry in zip(group.tensors, option, strict=True))
-                for option in group.options
-            ]
-            for group in groups
-        }
-        return Limit(self.name, self.capacity - self.overhead, weights={k: v for k, v in weights.items() if any(v)})
 
 
 def make_plan(store: Store, request: Request) -> Plan:
@@ -147,7 +143,10 @@ def make_plan(store: Store, request: Request) -> Plan:
         inventory, measured, by_tensor, allowed=request.formats, pins=request.pins, floors=request.floors,
         caps=request.caps, ties=request.ties,
     )  # fmt: skip
-    limits = _limits(inventory, candidates, request)
+    limits = size_limits(
+        inventory, candidates.fixed, budget=request.budget, bpw=request.bpw, devices=request.devices,
+        active=request.active,
+    )  # fmt: skip
     problem, solution = _solve(inventory, candidates, limits, request)
     assert solution.picks is not None
     chosen = {
@@ -198,72 +197,38 @@ def _check_measured(inventory: Inventory, measured: Collection[str], wanted: Ite
         )
 
 
-def _limits(inventory: Inventory, candidates: Candidates, request: Request) -> list[_Limit]:
-    """The limits of a request. Raises UsageError for devices that get no tensor."""
-    elements = sum(tensor.elements for tensor in inventory.tensors)
-
-    def in_bytes(size: float) -> str:
-        return f"{format_size(round(size))} ({round(size)} bytes)"
-
-    def padded(tensor: TensorRecord, nbytes: int) -> int:
-        return _padded(nbytes, inventory)
-
-    def add(name: str, capacity: int, header: int, weigh: Callable[[TensorRecord, int], int | Fraction]) -> None:
-        overhead = header + sum((Fraction(weigh(tensor, tensor.nbytes)) for tensor in candidates.fixed), Fraction(0))
-        limits.append(_Limit(name, capacity, overhead, weigh, in_bytes))
-
-    limits: list[_Limit] = []
-    if request.budget is not None:
-        add(_FILE, request.budget, inventory.header_bytes, padded)
-    if request.bpw is not None:
-        overhead = Fraction(8 * sum(tensor.nbytes for tensor in candidates.fixed))
-        capacity = int(request.bpw * elements)
-        limits.append(
-            _Limit(
-                "bpw", capacity, overhead, lambda tensor, nbytes: 8 * nbytes, lambda bits: f"{bits / elements:.4f} bpw"
-            )
-        )
-    where = assign_devices(request.devices, inventory)
-    for device in request.devices:
-        mine = {name for name, owner in where.items() if owner is device}
-
-        def on_device(tensor: TensorRecord, nbytes: int, mine: set[str] = mine) -> int:
-            return _padded(nbytes, inventory) if tensor.name in mine else 0
-
-        add(device.name, device.capacity, 0, on_device)
-    if request.active is not None:
-        shares = _active_shares(inventory)
-        add("active", request.active, 0, lambda tensor, nbytes: shares[tensor.name] * nbytes)
-    return limits
-
-
-def _active_shares(inventory: Inventory) -> dict[str, Fraction]:
-    """The share of a tensor's bytes that generating one token reads: of stacked experts those that are used, of token
-    embeddings a row (unless they are the output too), of all else everything."""
-    experts = int(inventory.metadata.get("expert_count", 0))
-    used = int(inventory.metadata.get("expert_used_count", 0)) or experts
-    tied = all(tensor.name != "output.weight" for tensor in inventory.tensors)
-    shares = {}
-    for tensor in inventory.tensors:
-        _, role = role_of(tensor.name)
-        share = Fraction(1)
-        if experts and role.endswith("_exps") and tensor.shape[-1] == experts:
-            share = Fraction(min(used, experts), experts)
-        elif role == "per_layer_token_embd" or (role == "token_embd" and not tied):
-            share = Fraction(1, max(1, tensor.elements // tensor.row_length))
-        shares[tensor.name] = share
-    return shares
-
-
 def _solve(
-    inventory: Inventory, candidates: Candidates, limits: Sequence[_Limit], request: Request
+    inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLimit], request: Request
 ) -> tuple[Problem, Solution]:
+    problem = _problem(inventory, candidates, limits)
+    most = [limit.overhead + problem.extremes(limit.name)[1] for limit in limits]
+    if all(limit.capacity > value for limit, value in zip(limits, most, strict=True)):
+        above = [
+            f"{limit.title} is above the maximum of {limit.spoken(value, down=True)}"
+            for limit, value in zip(limits, most, strict=True)
+        ]
+        raise BudgetError(
+            f"{'; '.join(above)}: nothing is to be decided.",
+            "Use the largest formats as they are, or lower a limit.",
+        )
+    try:
+        solution = solve(problem, method=request.method, gap=request.gap, time_limit=request.time_limit)
+    except InfeasibleError as error:
+        raise _conflict(error.analysis, limits, inventory, candidates) from error
+    except ProblemError as error:
+        raise UsageError(f"{error}.", "Check --method, --gap and --time-limit.") from error
+    if solution.picks is None:
+        raise BudgetError("No recipe was found in time.", "Give more time with --time-limit.")
+    return problem, solution
+
+
+def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLimit]) -> Problem:
     groups = [
         Group(
             group.name,
             [
                 Option(
-                    sum(_padded(entry.nbytes, inventory) for entry in option),
+                    sum(padded(entry.nbytes, inventory) for entry in option),
                     sum(entry.loss for entry in option),
                     option[0].format.name,
                 )
@@ -272,75 +237,43 @@ def _solve(
         )
         for group in candidates.groups
     ]
-    problem = Problem(groups, [limit.solver_limit(candidates.groups) for limit in limits])
-    for limit in limits:
-        least, most = (value + limit.overhead for value in problem.extremes(limit.name))
-        if limit.capacity < least:
-            raise BudgetError(
-                f"{_titled(limit)} is below the minimum of {limit.spoken(float(least))}."
-                + _causes(inventory, candidates, limit),
-                "Raise the limit, or allow smaller formats with --types, --pin and --min.",
-            )
-        if limit.capacity > most and len(limits) == 1:
-            raise BudgetError(
-                f"{_titled(limit)} is above the maximum of {limit.spoken(float(most))}: nothing is to be decided.",
-                "Use the largest formats as they are, or lower the limit.",
-            )
+
+    def weights(limit: SizeLimit) -> dict[str, list[int]] | None:
+        if limit.name == FILE:  # what the options' own bytes are
+            return None
+        return {group.name: weights for group in candidates.groups if any(weights := limit.of(group))}
+
     try:
-        solution = solve(problem, method=request.method, gap=request.gap, time_limit=request.time_limit)
-    except InfeasibleError as error:
-        raise _conflict(error, limits) from error
-    except ProblemError as error:
-        raise UsageError(f"{error}.", "Check --method, --gap and --time-limit.") from error
-    if solution.picks is None:
-        raise BudgetError("No recipe was found in time.", "Give more time with --time-limit.")
-    return problem, solution
-
-
-def _titled(limit: _Limit) -> str:
-    """A limit as a user knows it."""
-    spoken = limit.spoken(limit.capacity)
-    return spoken if limit.name in (_FILE, _BPW) else f"{limit.name}: {spoken}"
-
-
-def _conflict(error: InfeasibleError, limits: Sequence[_Limit]) -> BudgetError:
-    """Limits that cannot hold together, in the user's terms."""
-    by_name = {limit.name: limit for limit in limits}
-    names = [_titled(by_name[name]) for name in error.analysis.limits]
-    cures = [
-        " and ".join(
-            f"{name} to {by_name[name].spoken(float(value + by_name[name].overhead))}"
-            for name, value in change.capacities.items()
+        return Problem(
+            groups, [Limit(limit.name, limit.capacity - limit.overhead, weights=weights(limit)) for limit in limits]
         )
-        for change in error.analysis.changes
-    ]
-    return BudgetError(
-        f"These limits cannot hold together: {'; '.join(names)}.",
-        f"Raise {', or '.join(cures)}." if cures else "Raise one of them, or allow smaller formats.",
-    )
+    except ProblemError as error:
+        raise StateFileError(
+            f"What the state holds cannot be: {error}.", "Measure the model again, into a new --state."
+        ) from error
 
 
-def _causes(inventory: Inventory, candidates: Candidates, limit: _Limit) -> str:
-    """What takes the room under a limit: pins, tensors that stay, the largest of the others."""
+def _conflict(
+    analysis: Infeasibility, limits: Sequence[SizeLimit], inventory: Inventory, candidates: Candidates
+) -> BudgetError:
+    """Limits that cannot hold together, and what would help, in the user's terms."""
+    by_name = {limit.name: limit for limit in limits}
 
-    def weight(group: TiedGroup) -> float:
-        least = group.options[0]
-        return float(sum(limit.weigh(t, entry.nbytes) for t, entry in zip(group.tensors, least, strict=True)))
+    def raised(change: Change) -> str:
+        enough = "" if change.least else " (a little less may do)"
+        return " and ".join(
+            f"{by_name[name].option} to {by_name[name].spoken(value + by_name[name].overhead)}"
+            for name, value in change.capacities.items()
+        ) + enough  # fmt: skip
 
-    pinned = sum(weight(group) for group in candidates.groups if group.name in candidates.pins)
-    causes = [f"pins take {limit.spoken(pinned)}"] if pinned else []
-    header = inventory.header_bytes if limit.name == _FILE else 0
-    causes.append(f"tensors that llama.cpp leaves alone {limit.spoken(float(limit.overhead) - header)}")
-    if header:
-        causes.append(f"metadata {limit.spoken(header)}")
-    largest = max(candidates.groups, key=weight)
-    causes.append(f"the largest tensor, {largest.name}, {limit.spoken(weight(largest))} as its smallest format, "
-                  f"{largest.options[0][0].format.name}")  # fmt: skip
-    return f" Of it, {', '.join(causes)}."
-
-
-def _padded(nbytes: int, inventory: Inventory) -> int:
-    return -(-nbytes // inventory.alignment) * inventory.alignment
+    cures = ", or ".join(map(raised, analysis.changes)) or "one of them"
+    remedy = f"Raise {cures}; or allow smaller formats with --types, --pin and --min."
+    if len(analysis.limits) > 1:
+        names = "; ".join(by_name[name].title for name in analysis.limits)
+        return BudgetError(f"These limits cannot hold together: {names}.", remedy)
+    limit = by_name[analysis.limits[0]]
+    least = limit.spoken(analysis.minimum[limit.name] + limit.overhead)
+    return BudgetError(f"{limit.title} is below the minimum of {least}. {causes(limit, inventory, candidates)}", remedy)
 
 
 def _recipe(
@@ -348,7 +281,7 @@ def _recipe(
     candidates: Candidates,
     chosen: Mapping[str, Candidate],
     source: Source,
-    limits: Sequence[_Limit],
+    limits: Sequence[SizeLimit],
 ) -> Recipe:
     choices = [_choice(tensor, chosen.get(tensor.name), candidates.pins) for tensor in inventory.tensors]
     elements = sum(tensor.elements for tensor in inventory.tensors)
@@ -368,8 +301,8 @@ def _recipe(
         sensitivity=source,
         seed=int(inventory.metadata.get("sampling.seed", 0)),
         tolerance=float(inventory.metadata.get("sampling.tolerance", 0)),
-        budget="; ".join(_titled(limit) for limit in limits),
-        size=inventory.header_bytes + sum(_padded(choice.bytes, inventory) for choice in choices),
+        budget="; ".join(limit.title for limit in limits),
+        size=inventory.header_bytes + sum(padded(choice.bytes, inventory) for choice in choices),
         bpw=8 * sum(choice.bytes for choice in choices) / elements,
         loss=sum(choice.loss for choice in choices),
         bound=0.0,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from planner.errors import UsageError
 from planner.ggml import Format, format_named
-from planner.sensitivity import role_of
 from planner.sizes import parse_size
 from state import Inventory
 
@@ -43,6 +42,8 @@ class Tie:
     text: str
 
 
+_BLOCK = re.compile(r"(?:.*?\.)?blk\.\d+(?=\.)")
+_FUSED_NAME = "fused"
 # Tensors that fused kernels (ik_llama.cpp and others) read together
 _FUSED = (
     r"\.attn_[qkv]\.weight$",
@@ -71,7 +72,7 @@ def parse_device(text: str) -> Device:
 
 def parse_tie(text: str) -> tuple[Tie, ...]:
     """Ties from a pattern, or from the word `fused`: attn q/k/v; ffn gate/up; expert gate/up. Raises UsageError."""
-    return tuple(Tie(_compiled(pattern), text) for pattern in (_FUSED if text == "fused" else (text,)))
+    return tuple(Tie(_compiled(pattern), text) for pattern in (_FUSED if text == _FUSED_NAME else (text,)))
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
@@ -109,9 +110,6 @@ def match_rules(
 
 def assign_devices(devices: Sequence[Device], inventory: Inventory) -> dict[str, Device]:
     """Tensor → the first device whose pattern finds it. Raises UsageError for a device that gets no tensor."""
-    names = [device.name for device in devices]
-    if len(set(names)) != len(names):
-        raise UsageError("Two devices have the same name.", "Give each --device a name of its own.")
     found: dict[str, Device] = {}
     for device in devices:
         fresh = [name for name in _hits(device.pattern, inventory, f"--device {device.text}") if name not in found]
@@ -127,7 +125,8 @@ def assign_devices(devices: Sequence[Device], inventory: Inventory) -> dict[str,
 def tied(ties: Sequence[Tie], inventory: Inventory) -> list[list[str]]:
     """Groups of tensors that must take one format, every tensor that may be quantized in one of them, in file order.
 
-    Ties that share a tensor become one. Raises UsageError for a tie that finds no tensor (`fused`: for none of them).
+    What is outside of all blocks counts as one block. Ties that share a tensor become one. Raises UsageError for a tie
+    that joins no tensors (`fused`: that finds none, for a model may have them fused already).
     """
     free = [tensor.name for tensor in inventory.tensors if tensor.left_alone is None]
     leader = {name: name for name in free}
@@ -138,21 +137,30 @@ def tied(ties: Sequence[Tie], inventory: Inventory) -> list[list[str]]:
             name = leader[name]
         return name
 
-    used: set[str] = set()
-    for tie in ties:
-        blocks: dict[int | None, str] = {}
-        for name in free:
-            if tie.pattern.search(name):
-                used.add(tie.text)
-                first = blocks.setdefault(role_of(name)[0], name)
-                leader[find(name)] = find(first)
-    for tie in ties:
-        if tie.text not in used:
-            _hits(tie.pattern, inventory, f"--tie {tie.text}")
+    for text in dict.fromkeys(tie.text for tie in ties):
+        found = joined = False
+        for tie in ties:
+            blocks: dict[str | None, str] = {}
+            for name in free if tie.text == text else ():
+                if tie.pattern.search(name):
+                    first = blocks.setdefault(_block(name), name)
+                    found, joined = True, joined or first != name
+                    leader[find(name)] = find(first)
+        if not (joined or (found and text == _FUSED_NAME)):
+            raise UsageError(
+                f"--tie {text} joins nothing: no block has two tensors that it finds and that may be quantized.",
+                r"A tie is for tensors of one block; write for example '\.attn_[qkv]\.'.",
+            )
     groups: dict[str, list[str]] = {}
     for name in free:
         groups.setdefault(find(name), []).append(name)
     return list(groups.values())
+
+
+def _block(name: str) -> str | None:
+    """`blk.3`, `enc.blk.3`, or None."""
+    match = _BLOCK.match(name)
+    return match[0] if match else None
 
 
 def _hits(pattern: re.Pattern[str], inventory: Inventory, option: str) -> list[str]:

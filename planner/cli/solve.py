@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from fractions import Fraction
 from pathlib import Path
@@ -87,10 +88,6 @@ def solve(
         "devices": tuple(map(parse_device, devices)),
         "active": None if active_budget is None else parse_size(active_budget),
     }
-    if not any(limits.values()):
-        raise UsageError(
-            "Give the size that is wanted: --budget or --bpw.", "For example --budget 23.85GB or --bpw 4.5."
-        )
     if budget is not None and bpw is not None:
         raise UsageError("--budget and --bpw exclude each other.", "Give one of them.")
     request = Request(
@@ -116,14 +113,15 @@ def solve(
             )
         with Store.open(find_state(measuring["state"]), read_only=True) as store:
             plan = make_plan(store, request)
+    explanations = [explanation(plan, tensor) for tensor in explained]  # first: a wrong name leaves no recipe behind
     _report(plan, output)
-    for tensor in explained:
-        click.echo("\n" + plain(explanation(plan, tensor), keep="\n"))
+    for text in explanations:
+        click.echo("\n" + plain(text, keep="\n"))
 
 
 def _bits(text: str) -> Fraction:
     try:
-        bits = Fraction(text)
+        bits = Fraction(text) if re.fullmatch(r"[\d./]{1,40}", text) else Fraction(0)  # no exponents: 1e-999999999
     except (ValueError, ZeroDivisionError):
         bits = Fraction(0)
     if not 0 < bits <= 64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -74,16 +75,32 @@ def limit_line(limit: LimitUse) -> str:
 
 
 def explanation(plan: Plan, tensor: str) -> str:
-    """Why a tensor has its format: the options beside it, what they cost and gain."""
-    why = plan.explain(tensor)
+    """Why a tensor has its format: what the next better and worse one would change, and the prices.
+
+    Bytes, losses and whether a step fits are of all that is tied together. `net` is the loss that a step adds and what
+    its bytes cost at the prices: above 0, the step is a bad bargain.
+    """
+    why, tied = plan.explain(tensor), plan.tied_to(tensor)
     lines = [f"{tensor} as {why.option.label}: {format_size(why.option.bytes)}, loss {why.option.loss:.4g}"]
+    if tied:
+        lines += _filled("with", ", ".join(tied))
+    left = {limit.name: limit.capacity - limit.used for limit in plan.limits}
     for step, word in ((why.better, "better"), (why.worse, "worse")):
         if step is None:
-            lines.append(f"  no {word} format")
+            lines += _filled(word, "none")
             continue
-        kept = "fits" if step.fits else "does not fit"
-        lines.append(
-            f"  next {word}: {step.option.label:8} {step.bytes:+,} bytes, loss {step.loss:+.4g}, "
-            f"net {step.net:+.4g} at the price of bytes; {kept}"
-        )
+        over = [name for name, more in step.used.items() if more > left[name]]
+        fits = f"over {', '.join(over)}" if over else "fits"
+        change = f"{step.bytes:+,} bytes, loss {step.loss:+.3g}, net {step.net:+.3g}; {fits}"
+        lines += _filled(word, f"{step.option.label:7} {change}")
+    for word, (name, price) in zip(["price", *[""] * len(why.prices)], why.prices.items(), strict=False):
+        lines += _filled(word, f"loss {price:.3g} a {'bit' if name == 'bpw' else 'byte'} of {name}")
     return "\n".join(lines)
+
+
+def _filled(word: str, text: str) -> list[str]:
+    """Text within the width, beside a word that says what it is."""
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=f"  {word:6}  ", subsequent_indent=" " * 10, break_on_hyphens=False,
+        break_long_words=False, drop_whitespace=True,
+    )  # fmt: skip
