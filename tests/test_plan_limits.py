@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from planner.errors import BudgetError, StateFileError, UsageError
 from planner.ggml import select_formats
+from planner.limits import SizeLimit, size_limits
 from planner.plan import Request
 from planner.report import explanation
 from planner.rules import parse_device, parse_rule, parse_tie
@@ -125,17 +126,20 @@ def test_plans_under_several_limits_are_the_best_of_all_recipes(mixtures, which,
     search = Search(tiny, ties)
     capacities = capacities_for(search, shares)
     least = search.least(limits_of(capacities))
-    if least is None:
-        with pytest.raises(BudgetError, match="cannot hold together"):
-            tiny.plan(**request(capacities, texts))
-        return
+    assert least is not None  # the smallest formats are the smallest under every limit
     made = tiny.plan(**request(capacities, texts))
     assert made.recipe.loss == pytest.approx(least, rel=1e-9, abs=1e-15)
     assert made.recipe.bound <= least * (1 + 1e-9)
     check(tiny, made, capacities, ties)
 
 
-OPTIONS = {"--budget": "file", "--active-budget": "active", "--device gpu": "gpu", "--device cpu": "cpu"}
+OPTIONS = {
+    "--slow": "slow",
+    "--budget": "file",
+    "--active-budget": "active",
+    "--device gpu": "gpu",
+    "--device cpu": "cpu",
+}
 
 
 def cures(error):
@@ -169,21 +173,41 @@ def test_what_a_message_advises_helps_and_is_the_least_that_does(mixtures, which
         assert tiny.plan(**request(cured, texts)).recipe.loss == pytest.approx(search.least(limits_of(cured)))
         for name, capacity in cure.items():
             assert search.least(limits_of({**cured, name: capacity - 1})) is None
-    if "cannot hold together" in problem:
-        named = [
-            name for name in capacities if re.search(rf"(: |; ){name}: " if name != "file" else r"(: |; )\d", problem)
+    (cure,) = advised  # smaller formats are smaller under every limit, so that none stands against another
+    alone = {name: int(search.weights(LOADS[name]).min()) for name in capacities}
+    assert cure == {name: least for name, least in alone.items() if least > capacities[name]}
+    (named,) = [name for name in cure if re.match(r"\d" if name == "file" else f"{name}: ", problem)]
+    assert re.search(rf"below the minimum of ([\d.]+ kB \({cure[named]} bytes\)|{cure[named]} bytes)\. Of it", problem)
+
+
+def test_limits_that_stand_against_each_other(mixtures, monkeypatch):
+    """Bytes alone never do; a limit that large formats help to hold would, such as one on decoding time."""
+    tiny = mixtures[0]
+    slow = Load(lambda name, nbytes: 20_000 - nbytes)
+    search = Search(tiny)
+
+    def with_slow(inventory, fixed, **request):
+        found = size_limits(inventory, fixed, **request)
+        return [
+            *found,
+            SizeLimit(
+                "slow", "--slow", 150_000, slow.of(tiny, {}), lambda tensor, nbytes: slow.weigh(tensor.name, nbytes)
+            ),
         ]
-        assert len(named) > 1
-        assert search.least(limits_of({name: capacities[name] for name in named})) is None
-        for name in named:  # no smaller set is to blame
-            assert search.least(limits_of({other: capacities[other] for other in named if other != name})) is not None
-    else:
-        alone = [name for name in capacities if search.weights(LOADS[name]).min() > capacities[name]]
-        (named,) = [
-            name for name in alone if problem.startswith(f"{name}: ") or (name == "file" and problem[0].isdigit())
-        ]
-        least = int(search.weights(LOADS[named]).min())
-        assert re.search(rf"below the minimum of ([\d.]+ kB \({least} bytes\)|{least} bytes)\. Of it", problem)
+
+    monkeypatch.setattr("planner.plan.size_limits", with_slow)
+    limits = [(WHOLE_FILE, 20_000), (slow, 150_000)]
+    assert search.least(limits) is None
+    assert all(search.least([limit]) is not None for limit in limits)
+    with pytest.raises(BudgetError, match=r"cannot hold together: 20\.00 kB .*; slow: 150\.00 kB") as caught:
+        tiny.plan(budget=20_000)
+    first, second = cures(caught.value)
+    for cure, kept in ((first, slow), (second, WHOLE_FILE)):
+        ((name, capacity),) = cure.items()
+        raised = WHOLE_FILE if name == "file" else slow
+        others = [(load, most) for load, most in limits if load is kept]
+        assert search.least([*others, (raised, capacity)]) is not None
+        assert search.least([*others, (raised, capacity - 1)]) is None
 
 
 def read_in_q8_0(tiny, expected):
@@ -324,8 +348,6 @@ def test_explanations_are_true(mixtures, which, shares, texts):
     tiny, ties = mixtures[which], [tie for text in texts for tie in TIES[text]]
     search = Search(tiny, ties)
     capacities = capacities_for(search, shares)
-    if search.least(limits_of(capacities)) is None:
-        return
     made = tiny.plan(**request(capacities, texts))
     now = {choice.name: choice.format for choice in made.recipe.tensors if choice.name in tiny.free}
 
