@@ -198,13 +198,16 @@ def quality() -> dict[str, str]:
         return f"{float(row[kind]) / float(row['kld']):.2f}" if row[kind] else ""
 
     def mean(entries: list[dict[str, str]], kind: str) -> str:
-        logs = [math.log(float(row[kind]) / float(row["kld"])) for row in entries if row[kind]]
-        return f"{math.exp(sum(logs) / len(logs)):.2f}" if logs else ""
+        if not all(row[kind] for row in entries):
+            return ""  # a mean over fewer sizes would stand beside means over all
+        logs = [math.log(float(row[kind]) / float(row["kld"])) for row in entries]
+        return f"{math.exp(sum(logs) / len(logs)):.2f}"
 
-    summary = [f"| model | sizes | {' | '.join(kinds)} |", "|---|---:|" + "---:|" * len(kinds)]
+    whole = [kind for kind in kinds if any(mean(entries, kind) for entries in models.values())]
+    summary = [f"| model | sizes | {' | '.join(whole)} |", "|---|---:|" + "---:|" * len(whole)]
     every = []
     for model, entries in models.items():
-        summary.append(f"| {model} | {len(entries)} | {' | '.join(mean(entries, kind) for kind in kinds)} |")
+        summary.append(f"| {model} | {len(entries)} | {' | '.join(mean(entries, kind) for kind in whole)} |")
         every += [f"## {model}", "", f"| mix | bytes | KLD of the mix | {' | '.join(kinds)} |"]
         every.append("|---|---:|---:|" + "---:|" * len(kinds))
         for row in entries:
