@@ -39,12 +39,12 @@ class SizeLimit:
         return self.spoken(self.capacity) if self.name in (FILE, BPW) else f"{self.name}: {self.spoken(self.capacity)}"
 
     def spoken(self, amount: int | Fraction, *, down: bool = False) -> str:
-        """An amount in words, never below it (with `down`, never above), so that a user may ask for what it says."""
+        """An amount in words, rounded up (with `down`, down), so that a user may ask for what they say."""
         if self.elements is not None:
             scaled = amount * 10_000 / Fraction(self.elements)
             return f"{float(scaled // 1 if down else -(-scaled // 1)) / 10_000:.4f} bpw"
-        whole = int(amount // 1 if down else -(-amount // 1))
-        return f"{format_size(whole)} ({whole} bytes)" if whole >= 1000 else f"{whole} bytes"
+        size = format_size(int(amount))
+        return size if size.endswith("bytes") else f"{size} ({int(amount)} bytes)"
 
     def of(self, group: TiedGroup) -> list[int]:
         """What each option of a group counts for."""

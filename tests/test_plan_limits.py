@@ -231,6 +231,17 @@ def test_active_bytes_of_experts_and_of_embeddings(mixtures, tmp_path):
     read_in_q8_0(write(tmp_path / "all.planner", MIXTURE, metadata={"expert_count": 4}), others + row + 2 * half)
 
 
+def test_what_only_looks_like_experts_or_embeddings(tmp_path):
+    row = 272
+    shapes = {
+        "per_layer_token_embd.weight": (256, 10),  # Gemma: a row, also where the output is tied
+        "token_embd.weight": (256, 10),
+        "blk.0.ffn_up_exps.weight": (256, 4, 3),  # three matrices, though the model is said to have four experts
+        "blk.0.ffn_up_shexp.weight": (256, 4),  # the shared expert is read every time
+    }
+    read_in_q8_0(write(tmp_path / "like.planner", shapes, metadata=EXPERTS), row * (1 + 10 + 12 + 4))
+
+
 def test_experts_that_do_not_divide(tmp_path):
     """Seven experts of which two are read: the bytes are exact all the same."""
     shapes = {"blk.0.ffn_up_exps.weight": (256, 5, 7), "blk.0.ffn_down_exps.weight": (256, 3, 7)}
