@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -64,6 +65,10 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def start() -> Callable[..., subprocess.Popen[str]]:
     """Start `planner ARGUMENTS…` as a process of its own, in `cwd`."""
@@ -78,6 +83,8 @@ def start() -> Callable[..., subprocess.Popen[str]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # a shell's background jobs, and so what they start, are born deaf to SIGINT
+            preexec_fn=_hear_interrupts,
         )
 
     return call

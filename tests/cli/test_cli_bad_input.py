@@ -260,7 +260,7 @@ def test_sizes_that_nobody_can_read(arguments, recipe, run, here):
 def test_a_budget_below_the_minimum(arguments, recipe, here, run):
     before = files(here)
     result = run("solve", *arguments, "--pin", "attn_q=q8_0")
-    refused(result, "below the minimum", "pins take", "leaves alone", "Raise the")
+    refused(result, "below the minimum", "pins take", "leaves alone", "Raise --")
     # and the minimum that it names is one
     words = " ".join(result.err.split()).split("minimum of ")[1]
     least = words.split("(")[1].split(" ")[0] if arguments[0] == "--budget" else words.split(" ")[0]
