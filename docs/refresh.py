@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 PAGES = tuple(
     ROOT / name
     for name in (
-        "README.md", "docs/formats.md", "docs/recipe.md", "docs/state.md", "examples/README.md",
+        "README.md", "docs/formats.md", "docs/limits.md", "docs/recipe.md", "docs/state.md", "examples/README.md",
         "CONTRIBUTING.md", "docs/design.md", "docs/quality.md", "benchmarks/README.md",
     )
 )  # fmt: skip

@@ -155,7 +155,7 @@ def _report(plan: Plan, output: Path) -> None:
     if recipe.gap < _OPTIMAL:
         proof = "proven optimal"
     else:
-        proof = f"no recipe is below {recipe.bound:.6g} (gap {100 * recipe.gap:.2g} %)"
+        proof = f"bound {recipe.bound:.6g} (gap {100 * recipe.gap:.2g} %)"
     click.echo(f"Loss       {recipe.loss:.6g} by {recipe.sensitivity}; {proof}, {plan.seconds:.2f} s")
     if plan.unplaced:
         click.echo(f"By role    {len(plan.unplaced)} tensors that structure cannot place have prior's sensitivity:")
