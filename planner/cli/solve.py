@@ -152,10 +152,8 @@ def _report(plan: Plan, output: Path) -> None:
     click.echo(f"\nFile       {recipe.size:,} bytes ({format_size(recipe.size)}), {recipe.bpw:.4f} bpw")
     for limit in plan.limits:
         click.echo(f"Limit      {plain(limit_line(limit))}")
-    if recipe.gap < _OPTIMAL:
-        proof = "proven optimal"
-    else:
-        proof = f"bound {recipe.bound:.6g} (gap {100 * recipe.gap:.2g} %)"
+    bound = f"bound {recipe.bound:.6g} (gap {100 * recipe.gap:.2g} %)"
+    proof = "proven optimal" if recipe.gap < _OPTIMAL else bound
     click.echo(f"Loss       {recipe.loss:.6g} by {recipe.sensitivity}; {proof}, {plan.seconds:.2f} s")
     if plan.unplaced:
         click.echo(f"By role    {len(plan.unplaced)} tensors that structure cannot place have prior's sensitivity:")
