@@ -11,7 +11,7 @@ from math import prod
 from planner import __version__
 from planner.candidates import Candidate, Candidates
 from planner.errors import BudgetError, StateFileError, UsageError
-from planner.ggml import Format, library_version
+from planner.ggml import Format, formats, library_version
 from planner.limits import FILE, SizeLimit, causes, check_names, padded, size_limits
 from planner.recipes import Choice, ImatrixSource, ModelSource, Recipe
 from planner.rules import Device, Rule, Tie
@@ -132,13 +132,15 @@ def make_plan(store: Store, request: Request) -> Plan:
             f"{store.path} holds no finished measurements.",
             "Measure first: planner measure MODEL --imatrix FILE. What is measured already will be kept.",
         )
+    _check_inventory(inventory)
     _check_measured(inventory, {entry.format for entry in measured}, request.formats or ())
     source = request.sensitivity or default_source(
         has_imatrix=inventory.imatrix_digest is not None, has_means=inventory.has_means
     )
     facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values() if entry.values}
-    blocks = inventory.metadata.get("block_count", 0)
-    by_tensor = sensitivities(source, [tensor.name for tensor in inventory.tensors], facts, blocks=int(blocks))
+    by_tensor = sensitivities(
+        source, [tensor.name for tensor in inventory.tensors], facts, blocks=int(_number(inventory, "block_count"))
+    )
     candidates = Candidates(
         inventory, measured, by_tensor, allowed=request.formats, pins=request.pins, floors=request.floors,
         caps=request.caps, ties=request.ties,
@@ -169,6 +171,29 @@ def make_plan(store: Store, request: Request) -> Plan:
         _solution=solution,
         _groups={tensor.name: group.name for group in candidates.groups for tensor in group.tensors},
     )
+
+
+def _check_inventory(inventory: Inventory) -> None:
+    """Raise StateFileError for numbers that no model has and no sum can be made of."""
+    wrong = [
+        tensor.name
+        for tensor in inventory.tensors
+        if tensor.row_length < 1
+        or tensor.elements % tensor.row_length
+        or tensor.elements != prod(tensor.shape)
+        or tensor.source_format not in formats()
+    ]
+    if wrong or inventory.alignment < 1:
+        raise StateFileError(
+            f"What the state holds cannot be: {', '.join(wrong[:3]) or 'its alignment'}.",
+            "Measure the model again, into a new --state.",
+        )
+
+
+def _number(inventory: Inventory, key: str) -> float:
+    """A number of the model's metadata; 0 where there is none."""
+    value = inventory.metadata.get(key, 0)
+    return 0 if isinstance(value, str) else value
 
 
 def _check_measured(inventory: Inventory, measured: Collection[str], wanted: Iterable[Format]) -> None:
@@ -299,8 +324,8 @@ def _recipe(
         ),
         imatrix=imatrix,
         sensitivity=source,
-        seed=int(inventory.metadata.get("sampling.seed", 0)),
-        tolerance=float(inventory.metadata.get("sampling.tolerance", 0)),
+        seed=int(_number(inventory, "sampling.seed")),
+        tolerance=_number(inventory, "sampling.tolerance"),
         budget="; ".join(limit.title for limit in limits),
         size=inventory.header_bytes + sum(padded(choice.bytes, inventory) for choice in choices),
         bpw=8 * sum(choice.bytes for choice in choices) / elements,

@@ -16,6 +16,7 @@ from planner.limits import SizeLimit, size_limits
 from planner.plan import Request
 from planner.report import explanation
 from planner.rules import parse_device, parse_rule, parse_tie
+from state import Store
 from tests.tiny import HEADER, WHOLE_FILE, Load, Search, padded, write
 
 # Two of four experts, a router, an output of its own: nine tensors of which six have a choice
@@ -411,6 +412,30 @@ def test_a_state_with_numbers_beyond_all_sense_is_refused(tmp_path):
     with pytest.raises(StateFileError, match="What the state holds cannot be") as caught:
         tiny.plan(budget=10**9)
     assert "Measure the model again" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "change", [{"row_length": 0}, {"row_length": 7}, {"elements": 10}, {"source_format": "q99_K"}, {"alignment": 0}]
+)
+def test_an_inventory_that_makes_no_sense_is_refused(change, tmp_path):
+    tiny = write(tmp_path / "s.planner", {"output.weight": (256, 2)})
+    with Store.open(tiny.path) as store:
+        inventory = store.inventory()
+        (tensor,) = inventory.tensors
+        store.set_inventory(
+            inventory.model_copy(update=change)
+            if "alignment" in change
+            else inventory.model_copy(update={"tensors": (tensor.model_copy(update=change),)})
+        )
+    with pytest.raises(StateFileError, match="What the state holds cannot be"):
+        tiny.plan(budget=10**6)
+
+
+def test_words_where_numbers_should_be(tmp_path):
+    words = {"block_count": "many", "expert_count": "some", "sampling.seed": "x", "sampling.tolerance": "y"}
+    shapes = {"token_embd.weight": (256, 2), "output.weight": (256, 2)}
+    recipe = write(tmp_path / "s.planner", shapes, metadata=words).plan(budget=HEADER + 1000).recipe
+    assert (recipe.seed, recipe.tolerance) == (0, 0)
 
 
 def test_the_search_itself(tmp_path):

@@ -64,7 +64,7 @@ def write(
     seed: int = 0,
     *,
     sources: Mapping[str, str] | None = None,
-    metadata: Mapping[str, int] | None = None,
+    metadata: Mapping[str, int | str] | None = None,
     measured: Sequence[str] = FORMATS,
 ) -> Tiny:
     """A finished state of these tensors. Vectors and routers are left alone, in F32; of the rest `sources` says what it
