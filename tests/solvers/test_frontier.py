@@ -24,8 +24,10 @@ def test_the_frontier_is_convex_and_no_choice_lies_below_it(problem: Problem, sh
     capacity = low + share * (high - low)
     corner = line.corner(capacity)
     following = min(corner + 1, len(line) - 1)
-    x = float(capacity * line.scale)
-    on_line = np.interp(x, line.weights[[corner, following]], line.losses[[corner, following]])
+    # the way from corner to corner in exact numbers: weights may be beyond what floats tell apart
+    step = max(1, int(line.weights[following]) - int(line.weights[corner]))
+    way = min(1.0, float((capacity * line.scale - int(line.weights[corner])) / step))
+    on_line = line.losses[corner] + way * (line.losses[following] - line.losses[corner])
     truth = best(problem.with_capacity(line.limit, capacity))
     assert truth is not None
     assert float(truth) >= on_line * (1 - 1e-9) - 1e-12 * line.losses[corner]
