@@ -8,6 +8,7 @@
     ├── RecipeError         a recipe that cannot be read or does not fit the model
     ├── BudgetError         no recipe satisfies the limits
     ├── StateFileError      the state file cannot be used (another model, locked, newer, damaged)
+    ├── InferenceError      llama.cpp is missing or cannot run the model
     ├── OutputError         a file that cannot be written
     └── Interrupted         stopped by the user; what was done is kept (exit status 130)
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 __all__ = [
     "BudgetError",
     "ImatrixError",
+    "InferenceError",
     "Interrupted",
     "KernelError",
     "ModelError",
@@ -72,6 +74,10 @@ class BudgetError(PlannerError):
 
 
 class StateFileError(PlannerError):
+    pass
+
+
+class InferenceError(PlannerError):
     pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -94,6 +95,7 @@ class Library:
 @functools.cache
 def load() -> Library:
     """The library named by `PLANNER_GGML`, else the one of the package libggml-python."""
+    _let_llama_have_its_own()
     chosen = os.environ.get("PLANNER_GGML")
     if chosen:
         path = Path(chosen).expanduser()
@@ -103,16 +105,33 @@ def load() -> Library:
                 "Set it to the path of a libggml-base (.so, .dylib or .dll), or unset it.",
             )
         return Library(path.resolve())
-    spec = importlib.util.find_spec(_PACKAGE)
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for pattern in _PATTERNS:
-            found = sorted(Path(folder).glob(pattern))
-            if found:
-                return Library(found[0].resolve())
+    if found := _find(_PACKAGE):
+        return Library(found)
     raise KernelError(
         "The ggml library was not found: the package libggml-python is missing or has no libggml-base.",
         "Run `pip install libggml-python`, or set PLANNER_GGML to the path of a libggml-base.",
     )
+
+
+def _find(package: str) -> Path | None:
+    """The ggml base library that a package brings along."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for pattern in _PATTERNS:
+            if found := sorted(Path(folder).glob(pattern)):
+                return found[0].resolve()
+    return None
+
+
+def _let_llama_have_its_own() -> None:
+    """Load llama-cpp-python's ggml before ours, where there is one.
+
+    Linkers know libraries by name, and both are libggml-base.so.0: libllama would otherwise be given ours, which is
+    of another version. Ours is loaded by its path, which no other library can stand in for.
+    """
+    if path := _find("llama_cpp"):
+        with contextlib.suppress(OSError):  # broken: who needs it will hear of it
+            ctypes.CDLL(str(path))
 
 
 def type_names() -> dict[int, str]:

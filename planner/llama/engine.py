@@ -1,0 +1,347 @@
+"""A model that llama.cpp runs: text to tokens, tokens to logits, and a look at every operation on the way.
+
+    with Engine(path, context=512) as engine:
+        tokens = engine.tokenize(text)
+        for number, logits in engine.windows(cut(tokens, 512), first=256): ...
+
+Windows are run as `llama-perplexity` runs them (as many at a time as fit a batch of 2,048 tokens, the first token
+replaced by BOS where the model wants one), so the same build gives the same logits.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.errors import InferenceError, ModelError
+from planner.llama.library import GgmlTensor, ggml, last_complaint, llama
+
+__all__ = ["Engine", "Node", "Observer", "Tensor", "cut"]
+
+_BATCH = 2048  # tokens a llama_decode, the default of llama.cpp's tools
+_LOGITS_BYTES = 512 << 20  # of one batch at most: vocabularies of 262,144 words are run window by window
+_ABORTED = 2  # what llama_decode returns when the abort callback stopped it
+_LOAD_MODE_NONE = 0  # enum llama_load_mode: into memory of the process, which may be written to
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor in the engine's memory, alive as long as the engine (weights) or the operation (activations).
+
+    `shape` and `strides` (bytes) are in ggml's order. Names of weights are those of the file.
+    """
+
+    name: str
+    type: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    address: int
+    nbytes: int
+
+    def read(self) -> NDArray[np.uint8]:
+        """Its bytes, u8[nbytes]: a view where they lie in main memory, else a copy."""
+        struct = GgmlTensor.from_address(self.address)
+        if ggml().is_host(struct.buffer) and struct.data:
+            return np.ctypeslib.as_array((ctypes.c_uint8 * self.nbytes).from_address(struct.data))
+        data = np.empty(self.nbytes, np.uint8)
+        ggml().get(self.address, data.ctypes.data, 0, self.nbytes)
+        return data
+
+    def write(self, data: NDArray[np.uint8]) -> None:
+        """Replace its bytes; `data` is u8[nbytes], C-contiguous."""
+        if data.dtype != np.uint8 or data.shape != (self.nbytes,) or not data.flags.c_contiguous:
+            raise ValueError(f"{self.name} is u8[{self.nbytes}], not {data.dtype}{list(data.shape)}")
+        ggml().set(self.address, data.ctypes.data, 0, self.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation of the graph, `operation` as ggml spells it (`MUL_MAT`), and what goes into it."""
+
+    operation: str
+    sources: tuple[Tensor, ...]
+
+
+class Observer(Protocol):
+    """Is shown every operation before it runs, and those that it wants once more when their inputs are there."""
+
+    def wants(self, node: Node) -> bool:
+        """Whether `see` is to be called with this node. Data of activations is not there yet."""
+
+    def see(self, node: Node) -> None:
+        """Look at the node's inputs; they are gone afterwards."""
+
+
+class Engine:
+    """A loaded model with one context; a context manager.
+
+    `context` is the length of the windows in tokens. `writable` loads the weights into memory of the process, as
+    they are in the file (not packed again for speed), so that they can be changed. `gpu_layers` as llama.cpp's -ngl.
+    Raises InferenceError without llama-cpp-python, ModelError for a file that llama.cpp does not load.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context: int,
+        threads: int | None = None,
+        gpu_layers: int = 0,
+        observer: Observer | None = None,
+        writable: bool = False,
+        windows_at_a_time: int | None = None,
+    ) -> None:
+        api = llama()
+        self.path, self.context = path, context
+        self._observer, self._stop = observer, threading.Event()
+        self._failure: BaseException | None = None
+        self._context: Any = None
+        self._batch: Any = None
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, "llama")
+        self._model = self._interruptible(lambda: self._load(gpu_layers, writable))
+        if not self._model:
+            said = last_complaint()
+            raise ModelError(
+                f"llama.cpp cannot load {path}{f': {said}' if said else '.'}",
+                "It may need a newer llama-cpp-python, or more memory.",
+            )
+        self._vocabulary = api.llama_model_get_vocab(self._model)
+        self.vocabulary_size: int = api.llama_vocab_n_tokens(self._vocabulary)
+        self.adds_bos: bool = api.llama_vocab_get_add_bos(self._vocabulary)
+        self.bos: int = api.llama_vocab_bos(self._vocabulary)
+        self.windows_at_a_time = windows_at_a_time or self._most_windows()
+        self._open_context(threads or os.cpu_count() or 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free model and context; a second call does nothing."""
+        api = llama()
+        self._worker.shutdown()
+        if self._batch is not None:
+            api.llama_batch_free(self._batch)
+            self._batch = None
+        if self._context:
+            api.llama_free(self._context)
+            self._context = None
+        if self._model:
+            api.llama_model_free(self._model)
+            self._model = None
+
+    # Text
+
+    def tokenize(self, text: str, *, special: bool = True, parse_special: bool = False) -> NDArray[np.int32]:
+        """Tokens of a text, i32[n], as llama.cpp's tools make them.
+
+        `special` adds what the model wants at the beginning (BOS); `parse_special` takes `<|im_start|>` and its like
+        in the text for the tokens of that name.
+        """
+        data = text.encode("utf-8")
+        room = len(data) + 16
+        while True:
+            tokens = np.empty(room, np.int32)
+            pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+            count = llama().llama_tokenize(
+                self._vocabulary, data, len(data), pointer, room, special, parse_special
+            )  # fmt: skip
+            if count >= 0:
+                return tokens[:count]
+            if -count <= room:
+                raise InferenceError(f"llama.cpp cannot tokenize a text of {len(data)} bytes with {self.path}.")
+            room = -count
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own Jinja template, or None."""
+        found = llama().llama_model_chat_template(self._model, None)
+        return found.decode("utf-8", "replace") if found else None
+
+    def token_text(self, token: int) -> str:
+        """A token's own spelling in the vocabulary, such as `</s>`."""
+        found: bytes = llama().llama_vocab_get_text(self._vocabulary, token)
+        return found.decode("utf-8", "replace")
+
+    @property
+    def eos(self) -> int:
+        """The token that ends a text; -1 where the vocabulary has none."""
+        return int(llama().llama_vocab_eos(self._vocabulary))
+
+    # Logits
+
+    def windows(self, tokens: NDArray[np.int32], *, first: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Run windows of tokens, i32[n, context], each by itself from an empty memory.
+
+        Yields each window's number and the logits, f32[context - first, vocabulary], that follow its tokens from
+        position `first` on; they are valid until the next is asked for.
+        """
+        if tokens.ndim != 2 or tokens.shape[1] != self.context:
+            raise ValueError(f"windows are i32[n, {self.context}], not {list(tokens.shape)}")
+        for start in range(0, len(tokens), self.windows_at_a_time):
+            some = np.array(tokens[start : start + self.windows_at_a_time], np.int32)
+            if self.adds_bos:
+                some[:, 0] = self.bos
+            logits = self._logits(some, first).reshape(len(some), self.context - first, self.vocabulary_size)
+            yield from enumerate(logits, start=start)
+
+    def decode(
+        self,
+        tokens: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        sequences: NDArray[np.int32],
+        outputs: NDArray[np.bool_],
+    ) -> NDArray[np.float32]:
+        """Run at most a batch of tokens; arrays of one length. Returns the logits of those with `outputs` set,
+        f32[outputs, vocabulary], valid until the next call."""
+        api, count = llama(), len(tokens)
+        batch = self._batch
+        batch.n_tokens = count
+        for field, values in ((batch.token, tokens), (batch.pos, positions), (batch.logits, outputs.astype(np.int8))):
+            np.ctypeslib.as_array(field, (count,))[:] = values
+        np.ctypeslib.as_array(batch.n_seq_id, (count,))[:] = 1
+        for number, sequence in enumerate(sequences.tolist()):
+            batch.seq_id[number][0] = sequence
+        status = self._interruptible(lambda: api.llama_decode(self._context, batch))
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if status:
+            raise InferenceError(
+                f"llama.cpp could not run {self.path} (status {status}): {last_complaint()}",
+                "It may have run out of memory: try a shorter --ctx.",
+            )
+        rows = int(outputs.sum())
+        if not rows:
+            return np.empty((0, self.vocabulary_size), np.float32)
+        pointer = api.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, (rows, self.vocabulary_size))
+
+    def forget(self) -> None:
+        """Empty the memory of all sequences."""
+        llama().llama_memory_clear(llama().llama_get_memory(self._context), True)
+
+    # How it does it
+
+    def _logits(self, windows: NDArray[np.int32], first: int) -> NDArray[np.float32]:
+        """Logits of some windows, f32[windows * (context - first), vocabulary]."""
+        self.forget()
+        piece = max(1, min(self._batch_tokens // len(windows), self.context))
+        parts = []
+        for start in range(0, self.context, piece):
+            stop = min(start + piece, self.context)
+            positions = np.arange(start, stop, dtype=np.int32)
+            parts.append(
+                self.decode(
+                    windows[:, start:stop].reshape(-1),
+                    np.tile(positions, len(windows)),
+                    np.repeat(np.arange(len(windows), dtype=np.int32), stop - start),
+                    np.tile(positions >= first, len(windows)),
+                )
+            )
+            if stop < self.context:
+                parts[-1] = parts[-1].copy()
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _most_windows(self) -> int:
+        fits = _LOGITS_BYTES // (self.context * self.vocabulary_size * 4)
+        return int(max(1, min(_BATCH // self.context, fits)))
+
+    def _load(self, gpu_layers: int, writable: bool) -> Any:
+        api = llama()
+        parameters = api.llama_model_default_params()
+        parameters.n_gpu_layers = gpu_layers
+        if writable:
+            parameters.load_mode = _LOAD_MODE_NONE
+            parameters.use_extra_bufts = False
+
+        go_on = api.llama_progress_callback(lambda _done, _user_data: not self._stop.is_set())
+        parameters.progress_callback = go_on
+        return api.llama_model_load_from_file(os.fsencode(self.path), parameters)
+
+    def _open_context(self, threads: int) -> None:
+        api = llama()
+        self._batch_tokens = min(_BATCH, self.context * self.windows_at_a_time)
+        parameters = api.llama_context_default_params()
+        parameters.n_ctx = self.context * self.windows_at_a_time
+        parameters.n_batch = self._batch_tokens
+        parameters.n_seq_max = self.windows_at_a_time
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.no_perf = True
+        # callbacks have to live as long as the context
+        self._abort = api.ggml_abort_callback(lambda _user_data: self._stop.is_set())
+        parameters.abort_callback = self._abort
+        if self._observer is not None:
+            self._eval = api.ggml_backend_sched_eval_callback(self._observe)
+            parameters.cb_eval = self._eval
+        self._context = api.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            self.close()
+            raise InferenceError(
+                f"llama.cpp cannot make a context of {parameters.n_ctx} tokens for {self.path}: {last_complaint()}",
+                "It may need more memory: try a shorter --ctx.",
+            )
+        self._batch = api.llama_batch_init(self._batch_tokens, 0, 1)
+
+    def _observe(self, address: int, asks: bool, _user_data: object) -> bool:
+        assert self._observer is not None
+        try:
+            node = _node(address)
+            if asks:
+                return self._observer.wants(node)
+            self._observer.see(node)
+        except BaseException as error:  # C cannot pass it on: it is raised again when llama_decode returns
+            self._failure = error
+            return False
+        return True
+
+    def _interruptible(self, call: Callable[[], Any]) -> Any:
+        """Run C code in a thread of its own, so that Ctrl-C is heard meanwhile, and stops it."""
+        self._stop.clear()
+        future = self._worker.submit(call)
+        try:
+            while True:
+                try:
+                    return future.result(timeout=0.5)
+                except concurrent.futures.TimeoutError:
+                    if future.done():
+                        raise
+        except KeyboardInterrupt:
+            self._stop.set()
+            concurrent.futures.wait([future])
+            raise
+
+
+def cut(tokens: NDArray[np.int32], context: int, windows: int | None = None) -> NDArray[np.int32]:
+    """Windows of tokens, i32[n, context]: as many as are full, or the first `windows` of them."""
+    count = len(tokens) // context
+    if windows is not None:
+        count = min(count, windows)
+    return tokens[: count * context].reshape(count, context)
+
+
+def _node(address: int) -> Node:
+    struct = GgmlTensor.from_address(address)
+    return Node(ggml().op_name(struct.op).decode("ascii"), tuple(_tensor(source) for source in struct.src if source))
+
+
+def _tensor(address: int) -> Tensor:
+    struct = GgmlTensor.from_address(address)
+    name = struct.name.decode("utf-8", "replace")
+    # the scheduler calls copies CUDA0#blk.0.attn_k.weight#0
+    own = name.split("#")[1] if "#" in name else name
+    return Tensor(own, struct.type, tuple(struct.ne), tuple(struct.nb), address, int(ggml().nbytes(address)))

@@ -1,0 +1,54 @@
+"""Log-probabilities in 16 bits, as `llama-perplexity --kl-divergence-base` keeps them.
+
+A file is `_logits_`, then int32 context, vocabulary and windows, then the tokens, i32[windows, context], then for
+each window the rows of its second half but the last, u16[context - 1 - context // 2, width]. A row is two float32,
+scale and least log-probability, and a number for every word: log p = scale * number + least, 16 nats below the most
+likely word at the lowest (`log_softmax` in llama.cpp's tools/perplexity/perplexity.cpp).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["decode", "encode", "row_width", "scored"]
+
+_RANGE = np.float32(16)  # nats that are kept below the most likely word
+_STEPS = np.float32(65535)
+
+
+def row_width(vocabulary: int) -> int:
+    """16-bit numbers of one row: four for the two floats, and the words, made even."""
+    return 2 * ((vocabulary + 1) // 2) + 4
+
+
+def scored(context: int) -> slice:
+    """The positions of a window whose next token is predicted with enough before them: its second half but the
+    last, whose next token is in the next window."""
+    return slice(context // 2, context - 1)
+
+
+def encode(logits: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Rows u16[n, row_width(vocabulary)] of logits f32[n, vocabulary]."""
+    count, vocabulary = logits.shape
+    top = logits.max(axis=1)
+    low = np.maximum(logits.min(axis=1), top - _RANGE)
+    total = np.log(np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)).astype(np.float32)
+    scale = (top - low) / _STEPS
+    rows = np.zeros((count, row_width(vocabulary)), np.uint16)
+    rows[:, :4].view(np.float32)[:] = np.stack([scale, low - top - total], axis=1)
+    flat = scale == 0  # all words alike
+    inverse = np.where(flat, np.float32(0), np.float32(1) / np.where(flat, np.float32(1), scale))
+    above = np.maximum(logits - low[:, None], 0)
+    above *= inverse[:, None]
+    rows[:, 4 : 4 + vocabulary] = np.rint(above, out=above)
+    return rows
+
+
+def decode(rows: NDArray[np.uint16], vocabulary: int) -> NDArray[np.float32]:
+    """Log-probabilities, f32[n, vocabulary], of rows u16[n, row_width(vocabulary)]."""
+    scale, least = np.ascontiguousarray(rows[:, :4]).view(np.float32).T
+    values = rows[:, 4 : 4 + vocabulary].astype(np.float32)
+    values *= scale[:, None]
+    values += least[:, None]
+    return values
