@@ -15,13 +15,14 @@ from state.errors import (
     StateNewer,
     StateReadOnly,
 )
-from state.records import Energies, Inventory, Measurement, Sensitivity, Summary, TensorRecord
+from state.records import Energies, Inventory, Measurement, Pass, Sensitivity, Summary, TensorRecord
 from state.store import Store
 
 __all__ = [
     "Energies",
     "Inventory",
     "Measurement",
+    "Pass",
     "Sensitivity",
     "StateCorrupt",
     "StateError",

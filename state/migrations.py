@@ -14,7 +14,25 @@ __all__ = ["STEPS", "Step", "migrate"]
 
 Step = Callable[[sqlite3.Connection], None]
 
-STEPS: Sequence[Step] = ()  # version 1 is the first
+_PASS_OF_VERSION_2 = """CREATE TABLE pass (
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    subject TEXT NOT NULL,
+    label TEXT NOT NULL,
+    formats TEXT NOT NULL,
+    errors TEXT NOT NULL,
+    kld REAL NOT NULL,
+    stderr REAL NOT NULL,
+    tokens INTEGER NOT NULL,
+    seconds REAL NOT NULL
+)"""
+
+
+def _add_passes(connection: sqlite3.Connection) -> None:
+    connection.execute(_PASS_OF_VERSION_2)
+
+
+STEPS: Sequence[Step] = (_add_passes,)  # version 1 is the first
 
 
 def migrate(connection: sqlite3.Connection, version: int) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-__all__ = ["LONGEST_NAME", "Energies", "Inventory", "Measurement", "Sensitivity", "Summary", "TensorRecord"]
+__all__ = ["LONGEST_NAME", "Energies", "Inventory", "Measurement", "Pass", "Sensitivity", "Summary", "TensorRecord"]
 
 LONGEST_NAME = 4096
 
@@ -118,6 +118,34 @@ class Sensitivity(_Record):
     key: Key
 
 
+class Pass(_Record):
+    """One run of the model over a text with some tensors changed, and how far its predictions moved.
+
+    `subject` is a digest of the weights and the imatrix that it is about, `key` one of all that the value depends on.
+    `formats` names the formats that the changed tensors went through and `errors` their relative errors (variance,
+    mean, massive channels) over all rows; these are empty for a whole file. `kld` is the mean KL divergence (nats per
+    token) over `tokens` tokens and may be slightly negative; `stderr` its standard error. `label` is for people.
+    """
+
+    key: Key
+    subject: Key
+    label: Label
+    formats: dict[Name, Name]
+    errors: dict[Name, tuple[Real, Real, Real]]
+    kld: Real
+    stderr: Spread
+    tokens: Count
+    seconds: Spread
+
+    @field_validator("errors", mode="before")
+    @classmethod
+    def _from_json(cls, value: object) -> object:
+        """JSON has no tuples."""
+        if not isinstance(value, dict):
+            return value
+        return {name: tuple(errors) if isinstance(errors, list) else errors for name, errors in value.items()}
+
+
 class Summary(_Record):
     """What a state file holds, counted."""
 
@@ -128,6 +156,7 @@ class Summary(_Record):
     selected: int
     energies: int
     sensitivities: dict[str, int]  # by source
+    passes: int
     by_format: dict[str, int]  # measurements
     by_tensor: dict[str, dict[str, int]]  # tensor -> format -> measurements
     made_with: dict[str, int]  # measurements

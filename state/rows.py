@@ -10,12 +10,13 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from state.records import LONGEST_NAME, Energies, Inventory, Measurement, Sensitivity, TensorRecord
+from state.records import LONGEST_NAME, Energies, Inventory, Measurement, Pass, Sensitivity, TensorRecord
 
 __all__ = [
     "ENERGIES",
     "MEASUREMENT",
     "MODEL",
+    "PASS",
     "SENSITIVITY",
     "TENSOR",
     "Table",
@@ -24,7 +25,7 @@ __all__ = [
 ]
 
 R = TypeVar("R", bound=BaseModel)
-_JSON = {"shape", "metadata", "values"}
+_JSON = {"shape", "metadata", "values", "formats", "errors"}
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ MEASUREMENT = Table(
     frozenset({"kernel_seconds", "made_with"}),
 )
 ENERGIES = Table("energies", Energies, tuple(Energies.model_fields), ("key",), frozenset({"notes"}))
+PASS = Table("pass", Pass, tuple(Pass.model_fields), ("key",), frozenset({"label", "seconds"}))
 SENSITIVITY = Table(
     "sensitivity", Sensitivity, tuple(Sensitivity.model_fields), ("tensor", "source", "component", "key")
 )

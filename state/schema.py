@@ -7,7 +7,7 @@ import sqlite3
 __all__ = ["APPLICATION_ID", "VERSION", "create", "layout"]
 
 APPLICATION_ID = 0x504C4E52  # "PLNR", in the header of every state file
-VERSION = 1  # user_version in the header; a change here needs a step in migrations.py and a frozen file in the tests
+VERSION = 2  # user_version in the header; a change here needs a step in migrations.py and a frozen file in the tests
 
 TABLES = """
 CREATE TABLE model (
@@ -66,6 +66,18 @@ CREATE TABLE sensitivity (
     stderr REAL NOT NULL,
     key TEXT NOT NULL,
     UNIQUE (tensor, source, component, key)
+);
+CREATE TABLE pass (
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL UNIQUE,
+    subject TEXT NOT NULL,
+    label TEXT NOT NULL,
+    formats TEXT NOT NULL, -- JSON object
+    errors TEXT NOT NULL, -- JSON object of arrays
+    kld REAL NOT NULL,
+    stderr REAL NOT NULL,
+    tokens INTEGER NOT NULL,
+    seconds REAL NOT NULL
 );
 """
 

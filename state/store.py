@@ -25,11 +25,12 @@ from state.connection import (
 )
 from state.errors import StateError, StateForeign, StateReadOnly, corrupt, translated
 from state.lock import WriterLock
-from state.records import Energies, Inventory, Measurement, Sensitivity, Summary
+from state.records import Energies, Inventory, Measurement, Pass, Sensitivity, Summary
 from state.rows import (
     ENERGIES,
     MEASUREMENT,
     MODEL,
+    PASS,
     SENSITIVITY,
     TENSOR,
     Table,
@@ -183,6 +184,17 @@ class Store:
         with self._writing() as connection:
             _put(connection, self.path, SENSITIVITY, sensitivities)
 
+    def passes(self, subject: str | None = None) -> tuple[Pass, ...]:
+        """All passes, or those about one subject, in the order in which they were added."""
+        with self._reading("a pass"):
+            records = (Pass(**PASS.values(row)) for row in self._rows(PASS))
+            return tuple(record for record in records if subject in (None, record.subject))
+
+    def add_passes(self, passes: Iterable[Pass]) -> None:
+        """Add all of them or none; another value under the same key is an error."""
+        with self._writing() as connection:
+            _put(connection, self.path, PASS, passes)
+
     def summary(self) -> Summary:
         """What the file holds, counted."""
         with self._reading("the header"):
@@ -200,6 +212,7 @@ class Store:
                 selected=len(self.measurements(selected=True)),
                 energies=len(self.energies()),
                 sensitivities=dict(Counter(record.source for record in self.sensitivities())),
+                passes=len(self.passes()),
                 by_format=dict(Counter(record.format for record in records)),
                 by_tensor={tensor: dict(formats) for tensor, formats in by_tensor.items()},
                 made_with=dict(Counter(record.made_with for record in records)),

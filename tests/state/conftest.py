@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from state import Energies, Inventory, Measurement, Sensitivity, Store, TensorRecord
+from state import Energies, Inventory, Measurement, Pass, Sensitivity, Store, TensorRecord
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +56,22 @@ def make_sensitivity(number: int = 0, **changes: object) -> Sensitivity:
         "key": digest("passes"),
     }
     return Sensitivity(**(values | changes))  # type: ignore[arg-type]
+
+
+def one_pass(number: int = 0, **changes: object) -> Pass:
+    tensor = f"blk.{number}.ffn_down.weight"
+    values: dict[str, object] = {
+        "key": digest("pass", number),
+        "subject": digest("subject"),
+        "label": tensor,
+        "formats": {tensor: "q3_K"},
+        "errors": {tensor: (0.01, 0.002 / (number + 3), 0.0)},
+        "kld": 0.1 / (number + 7),
+        "stderr": 1e-4,
+        "tokens": 4096,
+        "seconds": 1.5,
+    }
+    return Pass(**(values | changes))  # type: ignore[arg-type]
 
 
 def make_inventory(**changes: object) -> Inventory:
@@ -108,6 +124,11 @@ def energies() -> Callable[..., Energies]:
 @pytest.fixture
 def sensitivity() -> Callable[..., Sensitivity]:
     return make_sensitivity
+
+
+@pytest.fixture
+def make_pass() -> Callable[..., Pass]:
+    return one_pass
 
 
 @pytest.fixture

@@ -35,7 +35,14 @@ def use_in_every_way(path, measurement, energies, sensitivity, inventory):
     """Anything but a `StateError` fails the test; each step goes on where the one before gave up."""
     for mode in ({"read_only": True}, {}, {"create": True}):
         with survived(), Store.open(path, **mode) as store:
-            steps = [store.inventory, store.measurements, store.energies, store.sensitivities, store.summary]
+            steps = [
+                store.inventory,
+                store.measurements,
+                store.energies,
+                store.sensitivities,
+                store.passes,
+                store.summary,
+            ]
             steps.append(lambda: store.measurements([measurement(n).key for n in range(12)], selected=True))
             steps.append(lambda: store.add([measurement(5), measurement(500)], [energies(5), energies(500)]))
             steps.append(lambda: store.add_sensitivities([sensitivity(1), sensitivity(500)]))

@@ -1,4 +1,4 @@
-"""Files of every schema version are opened and resumed. The machinery is tried with a made-up version 3."""
+"""Files of every schema version are opened and resumed. The machinery is tried with two made-up versions more."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from state import StateCorrupt, StateFull, StateNewer, Store, migrations, schema
 
 ASSETS = Path(__file__).parent / "assets"
+LATER = schema.VERSION + 2
 FROZEN = sorted(ASSETS.glob("v*.planner"))
 
 
@@ -33,7 +34,7 @@ def test_every_version_has_its_steps_and_its_frozen_file():
 
 @pytest.mark.parametrize("frozen", FROZEN, ids=lambda file: file.stem)
 @pytest.mark.parametrize("read_only", [True, False])
-def test_frozen_files_are_read(frozen, read_only, path, measurement, energies, sensitivity, inventory):
+def test_frozen_files_are_read(frozen, read_only, path, measurement, energies, sensitivity, make_pass, inventory):
     shutil.copyfile(frozen, path)
     with Store.open(path, read_only=read_only) as store:
         assert store.inventory() == inventory()
@@ -42,6 +43,7 @@ def test_frozen_files_are_read(frozen, read_only, path, measurement, energies, s
         assert list(store.energies().values()) == [energies(number) for number in range(3)]
         assert len(store.sensitivities("measured")) == 3
         assert store.sensitivities()[1] == sensitivity(0, component="massive")
+        assert store.passes() == (() if frozen.stem == "v1" else (make_pass(0), make_pass(1)))
 
 
 @pytest.mark.parametrize("frozen", FROZEN, ids=lambda file: file.stem)
@@ -89,10 +91,10 @@ def fail(connection: sqlite3.Connection) -> None:
 
 
 @pytest.fixture
-def version_3(monkeypatch):
+def two_later(monkeypatch):
     def arrange(*steps):
-        monkeypatch.setattr(migrations, "STEPS", steps)
-        monkeypatch.setattr(schema, "VERSION", 3)
+        monkeypatch.setattr(migrations, "STEPS", (*migrations.STEPS, *steps))
+        monkeypatch.setattr(schema, "VERSION", LATER)
         tables = schema.TABLES.replace("    UNIQUE (tensor, source", "    note TEXT,\n    UNIQUE (tensor, source")
         monkeypatch.setattr(schema, "TABLES", tables)
 
@@ -100,33 +102,33 @@ def version_3(monkeypatch):
 
 
 @pytest.mark.parametrize("steps_behind", [1, 2])
-def test_older_files_go_through_the_steps_they_lack(filled, sensitivity, version_3, steps_behind):
+def test_older_files_go_through_the_steps_they_lack(filled, sensitivity, two_later, steps_behind):
     if steps_behind == 1:
         with closing(sqlite3.connect(filled)) as connection:
             add_note(connection)
-            connection.execute("PRAGMA user_version = 2")
-    version_3(add_note, halve)
+            connection.execute(f"PRAGMA user_version = {LATER - 1}")
+    two_later(add_note, halve)
     with Store.open(filled) as store:
         assert [record.value for record in store.sensitivities()] == [sensitivity(n).value / 2 for n in range(5)]
-        assert store.summary().schema_version == 3
+        assert store.summary().schema_version == LATER
         assert len(store.measurements()) == 40
-    assert version_of(filled) == 3
+    assert version_of(filled) == LATER
     with Store.open(filled) as store:  # once
         assert store.sensitivities()[0].value == sensitivity(0).value / 2
 
 
-def test_readers_migrate_in_memory(filled, sensitivity, version_3):
+def test_readers_migrate_in_memory(filled, sensitivity, two_later):
     before = filled.read_bytes()
-    version_3(add_note, halve)
+    two_later(add_note, halve)
     with Store.open(filled, read_only=True) as store:
         assert store.sensitivities()[0].value == sensitivity(0).value / 2
         assert len(store.measurements()) == 40
     assert filled.read_bytes() == before
 
 
-def test_a_migration_that_fails_half_way_changes_nothing(filled, version_3):
+def test_a_migration_that_fails_half_way_changes_nothing(filled, two_later):
     before = filled.read_bytes()
-    version_3(add_note, fail)
+    two_later(add_note, fail)
     for mode in ({}, {"read_only": True}):
         with pytest.raises(StateFull):
             Store.open(filled, **mode)
@@ -134,7 +136,7 @@ def test_a_migration_that_fails_half_way_changes_nothing(filled, version_3):
     assert [file.name for file in filled.parent.iterdir()] == [filled.name]
 
 
-def test_a_migration_that_forgets_something_is_noticed(filled, version_3):
-    version_3(lambda connection: None, lambda connection: None)
+def test_a_migration_that_forgets_something_is_noticed(filled, two_later):
+    two_later(lambda connection: None, lambda connection: None)
     with pytest.raises(StateCorrupt, match="tables"):
         Store.open(filled, read_only=True)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from state import Energies, Measurement, Sensitivity, StateError, StateForeign, StateLocked, StateReadOnly, Store
 from state.rows import MEASUREMENT, measurements_from_rows
+from state.schema import VERSION
 
 reals = st.floats(allow_nan=False, allow_infinity=False)
 spreads = st.floats(0, allow_infinity=False)
@@ -230,10 +231,24 @@ def test_the_selection_is_exactly_what_was_named_last(filled, measurement, energ
         assert list(store.measurements(selected=True)) == chosen
 
 
+def test_passes_by_subject(path, make_pass):
+    other = make_pass(1, subject="ab" * 32)
+    with Store.open(path, create=True) as store:
+        store.add_passes([make_pass(0), other, make_pass(0, seconds=9.0)])  # the time that it took is no value
+        assert store.passes() == (make_pass(0), other)
+        assert store.passes(other.subject) == (other,)
+        with pytest.raises(StateError, match="kld"):
+            store.add_passes([make_pass(2), make_pass(0, kld=0.5)])
+        assert store.passes() == (make_pass(0), other)
+    with Store.open(path, read_only=True) as store:
+        assert store.passes() == (make_pass(0), other)
+        assert store.summary().passes == 2
+
+
 def test_summary(filled):
     with Store.open(filled, read_only=True) as store:
         summary = store.summary()
-    assert summary.schema_version == 1
+    assert summary.schema_version == VERSION
     assert summary.file_bytes == filled.stat().st_size
     assert (summary.tensors, summary.measurements, summary.selected, summary.energies) == (2, 40, 20, 10)
     assert summary.by_format == {"q4_K": 10, "q6_K": 10, "iq2_xs": 10, "q8_0": 10}
