@@ -9,6 +9,7 @@
     ├── BudgetError         no recipe satisfies the limits
     ├── StateFileError      the state file cannot be used (another model, locked, newer, damaged)
     ├── InferenceError      llama.cpp is missing or cannot run the model
+    ├── BaselineError       log-probabilities or tasks to evaluate with cannot be read or do not belong
     ├── OutputError         a file that cannot be written
     └── Interrupted         stopped by the user; what was done is kept (exit status 130)
 
@@ -18,6 +19,7 @@ Each says what was wrong and where (`problem`), and what to do next (`remedy`). 
 from __future__ import annotations
 
 __all__ = [
+    "BaselineError",
     "BudgetError",
     "ImatrixError",
     "InferenceError",
@@ -78,6 +80,10 @@ class StateFileError(PlannerError):
 
 
 class InferenceError(PlannerError):
+    pass
+
+
+class BaselineError(PlannerError):
     pass
 
 

@@ -103,6 +103,7 @@ class Engine:
     ) -> None:
         api = llama()
         self.path, self.context = path, context
+        self.threads: int = threads or os.cpu_count() or 1
         self._observer, self._stop = observer, threading.Event()
         self._failure: BaseException | None = None
         self._context: Any = None
@@ -120,7 +121,7 @@ class Engine:
         self.adds_bos: bool = api.llama_vocab_get_add_bos(self._vocabulary)
         self.bos: int = api.llama_vocab_bos(self._vocabulary)
         self.windows_at_a_time = windows_at_a_time or self._most_windows()
-        self._open_context(threads or os.cpu_count() or 1)
+        self._open_context()
 
     def __enter__(self) -> Self:
         return self
@@ -273,14 +274,14 @@ class Engine:
         parameters.progress_callback = go_on
         return api.llama_model_load_from_file(os.fsencode(self.path), parameters)
 
-    def _open_context(self, threads: int) -> None:
+    def _open_context(self) -> None:
         api = llama()
         self._batch_tokens = min(_BATCH, self.context * self.windows_at_a_time)
         parameters = api.llama_context_default_params()
         parameters.n_ctx = self.context * self.windows_at_a_time
         parameters.n_batch = self._batch_tokens
         parameters.n_seq_max = self.windows_at_a_time
-        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.n_threads = parameters.n_threads_batch = self.threads
         parameters.no_perf = True
         # callbacks have to live as long as the context
         self._abort = api.ggml_abort_callback(lambda _user_data: self._stop.is_set())
@@ -314,12 +315,9 @@ class Engine:
         self._stop.clear()
         future = self._worker.submit(call)
         try:
-            while True:
-                try:
-                    return future.result(timeout=0.5)
-                except concurrent.futures.TimeoutError:
-                    if future.done():
-                        raise
+            while not concurrent.futures.wait([future], timeout=0.5).done:
+                pass
+            return future.result()
         except KeyboardInterrupt:
             self._stop.set()
             concurrent.futures.wait([future])

@@ -1,0 +1,159 @@
+"""The original's log-probabilities, computed once and kept on disk: llama-perplexity's `--kl-divergence-base` files.
+
+The format is described in `logprobs`. A window's rows are read when they are asked for: memory is that of one window
+(134 MB of a vocabulary of 262,144 words at a context of 512), however long the file is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.errors import BaselineError
+from planner.files import atomic_file
+from planner.llama import logprobs
+from planner.llama.engine import Engine
+
+__all__ = ["MAGIC", "Baseline", "record"]
+
+MAGIC = b"_logits_"
+_HEAD = len(MAGIC) + 12  # bytes before the tokens
+_LEAST_CONTEXT = 3  # below it, no token is scored
+_STEEPEST = 32 / 65535  # of a row: 16 nats over all steps, and room for rounding
+_LOWEST = -200.0  # of a row: 16 nats and the logarithm of the vocabulary, and room for rounding
+_ELEMENTS_AT_A_TIME = 1 << 22  # of logits, in each thread
+
+
+class Baseline:
+    """An open file of log-probabilities; a context manager.
+
+    `tokens` are the windows, i32[windows, context]; `vocabulary` is how many words a row has.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        """Read the head. Raises BaselineError for a file that is something else, or damaged."""
+        self.path, self._file = path, file
+        head = file.read(_HEAD)
+        if not head.startswith(MAGIC) or len(head) < _HEAD:
+            raise BaselineError(
+                f"{path} does not hold log-probabilities: it begins with {head[:8]!r}.",
+                "Give a file of `planner evaluate` or `llama-perplexity --kl-divergence-base`.",
+            )
+        self.context, self.vocabulary, self.windows = np.frombuffer(head, "<i4", 3, len(MAGIC)).tolist()
+        if self.context < _LEAST_CONTEXT or self.vocabulary < 1 or self.windows < 1:
+            raise self._damaged(
+                f"a context of {self.context} tokens, {self.vocabulary} words and {self.windows} windows make no sense"
+            )
+        scored = logprobs.scored(self.context)
+        self.scored: int = scored.stop - scored.start  # rows of a window
+        self._shape = self.scored, logprobs.row_width(self.vocabulary)
+        self._first = _HEAD + 4 * self.windows * self.context
+        expected = self._first + 2 * self.windows * self._shape[0] * self._shape[1]
+        self.size = os.fstat(file.fileno()).st_size
+        if self.size != expected:
+            raise self._damaged(f"it has {self.size:,} bytes, and its head promises {expected:,}")
+        tokens = np.frombuffer(file.read(4 * self.windows * self.context), "<i4")
+        if tokens.size != self.windows * self.context or tokens.min() < 0 or tokens.max() >= self.vocabulary:
+            raise self._damaged("it has tokens that are not in the vocabulary")
+        self.tokens: NDArray[np.int32] = tokens.astype(np.int32).reshape(self.windows, self.context)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a file. Raises BaselineError."""
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise BaselineError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
+        try:
+            return cls(path, file)
+        except BaseException:
+            file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; a temporary one is gone with it."""
+        self._file.close()
+
+    def rows(self, number: int) -> NDArray[np.uint16]:
+        """A window's rows, u16[scored, row_width(vocabulary)], as `logprobs.decode` takes them."""
+        nbytes = 2 * self._shape[0] * self._shape[1]
+        # read, not mapped: a file that another process truncates is then an error, and no SIGBUS
+        self._file.seek(self._first + number * nbytes)
+        data = self._file.read(nbytes)
+        if len(data) != nbytes:
+            raise self._damaged("it ends too early")
+        rows = np.frombuffer(data, "<u2").reshape(self._shape)
+        scale, least = np.ascontiguousarray(rows[:, :4]).view("<f4").T
+        if not ((scale >= 0) & (scale <= _STEEPEST) & (least <= 0) & (least >= _LOWEST)).all():
+            raise self._damaged(f"window {number} has rows that are no log-probabilities")
+        return rows
+
+    def targets(self, number: int) -> NDArray[np.int32]:
+        """The tokens that a window's rows predict, i32[scored]."""
+        scored = logprobs.scored(self.context)
+        return self.tokens[number, scored.start + 1 : scored.stop + 1]
+
+    def _damaged(self, what: str) -> BaselineError:
+        return BaselineError(f"{self.path} is damaged: {what}.", "Make it again: whatever wrote it may have stopped.")
+
+
+def record(
+    engine: Engine,
+    windows: NDArray[np.int32],
+    path: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Baseline:
+    """Run windows of tokens, i32[n, context], and keep the log-probabilities of every scored prediction.
+
+    The file appears at `path` when it is complete; without one it is temporary, and goes when it is closed.
+    `progress` is told how many tokens are done, of how many. Raises OutputError, and InferenceError for a model whose
+    output is not a number.
+    """
+    if path is not None:
+        with atomic_file(path) as file:
+            _write(engine, windows, file, progress)
+        return Baseline.open(path)
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(tempfile.TemporaryFile(prefix="planner-"))
+        _write(engine, windows, temporary, progress)
+        temporary.seek(0)
+        stack.pop_all()
+        return Baseline(Path("(temporary)"), temporary)
+
+
+def _write(
+    engine: Engine, windows: NDArray[np.int32], file: BinaryIO, progress: Callable[[int, int], None] | None
+) -> None:
+    count, context = windows.shape
+    file.write(MAGIC + np.array([context, engine.vocabulary_size, count], "<i4").tobytes())
+    file.write(windows.astype("<i4").tobytes())
+    scored = logprobs.scored(context)
+    with ThreadPoolExecutor(engine.threads, "encode") as pool:
+        for number, logits in engine.windows(windows, first=scored.start):
+            for rows in _encoded(logits[: scored.stop - scored.start], pool):
+                file.write(rows.data)
+            if progress:
+                progress((number + 1) * context, windows.size)
+
+
+def _encoded(logits: NDArray[np.float32], pool: Executor) -> Iterator[NDArray[np.uint16]]:
+    step = max(1, _ELEMENTS_AT_A_TIME // logits.shape[1])
+    parts = [logits[start : start + step] for start in range(0, len(logits), step)]
+    return pool.map(logprobs.encode, parts)
