@@ -14,6 +14,7 @@ from planner import __version__
 __all__ = ["cli", "main", "run"]
 
 _COMMANDS = {
+    "imatrix": "let a model read text, and write its importance matrix",
     "inspect": "show a model, an imatrix, a state file or a recipe",
     "measure": "measure every tensor's error in every format, into a state file",
     "solve": "pick a format for every tensor under a budget; writes recipe.json",

@@ -50,9 +50,9 @@ def run_campaign(
         click.echo("No imatrix: formats that need one are left out, and errors count alike in every channel.", err=True)
     elif not sources.imatrix.has_means:
         click.echo(
-            "The imatrix has no sums of activations (.in_sum), so sensitivities are less sure. A llama-imatrix that\n"
-            "writes them (github.com/EAddario/llama.cpp, branch imatrix) makes better recipes:\n"
-            f"  llama-imatrix -m {sources.model.path} -f TEXT -o imatrix.gguf",
+            "The imatrix has no sums of activations (.in_sum), so sensitivities are less sure. One that has them makes\n"
+            "better recipes:\n"
+            f"  planner imatrix {shlex.quote(str(sources.model.path))} --text FILE",
             err=True,
         )
     settings = Settings(measuring["seed"], measuring["tolerance"])

@@ -63,6 +63,16 @@ class Entry:
         return self._sums is not None
 
     @property
+    def raw_sum2(self) -> Floats:
+        """f32[experts, n]: sums of squares as the file has them (of a legacy file: means times calls)."""
+        return self._sum2
+
+    @property
+    def raw_sums(self) -> Floats | None:
+        """f32[experts, n]: sums of activations as the file has them, or None."""
+        return self._sums
+
+    @property
     def values(self) -> Floats:
         """f32[experts, n]: mean squares; ones for an expert that was never activated."""
         return _per_count(self._sum2, self.counts, self._idle)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.report.inspection.imatrix import ImatrixFacts, imatrix_facts, imatrix_text
+from planner.report.inspection.imatrix import ImatrixFacts, imatrix_facts, imatrix_summary, imatrix_text
 from planner.report.inspection.model import ModelFacts, model_facts, model_text
 from planner.report.inspection.recipe import RecipeFacts, recipe_facts, recipe_text
 from planner.report.inspection.state import StateFacts, state_facts, state_text
@@ -13,6 +13,7 @@ __all__ = [
     "RecipeFacts",
     "StateFacts",
     "imatrix_facts",
+    "imatrix_summary",
     "imatrix_text",
     "model_facts",
     "model_text",

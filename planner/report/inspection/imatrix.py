@@ -11,7 +11,7 @@ from planner.errors import ImatrixError
 from planner.gguf import Coverage, Imatrix, Model, why_left_alone
 from planner.report.inspection.columns import by_role, labelled, percent, role_name, shown, some, table
 
-__all__ = ["CoverageFacts", "EntryFacts", "ImatrixFacts", "imatrix_facts", "imatrix_text"]
+__all__ = ["CoverageFacts", "EntryFacts", "ImatrixFacts", "imatrix_facts", "imatrix_summary", "imatrix_text"]
 
 _MOST = 12  # tensors listed of each fault
 
@@ -101,6 +101,14 @@ def _coverage(coverage: Coverage, imatrix: Imatrix, model: Model) -> CoverageFac
         unused=coverage.unused,
         never_activated=dict(coverage.never_activated),
     )
+
+
+def imatrix_summary(facts: ImatrixFacts) -> str:
+    """What an imatrix is and how it fits the model, without its entries."""
+    lines = _head(facts)
+    if facts.coverage is not None:
+        lines += _coverage_text(facts.coverage)
+    return "\n".join(lines)
 
 
 def imatrix_text(facts: ImatrixFacts, *, every_tensor: bool = False) -> str:

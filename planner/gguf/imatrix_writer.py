@@ -1,0 +1,117 @@
+"""Importance matrices as files, in the two formats of llama-imatrix.
+
+GGUF, as `save_imatrix` in llama.cpp's `tools/imatrix/imatrix.cpp` writes it, with `NAME.in_sum` after `NAME.in_sum2`
+and `NAME.counts` where sums of activations are known (the name that llama.cpp's forks give them; llama.cpp itself
+reads past them). Legacy, as `save_imatrix_legacy`: no sums, and of an expert no more than its mean squares.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.errors import ImatrixError
+from planner.gguf.metadata import encode_pair
+from planner.gguf.reader import DEFAULT_ALIGNMENT, padded
+from planner.gguf.sums import Sums, TensorSums
+from planner.gguf.writer import Output, check_destinations
+
+__all__ = ["write_imatrix", "write_legacy_imatrix"]
+
+Floats = NDArray[np.float32]
+
+_F32 = 0  # GGML_TYPE_F32
+_I32_MAX = 2**31 - 1
+
+
+def write_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> int:
+    """Write a GGUF file, whole or not at all; returns its bytes. Raises OutputError, also where `path` is one of the
+    `inputs`."""
+    parts = [part for name in sorted(sums.tensors) for part in _parts(name, sums.tensors[name])]
+    header = _header(sums, [(name, shape) for name, shape, _ in parts])
+    total = len(header) + sum(padded(4 * shape[0] * shape[1], DEFAULT_ALIGNMENT) for _, shape, _ in parts)
+
+    def data() -> Iterator[bytes]:
+        yield header
+        for _, _, values in parts:
+            block = values.astype("<f4").tobytes()
+            yield block.ljust(padded(len(block), DEFAULT_ALIGNMENT), b"\0")
+
+    _write(path, data(), total, inputs, force=force)
+    return total
+
+
+def write_legacy_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> int:
+    """Write a legacy file (`imatrix.dat`), whole or not at all; returns its bytes. Tensors of which no expert was
+    ever used are left out. Raises OutputError."""
+    stored = [name for name in sorted(sums.tensors) if sums.tensors[name].counts.any()]
+    if not stored:
+        raise ImatrixError("Nothing was collected: there is nothing to write.", "Use a longer text.")
+    dataset = sums.datasets[-1].encode("utf-8", "surrogateescape") if sums.datasets else b""
+    trailer = struct.pack("<ii", min(sums.chunk_count, _I32_MAX), len(dataset)) + dataset
+    total = 4 + len(trailer)
+    total += sum(12 + len(name.encode()) + 4 * len(sums.tensors[name].sum2) for name in stored)
+
+    def data() -> Iterator[bytes]:
+        yield struct.pack("<i", len(stored))
+        for name in stored:
+            calls, values = _legacy_values(sums.tensors[name], sums.chunk_size)
+            text = name.encode()
+            yield struct.pack("<i", len(text)) + text + struct.pack("<ii", calls, len(values)) + values.tobytes()
+        yield trailer
+
+    _write(path, data(), total, inputs, force=force)
+    return total
+
+
+def _parts(name: str, entry: TensorSums) -> Iterator[tuple[str, tuple[int, int], NDArray[np.generic]]]:
+    """Name, shape and values of the tensors that hold one entry."""
+    experts = len(entry.counts)
+    shape = len(entry.sum2) // experts, experts
+    yield f"{name}.in_sum2", shape, entry.sum2
+    yield f"{name}.counts", (1, experts), entry.counts
+    if entry.sums is not None:
+        yield f"{name}.in_sum", shape, entry.sums
+
+
+def _header(sums: Sums, tensors: list[tuple[str, tuple[int, int]]]) -> bytes:
+    pairs = [
+        encode_pair("general.type", "imatrix"),
+        encode_pair("imatrix.datasets", sums.datasets),
+        encode_pair("imatrix.chunk_count", np.uint32(min(sums.chunk_count, 2**32 - 1))),
+        encode_pair("imatrix.chunk_size", np.uint32(sums.chunk_size)),
+    ]
+    out = bytearray(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(pairs)))
+    out += b"".join(pairs)
+    offset = 0
+    for name, shape in tensors:
+        text = name.encode()
+        dimensions = shape[: 2 if shape[1] > 1 else 1]  # ggml_n_dims
+        out += struct.pack("<Q", len(text)) + text
+        out += struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, _F32, offset)
+        offset += padded(4 * shape[0] * shape[1], DEFAULT_ALIGNMENT)
+    return bytes(out.ljust(padded(len(out), DEFAULT_ALIGNMENT), b"\0"))
+
+
+def _legacy_values(entry: TensorSums, chunk_size: int) -> tuple[int, Floats]:
+    """Calls (rounded up, that they be not zero) and f32[values]: means times calls; ones for an idle expert."""
+    calls = (int(entry.counts.max()) + chunk_size - 1) // chunk_size
+    counts = entry.counts.astype(np.float32)[:, None]
+    values = entry.sum2.astype(np.float32).reshape(len(counts), -1)
+    means = np.where(counts == 0, np.float32(1), values / np.maximum(counts, np.float32(1)))
+    scaled: Floats = (means * np.float32(calls)).astype("<f4").reshape(-1)
+    return calls, scaled
+
+
+def _write(path: Path, blocks: Iterator[bytes], total: int, inputs: Iterable[Path], *, force: bool) -> None:
+    check_destinations([path], total, inputs, force=force)
+    with Output([path], force=force) as output:
+        output.begin()
+        for block in blocks:
+            output.write(block)
+        output.end(total)
+        output.commit()

@@ -1,0 +1,119 @@
+"""Sums that importance matrices are made of: added up, merged, and checked against one another.
+
+What is merged and converted follows `load_imatrix` in llama.cpp's `tools/imatrix/imatrix.cpp`, save for what it
+refuses although it means the same: one count for all experts beside a count for each, in either order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.errors import ImatrixError
+from planner.gguf.imatrix import Imatrix
+
+__all__ = ["DEFAULT_CHUNK_SIZE", "Sums", "TensorSums", "merge_imatrices"]
+
+Floats = NDArray[np.float32]
+Counts = NDArray[np.int64]
+
+DEFAULT_CHUNK_SIZE = 512  # tokens, llama-imatrix's own default
+
+
+@dataclass(slots=True)
+class TensorSums:
+    """Of one tensor: sums of squares `sum2` and, unless unknown, of activations `sums`, f32[values]; how many rows
+    went into them, `counts`, i64[experts].
+
+    The values of an expert (or of a matrix of a 3-D tensor, whose matrices share one count) lie side by side.
+    """
+
+    sum2: Floats
+    sums: Floats | None
+    counts: Counts
+
+    @classmethod
+    def zeros(cls, values: int, experts: int) -> TensorSums:
+        """Nothing yet, of as many values (of all experts together)."""
+        return cls(np.zeros(values, np.float32), np.zeros(values, np.float32), np.zeros(experts, np.int64))
+
+    def spread(self, experts: int) -> bool:
+        """Give each expert the one count that stands for all, or all the one that each has. False if neither will
+        do."""
+        if len(self.counts) == experts:
+            return True
+        if len(self.counts) == 1:
+            self.counts = np.repeat(self.counts, experts)
+        elif experts == 1 and (self.counts == self.counts[0]).all():
+            self.counts = self.counts[:1].copy()
+        return len(self.counts) == experts
+
+    def add(self, other: TensorSums) -> None:
+        """Add those of another file. ValueError if they are of another size."""
+        if len(other.sum2) != len(self.sum2):
+            raise ValueError(f"has {len(other.sum2):,} values, not {len(self.sum2):,}")
+        experts = max(len(self.counts), len(other.counts))
+        if not self.spread(experts) or len(other.counts) not in (1, experts):
+            raise ValueError(f"has {len(other.counts):,} experts, not {len(self.counts):,}")
+        self.sum2 += other.sum2
+        self.counts += other.counts
+        if self.sums is None or other.sums is None:
+            self.sums = None  # a sum over a part of the tokens is none
+        else:
+            self.sums += other.sums
+
+
+@dataclass(slots=True)
+class Sums:
+    """An importance matrix in the making: name of the tensor → its sums, and the texts that they come from."""
+
+    chunk_size: int
+    tensors: dict[str, TensorSums] = field(default_factory=dict)
+    datasets: list[str] = field(default_factory=list)
+
+    @property
+    def chunk_count(self) -> int:
+        """Chunks as llama-imatrix counts them: of the tensor (or expert) that saw most."""
+        most = max((int(entry.counts.max()) for entry in self.tensors.values() if len(entry.counts)), default=0)
+        return most // self.chunk_size
+
+    @property
+    def without_sums(self) -> tuple[str, ...]:
+        """Tensors whose sums of activations are not known."""
+        return tuple(name for name, entry in self.tensors.items() if entry.sums is None)
+
+
+def merge_imatrices(files: Sequence[Imatrix], chunk_size: int | None = None) -> Sums:
+    """Sum up importance matrices: of the same model, or of parts of its tensors.
+
+    `chunk_size` says what a call of a legacy file is worth in tokens; by default what the GGUF files among them say,
+    where they agree, else 512. Raises ImatrixError where sizes differ.
+    """
+    if chunk_size is None:
+        sizes = {file.chunk_size for file in files if not file.legacy and file.chunk_size > 0}
+        chunk_size = sizes.pop() if len(sizes) == 1 else DEFAULT_CHUNK_SIZE
+    merged = Sums(chunk_size)
+    for file in files:
+        worth = chunk_size if file.legacy else 1
+        for name, entry in file.entries.items():
+            sums = entry.raw_sums
+            added = TensorSums(
+                entry.raw_sum2.reshape(-1) * np.float32(worth),
+                None if sums is None else sums.reshape(-1).copy(),
+                entry.counts.astype(np.int64) * worth,
+            )
+            if name not in merged.tensors:
+                merged.tensors[name] = added
+                continue
+            try:
+                merged.tensors[name].add(added)
+            except ValueError as problem:
+                raise ImatrixError(
+                    f"{file.path}: the imatrix of another model than {files[0].path}: {name} {problem}.",
+                    "Merge only importance matrices of one model.",
+                ) from problem
+        merged.datasets += file.datasets
+    return merged
