@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 
-from planner import __version__
+from planner.accounting import compose_recipe, left_alone, number_of
 from planner.candidates import Candidate, Candidates
 from planner.errors import BudgetError, StateFileError, UsageError
-from planner.ggml import Format, formats, library_version
+from planner.ggml import Format, formats
 from planner.limits import FILE, SizeLimit, causes, check_names, padded, size_limits
-from planner.recipes import Choice, ImatrixSource, ModelSource, Recipe
+from planner.recipes import Choice, Recipe
 from planner.rules import Device, Rule, Tie
 from planner.sensitivity import Source, default_source, sensitivities
 from solvers import (
@@ -33,14 +33,6 @@ from solvers import (
 from state import Inventory, Store, TensorRecord
 
 __all__ = ["LimitUse", "Plan", "Request", "make_plan"]
-
-# general.file_type (llama_ftype in llama.h) by the format that holds most of the weights, as llama.cpp guesses it
-_FILE_TYPES = {
-    "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_K": 10, "q3_K": 12, "q4_K": 15, "q5_K": 17, "q6_K": 18,
-    "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq1_s": 24, "iq4_nl": 25, "iq3_s": 26, "iq2_s": 28, "iq4_xs": 30,
-    "iq1_m": 31, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38,
-}  # fmt: skip
-_FALLBACK_FILE_TYPE = 15
 
 
 @dataclass(frozen=True)
@@ -139,7 +131,7 @@ def make_plan(store: Store, request: Request) -> Plan:
     )
     facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values() if entry.values}
     by_tensor = sensitivities(
-        source, [tensor.name for tensor in inventory.tensors], facts, blocks=int(_number(inventory, "block_count"))
+        source, [tensor.name for tensor in inventory.tensors], facts, blocks=int(number_of(inventory, "block_count"))
     )
     candidates = Candidates(
         inventory, measured, by_tensor, allowed=request.formats, pins=request.pins, floors=request.floors,
@@ -156,8 +148,12 @@ def make_plan(store: Store, request: Request) -> Plan:
         for group, pick in zip(candidates.groups, solution.picks, strict=True)
         for tensor, entry in zip(group.tensors, group.options[pick], strict=True)
     }
-    recipe = _recipe(inventory, candidates, chosen, source, limits)
-    recipe = recipe.model_copy(update={"bound": min(solution.bound, recipe.loss), "status": str(solution.status)})
+    choices = [_choice(tensor, chosen.get(tensor.name), candidates.pins) for tensor in inventory.tensors]
+    loss = sum(choice.loss or 0.0 for choice in choices)
+    recipe = compose_recipe(
+        inventory, choices, sensitivity=source, budget="; ".join(limit.title for limit in limits),
+        bound=min(solution.bound, loss), status=str(solution.status),
+    )  # fmt: skip
     uses = [
         LimitUse(limit.name, int(use.used + limit.overhead), limit.capacity, use.price)
         for limit, use in zip(limits, solution.usage, strict=True)
@@ -188,12 +184,6 @@ def _check_inventory(inventory: Inventory) -> None:
             f"What the state holds cannot be: {', '.join(wrong[:3]) or 'its alignment'}.",
             "Measure the model again, into a new --state.",
         )
-
-
-def _number(inventory: Inventory, key: str) -> float:
-    """A number of the model's metadata; 0 where there is none."""
-    value = inventory.metadata.get(key, 0)
-    return 0 if isinstance(value, str) else value
 
 
 def _check_measured(inventory: Inventory, measured: Collection[str], wanted: Iterable[Format]) -> None:
@@ -301,58 +291,11 @@ def _conflict(
     return BudgetError(f"{limit.title} is below the minimum of {least}. {causes(limit, inventory, candidates)}", remedy)
 
 
-def _recipe(
-    inventory: Inventory,
-    candidates: Candidates,
-    chosen: Mapping[str, Candidate],
-    source: Source,
-    limits: Sequence[SizeLimit],
-) -> Recipe:
-    choices = [_choice(tensor, chosen.get(tensor.name), candidates.pins) for tensor in inventory.tensors]
-    elements = sum(tensor.elements for tensor in inventory.tensors)
-    imatrix = None
-    if inventory.imatrix_digest is not None:
-        imatrix = ImatrixSource(path=inventory.imatrix_name or "", digest=inventory.imatrix_digest)
-    return Recipe(
-        planner=__version__,
-        ggml=library_version(),
-        model=ModelSource(
-            name=inventory.model_name,
-            architecture=inventory.architecture,
-            digest=inventory.model_digest,
-            path=inventory.model_path,
-        ),
-        imatrix=imatrix,
-        sensitivity=source,
-        seed=int(_number(inventory, "sampling.seed")),
-        tolerance=_number(inventory, "sampling.tolerance"),
-        budget="; ".join(limit.title for limit in limits),
-        size=inventory.header_bytes + sum(padded(choice.bytes, inventory) for choice in choices),
-        bpw=8 * sum(choice.bytes for choice in choices) / elements,
-        loss=sum(choice.loss for choice in choices),
-        bound=0.0,
-        status="",
-        file_type=_file_type(inventory, chosen),
-        tensors=tuple(choices),
-    )
-
-
 def _choice(tensor: TensorRecord, entry: Candidate | None, pins: Mapping[str, Rule]) -> Choice:
     if entry is None:
-        why = f"left alone: {tensor.left_alone}"
-        return Choice(name=tensor.name, format=tensor.source_format, bytes=tensor.nbytes, err=0, loss=0, why=why)
+        return left_alone(tensor)
     why = f"pinned: {pins[tensor.name].text}" if tensor.name in pins else "solved"
     return Choice(
-        name=tensor.name, format=entry.format.name, bytes=entry.nbytes, err=entry.err, loss=entry.loss, why=why
-    )
-
-
-def _file_type(inventory: Inventory, chosen: Mapping[str, Candidate]) -> int:
-    """The llama_ftype of the quantized format that holds most weights."""
-    weights: dict[str, int] = {}
-    for tensor in inventory.tensors:
-        entry = chosen.get(tensor.name)
-        # llama-quantize heeds --tensor-type only beside a quantized file type
-        if entry is not None and entry.format.quantized:
-            weights[entry.format.name] = weights.get(entry.format.name, 0) + prod(tensor.shape)
-    return _FILE_TYPES.get(max(weights, key=lambda name: weights[name], default=""), _FALLBACK_FILE_TYPE)
+        name=tensor.name, shape=tensor.shape, format=entry.format.name, bytes=entry.nbytes, err=entry.err,
+        loss=entry.loss, why=why,
+    )  # fmt: skip

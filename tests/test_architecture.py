@@ -23,6 +23,7 @@ LAYERS = [
     {"planner.measure"},
     {"planner.sensitivity"},
     {"planner.quantize", "planner.campaign", "planner.rules", "planner.candidates", "planner.limits"},
+    {"planner.accounting"},
     {"planner.plan"},
     {"planner.report", "planner.llama"},
     {"planner.cli"},

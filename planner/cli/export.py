@@ -10,21 +10,49 @@ from planner.cli.options import threads_option
 
 __all__ = ["export"]
 
+# As in planner.recipes.exports, which would be slow to import for --help; a test compares
+_DIALECTS = ["llama-quantize", "ik_llama", "gguf-tool-suite", "mlx-lm", "auto-round", "evopress", "csv"]
+
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--to", "dialect", type=click.Choice(["llama-quantize"]), required=True, help="Whose input to write.")
+@click.option("--to", "dialect", type=click.Choice(_DIALECTS), required=True, help="Whose input to write.")
+@click.option("--compact", is_flag=True, help="Merge tensors into few patterns that match the same.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: RECIPE's name, .types.txt]"
+    "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: RECIPE's name, other suffix]"
 )
 @threads_option
-def export(recipe: Path, dialect: str, output: Path | None, threads: int) -> None:
-    """Write RECIPE for another quantizer, and print the command that goes with it."""
+def export(recipe: Path, dialect: str, compact: bool, output: Path | None, threads: int) -> None:
+    """Write RECIPE for another quantizer, and print the command that goes with it.
+
+    What the other quantizer cannot say is an error or, where something near can be said, a note.
+    """
+    from planner.cli.messages import wrapped
     from planner.files import write_atomically
     from planner.recipes import load_recipe
-    from planner.recipes.llama_quantize import command_line, tensor_types
+    from planner.recipes.exports import export_recipe
+    from planner.text import plain
 
     plan = load_recipe(recipe)
-    path = output or recipe.with_suffix(".types.txt")
-    write_atomically(path, tensor_types(plan).encode())
-    click.echo(command_line(plan, path, threads))
+    texts, exported = export_recipe(plan, dialect, recipe, output=output, compact=compact, threads=threads)
+    for path, text in texts.items():
+        write_atomically(path, text.encode("utf-8", "surrogateescape"))
+    if exported.imatrix is not None and plan.imatrix is not None:
+        _older_imatrix(Path(plan.imatrix.path), plan.imatrix.digest, exported.imatrix)
+    for note in exported.notes:
+        click.echo(wrapped(plain(f"Note: {note}")), err=True)
+    click.echo(plain(exported.command, keep="\n") if exported.command else next(iter(map(str, texts))))
+
+
+def _older_imatrix(source: Path, digest: str, target: Path) -> None:
+    """The imatrix that the recipe was made with, as ik_llama.cpp reads it."""
+    from planner.errors import ImatrixError
+    from planner.files import write_atomically
+    from planner.gguf import read_imatrix
+    from planner.gguf.legacy import legacy_bytes
+
+    imatrix = read_imatrix(source)
+    if imatrix.digest != digest:
+        raise ImatrixError(f"{source} is not the imatrix that the recipe was made with.", "Put that one there.")
+    values = ((name, entry.values) for name, entry in imatrix.entries.items())
+    write_atomically(target, legacy_bytes(values, chunk_count=imatrix.chunk_count, datasets=imatrix.datasets))

@@ -6,6 +6,7 @@ entries i32 | (name length i32, name, calls i32, values i32, f32 …) … | chun
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
 
-__all__ = ["Legacy", "read_legacy"]
+__all__ = ["Legacy", "legacy_bytes", "read_legacy"]
 
 _I32 = struct.Struct("<i")
 
@@ -31,6 +32,20 @@ class Legacy:
 def read_legacy(path: Path) -> Legacy:
     """Read such a file. Raises ImatrixError for anything that is not one."""
     return _Reader(path).read()
+
+
+def legacy_bytes(
+    entries: Iterable[tuple[str, NDArray[np.float32]]], *, chunk_count: int, datasets: Iterable[str]
+) -> bytes:
+    """Such a file from name → mean squares. Each is written as one call, so that reading it divides by nothing."""
+    parts = []
+    for name, values in entries:
+        raw = name.encode("utf-8", "surrogateescape")
+        parts.append(_I32.pack(len(raw)) + raw + _I32.pack(1) + _I32.pack(values.size))
+        parts.append(values.astype("<f4").tobytes())
+    dataset = ", ".join(datasets).encode("utf-8", "replace")
+    tail = _I32.pack(chunk_count) + _I32.pack(len(dataset)) + dataset
+    return _I32.pack(len(parts) // 2) + b"".join(parts) + tail
 
 
 class _Reader:

@@ -1,19 +1,23 @@
-"""llama-quantize's `--tensor-type-file`, by the rules of its parser (tools/quantize/quantize.cpp).
+"""llama-quantize's `--tensor-type-file`, by the rules of its parser (tools/quantize/quantize.cpp, src/llama-quant.cpp).
 
 Words separated by white space, no comments. A word is `PATTERN=TYPE`, split at the first `=`; the pattern is lowercased
-and searched for (std::regex, ECMAScript) in each tensor's name; the first that is found decides.
+and searched for (std::regex, ECMAScript) in each tensor's name; the first that is found decides. What the reading would
+take apart or change (white space, `=`, capitals) is written by number: `\\x20`.
 """
 
 from __future__ import annotations
 
-import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from planner.errors import RecipeError
+from planner.recipes.dialect import Exported, Rule, changing, refuse
+from planner.recipes.patterns import compacted, escaped_ecmascript, one_each
 from planner.recipes.recipe import Recipe
+from planner.recipes.regex import Regex
 
-__all__ = ["command_line", "file_type_name", "tensor_types"]
+__all__ = ["command_line", "export_llama_quantize", "file_type_name", "read_llama_quantize", "tensor_types"]
 
 # QUANT_OPTIONS in tools/quantize/quantize.cpp, by llama_ftype
 _FILE_TYPES = {
@@ -21,26 +25,27 @@ _FILE_TYPES = {
     18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 28: "IQ2_S",
     30: "IQ4_XS", 31: "IQ1_M", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
 }  # fmt: skip
-# What the parser can say: lower case (it lowercases), no white space (it splits there), no "="
-_SAYABLE = re.compile(r"[a-z0-9_.\-]+")
+_CHANGED = "= ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # split at, or lowercased
+_LONGEST = 63  # GGML_MAX_NAME, with its final zero
 
 
-def tensor_types(recipe: Recipe) -> str:
-    """The file: one line a tensor that is not left alone. Raises RecipeError for a name that the parser cannot
-    match."""
-    lines = []
-    for choice in recipe.tensors:
-        if choice.why.startswith("left alone"):
-            continue
-        if not _SAYABLE.fullmatch(choice.name):
-            raise RecipeError(
-                f"llama-quantize cannot be told about the tensor {choice.name!r}: it lowercases patterns and splits "
-                "them at white space.",
-                "Write this model with `planner quantize`.",
-            )
-        pattern = choice.name.replace(".", r"\.").replace("-", r"\-")
-        lines.append(f"^{pattern}$={choice.format}\n")
-    return "".join(lines)
+def tensor_types(recipe: Recipe, *, compact: bool = False) -> str:
+    """The file: one line a tensor that is not left alone, or with `compact` as few patterns as find the same.
+
+    Raises RecipeError for a name that no tensor of llama.cpp can have.
+    """
+    formats = {choice.name: choice.format for choice in changing(recipe)}
+    refuse(
+        formats, lambda name: 0 < len(name.encode("utf-8", "surrogateescape")) <= _LONGEST and "\0" not in name,
+        "llama-quantize", f"names have 1 to {_LONGEST} bytes and no zeros there",
+        "Write this model with `planner quantize`.",
+    )  # fmt: skip
+    rules = (compacted if compact else one_each)(formats, _escape)
+    return "".join(f"{pattern}={fmt}\n" for pattern, fmt in rules)
+
+
+def _escape(text: str) -> str:
+    return escaped_ecmascript(text, _CHANGED)
 
 
 def file_type_name(recipe: Recipe) -> str:
@@ -55,3 +60,25 @@ def command_line(recipe: Recipe, types: Path, threads: int) -> str:
         lines.insert(1, ["--imatrix", recipe.imatrix.path])
     lines.append([recipe.model.path, "OUT.gguf", file_type_name(recipe), str(threads)])
     return " \\\n  ".join(shlex.join(words) for words in lines)
+
+
+def export_llama_quantize(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
+    """The file and its command. `paths`: suffix → where that file will be. Raises RecipeError."""
+    return Exported({".types.txt": tensor_types(recipe, compact=compact)},
+                    command_line(recipe, paths[".types.txt"], threads))  # fmt: skip
+
+
+def read_llama_quantize(text: str, where: str) -> list[Rule]:
+    """The rules of a tensor-type file, read as llama-quantize does. Raises RecipeError."""
+    rules = []
+    for number, word in enumerate(text.split(), 1):
+        pattern, separator, name = word.partition("=")
+        if not (separator and pattern and name):
+            raise RecipeError(
+                f"{where}: word {number} is {word[:80]!r}, not PATTERN=TYPE.",
+                "Comments and white space within a pattern are nothing that llama-quantize reads.",
+            )
+        # ASCII only: tolower of the C locale
+        lowered = "".join(character.lower() if character.isascii() else character for character in pattern)
+        rules.append(Rule(Regex(lowered, "ecmascript", f"{where}: pattern {number},"), name))
+    return rules

@@ -44,14 +44,15 @@ class ImatrixSource(_Record):
 
 
 class Choice(_Record):
-    """One tensor. `err` is its relative error in the format, `loss` its part of the recipe's; `why` it has
-    that format."""
+    """One tensor, of `shape` in ggml order (row length first). `err` is its relative error in the format, `loss` its
+    part of the recipe's, both None where nothing was measured; `why` it has that format."""
 
     name: str
+    shape: tuple[Count, ...] = ()  # empty where it is not known
     format: str
     bytes: Count
-    err: Amount
-    loss: Amount
+    err: Amount | None
+    loss: Amount | None
     why: str
 
 
@@ -59,7 +60,8 @@ class Recipe(_Record):
     """A recipe and its provenance. `size` is the bytes of the file that it makes, `bpw` bits of tensor data
     per element.
 
-    `loss` is the sum over tensors, `bound` a proven lower bound on it under the same limits.
+    `loss` is the sum over tensors, None where a tensor's is not known; `bound` a proven lower bound on it under the
+    same limits, None where nobody looked for a better one.
     """
 
     format_version: Literal[1] = 1
@@ -73,8 +75,8 @@ class Recipe(_Record):
     budget: str
     size: Count
     bpw: Amount
-    loss: Amount
-    bound: Amount
+    loss: Amount | None
+    bound: Amount | None
     status: str
     file_type: Annotated[int, Field(ge=0, lt=2**32)]
     tensors: tuple[Choice, ...]
@@ -87,6 +89,8 @@ class Recipe(_Record):
     @property
     def gap(self) -> float:
         """Share of the loss that a better recipe could save at the very most."""
+        if self.loss is None or self.bound is None:
+            return 1.0
         return max(0.0, 1 - self.bound / self.loss) if self.loss > 0 else 0.0
 
 

@@ -30,12 +30,19 @@ def role_table(recipe: Recipe) -> str:
         else:
             roles.setdefault(role_of(choice.name)[1], []).append(choice)
     rows = [("role", "n", "size", "loss", "types")]
-    for role, choices in sorted(roles.items(), key=lambda item: -sum(choice.loss for choice in item[1])):
-        share = sum(choice.loss for choice in choices) / recipe.loss if recipe.loss > 0 else 0.0
-        rows.append((plain(role), str(len(choices)), _size(choices), f"{100 * share:.1f} %", _types(choices)))
+    for role, choices in sorted(roles.items(), key=lambda item: -sum(choice.loss or 0 for choice in item[1])):
+        rows.append((plain(role), str(len(choices)), _size(choices), _share(recipe, choices), _types(choices)))
     if kept:
         rows.append(("left alone", str(len(kept)), _size(kept), "", _types(kept)))
     return "\n".join(_lines(rows))
+
+
+def _share(recipe: Recipe, choices: Sequence[Choice]) -> str:
+    """Of the loss; nothing where losses are not known."""
+    if recipe.loss is None:
+        return ""
+    part = sum(choice.loss or 0 for choice in choices)
+    return f"{100 * part / recipe.loss if recipe.loss > 0 else 0.0:.1f} %"
 
 
 def _size(choices: Sequence[Choice]) -> str:
@@ -44,7 +51,7 @@ def _size(choices: Sequence[Choice]) -> str:
 
 def _types(choices: Sequence[Choice]) -> str:
     counts = Counter(choice.format for choice in choices)
-    order = {choice.format: choice.err for choice in sorted(choices, key=lambda choice: choice.err)}
+    order = {choice.format: choice.err or 0 for choice in sorted(choices, key=lambda choice: choice.err or 0)}
     return " ".join(
         fmt if len(counts) == 1 else f"{fmt}*{counts[fmt]}" for fmt in sorted(counts, key=lambda fmt: -order[fmt])
     )

@@ -73,7 +73,7 @@ def test_names_that_contain_each_other():
     assert {name: decide(options, name).name for name in formats} == {n: f.upper() for n, f in formats.items()}
 
 
-@pytest.mark.parametrize("name", ["Blk.0.weight", "a b", "a=b", "a\tb", "a\nb", "ä", "a+b", "a(b", "[", "", "a\\b"])
+@pytest.mark.parametrize("name", ["", "a\0b", "a" * 64])
 def test_names_that_it_cannot_be_told(name):
     with pytest.raises(RecipeError, match="cannot be told about the tensor") as caught:
         tensor_types(recipe_of({name: "q4_K"}))

@@ -33,8 +33,8 @@ class RecipeFacts:
     budget: str
     bytes: int
     bpw: float
-    loss: float
-    bound: float
+    loss: float | None
+    bound: float | None
     gap: float
     status: str
     formats: dict[str, int]
@@ -78,8 +78,7 @@ def recipe_text(recipe: Recipe, facts: RecipeFacts, *, every_tensor: bool = Fals
     lines += labelled("Imatrix", shown(facts.imatrix, 400) if facts.imatrix else "none")
     lines += labelled("Budget", shown(facts.budget, 100))
     lines += labelled("File", f"{facts.bytes:,} bytes ({format_size(facts.bytes)}), {facts.bpw:.4f} bpw")
-    bound = f"no recipe is below {facts.bound:.6g} (gap {100 * facts.gap:.2g} %, {shown(facts.status, 30)})"
-    lines += labelled("Loss", f"{facts.loss:.6g} by {shown(facts.sensitivity, 30)}; {bound}")
+    lines += labelled("Loss", _loss(facts))
     made = f"planner {shown(facts.planner, 30)}, ggml {shown(facts.ggml, 30)}"
     lines += labelled("Made with", f"{made}, seed {facts.seed}, tolerance {facts.tolerance:g}")
     lines += _reasons(facts)
@@ -87,13 +86,23 @@ def recipe_text(recipe: Recipe, facts: RecipeFacts, *, every_tensor: bool = Fals
     if every_tensor:
         rows = [("tensor", "format", "bytes", "error", "loss", "why")]
         for choice in facts.tensors:
-            numbers = f"{choice.bytes:,}", f"{100 * choice.err:.3g} %", f"{choice.loss:.3g}"
+            err = "" if choice.err is None else f"{100 * choice.err:.3g} %"
+            numbers = f"{choice.bytes:,}", err, "" if choice.loss is None else f"{choice.loss:.3g}"
             rows.append((shown(choice.name, 36), shown(choice.format, 12), *numbers, shown(choice.why, 200)))
         lines += ["", *table(rows, "<<>>><")]
     path = shlex.quote(shown(facts.path, 400))
     return "\n".join(
         [*lines, "", f"Next: planner quantize {shlex.quote(shown(facts.model_path, 400))} {path} OUT.gguf"]
     )
+
+
+def _loss(facts: RecipeFacts) -> str:
+    if facts.loss is None:
+        return f"not known ({shown(facts.status, 30)})"
+    loss = f"{facts.loss:.6g} by {shown(facts.sensitivity, 30)}"
+    if facts.bound is None:
+        return f"{loss} ({shown(facts.status, 30)})"
+    return f"{loss}; no recipe is below {facts.bound:.6g} (gap {100 * facts.gap:.2g} %, {shown(facts.status, 30)})"
 
 
 def _reasons(facts: RecipeFacts, most: int = 8) -> list[str]:

@@ -1,0 +1,158 @@
+"""mlx-lm: the `quantization` dictionary of a model's config.json, and the same as a predicate for `mlx_lm.convert`.
+
+MLX's affine quantization has 2, 3, 4, 5, 6 or 8 bits and a scale and a bias (16 bits each) for every 32, 64 or 128
+weights of a row. A recipe can therefore only be approximated: each module gets what is nearest to its tensor in bits
+per weight. Paths are those of mlx-lm's own models, which stack experts where transformers has one module each.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.errors import RecipeError
+from planner.ggml import formats
+from planner.recipes.dialect import Exported, changing
+from planner.recipes.modules import module_of
+from planner.recipes.patterns import compacted, escaped
+from planner.recipes.recipe import Choice, Recipe
+
+__all__ = ["Affine", "export_mlx_lm", "module_paths", "nearest_affine"]
+
+_BITS = (2, 3, 4, 5, 6, 8)
+_GROUPS = (32, 64, 128)
+_PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+# Vision models, whose language model mlx-lm calls so even where it is alone
+_PREFIX = {"qwen35": "language_model.", "qwen35moe": "language_model."}
+# Modules that mlx-lm has in place of transformers' (models/mla.py, models/qwen3_next.py)
+_OWN = {
+    ("deepseek2", "attn_k_b"): ("self_attn.embed_q",),
+    ("deepseek2", "attn_v_b"): ("self_attn.unembed_out",),
+    ("deepseek2", "attn_kv_b"): ("self_attn.embed_q", "self_attn.unembed_out"),
+    ("qwen3next", "attn_qkv"): ("linear_attn.in_proj_qkvz",),
+    ("qwen3next", "attn_gate"): ("linear_attn.in_proj_qkvz",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """MLX's affine quantization: `bits` a weight, a scale and a bias for every `group` weights."""
+
+    bits: int
+    group: int
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight."""
+        return self.bits + 32 / self.group
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """As config.json has them."""
+        return {"group_size": self.group, "bits": self.bits}
+
+
+def nearest_affine(bpw: float, row_length: int) -> Affine | None:
+    """What is nearest in bits per weight and fills rows of `row_length`; None where nothing does."""
+    options = [Affine(bits, group) for bits in _BITS for group in _GROUPS if row_length and row_length % group == 0]
+    return min(options, key=lambda option: (abs(option.bpw - bpw), option.bpw), default=None)
+
+
+def module_paths(name: str, architecture: str) -> list[str]:
+    """Where mlx-lm has a tensor. Raises RecipeError where that is not known."""
+    prefix = _PREFIX.get(architecture, "")
+    parts = name.split(".")
+    own = _OWN.get((architecture, parts[2])) if len(parts) == 4 and parts[0] == "blk" and parts[1].isdecimal() else None
+    if own:
+        return [f"{prefix}model.layers.{parts[1]}.{path}" for path in own]
+    path = module_of(name, architecture).path
+    head, stacked, part = path.partition(".experts.*.")
+    return [f"{prefix}{head}.switch_mlp.{_PARTS.get(part, part)}" if stacked else prefix + path]
+
+
+def _placed(recipe: Recipe) -> dict[str, list[Choice]]:
+    """Module → its tensors (several where MLX has them fused)."""
+    found: dict[str, list[Choice]] = {}
+    for choice in changing(recipe):
+        if not choice.shape:
+            raise RecipeError(
+                "The recipe does not say the shapes of its tensors, which MLX's groups have to fill.",
+                "Make it anew with `planner solve`, or complete it with `planner import`.",
+            )
+        for path in module_paths(choice.name, recipe.model.architecture):
+            found.setdefault(path, []).append(choice)
+    return found
+
+
+def _translated(recipe: Recipe) -> tuple[dict[str, Affine | None], list[str]]:
+    """Module → what it gets (None: stays as it is), and what that changes."""
+    chosen: dict[str, Affine | None] = {}
+    table = formats()
+    before = after = 0.0
+    for path, choices in _placed(recipe).items():
+        elements = sum(_elements(choice) for choice in choices)
+        bits = sum(_elements(choice) * table[choice.format].bpw for choice in choices)
+        plain = not any(table[choice.format].quantized for choice in choices)
+        chosen[path] = None if plain else nearest_affine(bits / elements, choices[0].shape[0])
+        affine = chosen[path]
+        before += bits / 8
+        after += elements * (16 if affine is None else affine.bpw) / 8
+    notes = [
+        "MLX has none of the recipe's types: each module gets the bits and group size nearest to its tensor. "
+        f"These tensors then take {after / 1e6:,.1f} MB instead of {before / 1e6:,.1f}, and lose what was not measured."
+    ]
+    if recipe.model.architecture == "gemma3":
+        notes.append("For a checkpoint with vision, every path begins with language_model. in mlx-lm.")
+    return chosen, notes
+
+
+def _elements(choice: Choice) -> int:
+    elements = 1
+    for size in choice.shape:
+        elements *= size
+    return elements
+
+
+def export_mlx_lm(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
+    """The dictionary and the predicate (with `compact`, of patterns). Raises RecipeError."""
+    del threads
+    chosen, notes = _translated(recipe)
+    counts = Counter(option for option in chosen.values() if option is not None)
+    if not counts:
+        raise RecipeError("The recipe quantizes nothing that MLX could.", "Solve for a smaller size.")
+    usual = counts.most_common(1)[0][0]
+    every = {path: option.parameters if option else False for path, option in chosen.items()}
+    dictionary = {"quantization": {**usual.parameters, **every}}
+    source = _predicate(recipe, chosen, compact=compact)
+    files = {".mlx.json": json.dumps(dictionary, indent=2) + "\n", ".mlx.py": source}
+    call = (
+        f"predicate = runpy.run_path({str(paths['.mlx.py'])!r})['quant_predicate']\n"
+        "mlx_lm.convert(HF_MODEL, quantize=True, q_group_size=32, quant_predicate=predicate)"
+    )
+    return Exported(files, f"python -c {shlex.quote(f'import mlx_lm, runpy{chr(10)}{call}')}", notes)
+
+
+def _predicate(recipe: Recipe, chosen: Mapping[str, Affine | None], *, compact: bool) -> str:
+    # names of formats, so that modules that get the same can be merged
+    labels = {path: repr(option.parameters if option else False) for path, option in chosen.items()}
+    head = f'"""What planner {recipe.planner} gives each module: for mlx_lm.convert(..., quant_predicate=...)."""\n'
+    if not compact:
+        rows = "".join(f"    {path!r}: {label},\n" for path, label in labels.items())
+        body = f"MODULES = {{\n{rows}}}", "MODULES.get(path, False)"
+    else:
+        prefix = escaped(_PREFIX.get(recipe.model.architecture, ""))
+        # `compacted` knows blocks by GGUF's name for them
+        layered = {path.replace("model.layers.", "blk.", 1): label for path, label in labels.items()}
+        rows = "".join(
+            f"    ({pattern.replace(f'^{prefix}blk', f'^{prefix}model{chr(92)}.layers', 1)!r}, {label}),\n"
+            for pattern, label in compacted(layered, escaped)
+        )
+        body = (
+            f"import re\n\nMODULES = (\n{rows})",
+            "next((found for pattern, found in MODULES if re.search(pattern, path)), False)",
+        )
+    return f"{head}\n{body[0]}\n\n\ndef quant_predicate(path, module):\n    return {body[1]}\n"
