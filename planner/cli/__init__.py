@@ -20,6 +20,8 @@ _COMMANDS = {
     "solve": "pick a format for every tensor under a budget; writes recipe.json",
     "quantize": "write the GGUF that a recipe describes",
     "export": "turn a recipe into another quantizer's input",
+    "evaluate": "compare quantized models with the original, on a text and tasks",
+    "bench": "measure how fast models read and write, in tokens per second",
 }
 
 

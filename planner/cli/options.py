@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from planner.gguf import Imatrix, Model
     from state import Store
 
-__all__ = ["Measuring", "Sources", "find_state", "measuring_options", "open_sources", "threads_option"]
+__all__ = ["Measuring", "Sources", "find_state", "gpu_option", "measuring_options", "open_sources", "threads_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,6 +25,9 @@ threads_option = click.option(
     "-t", "--threads", type=click.IntRange(min=1), default=lambda: os.cpu_count() or 1, show_default="all cores",
     help="Threads that run kernels.",
 )  # fmt: skip
+gpu_option = click.option(
+    "-ngl", "--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1: all."
+)
 
 
 class Measuring(TypedDict):

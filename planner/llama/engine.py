@@ -38,7 +38,8 @@ _LOAD_MODE_NONE = 0  # enum llama_load_mode: into memory of the process, which m
 class Tensor:
     """A tensor in the engine's memory, alive as long as the engine (weights) or the operation (activations).
 
-    `shape` and `strides` (bytes) are in ggml's order. Names of weights are those of the file.
+    `shape` and `strides` (bytes) are in ggml's order. Names of weights are those of the file. `copied` marks what the
+    scheduler copies to another device for every operation.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Tensor:
     strides: tuple[int, ...]
     address: int
     nbytes: int
+    copied: bool
 
     def read(self) -> NDArray[np.uint8]:
         """Its bytes, u8[nbytes]: a view where they lie in main memory, else a copy."""
@@ -57,11 +59,13 @@ class Tensor:
         ggml().get(self.address, data.ctypes.data, 0, self.nbytes)
         return data
 
-    def write(self, data: NDArray[np.uint8]) -> None:
-        """Replace its bytes; `data` is u8[nbytes], C-contiguous."""
-        if data.dtype != np.uint8 or data.shape != (self.nbytes,) or not data.flags.c_contiguous:
-            raise ValueError(f"{self.name} is u8[{self.nbytes}], not {data.dtype}{list(data.shape)}")
-        ggml().set(self.address, data.ctypes.data, 0, self.nbytes)
+    def write(self, data: NDArray[np.uint8], offset: int = 0) -> None:
+        """Replace bytes from `offset` on by `data`, u8, C-contiguous."""
+        if data.dtype != np.uint8 or not data.flags.c_contiguous or not 0 <= offset <= self.nbytes - data.nbytes:
+            raise ValueError(
+                f"{self.name} has {self.nbytes} bytes: {data.nbytes} of {data.dtype} at {offset} do not fit"
+            )
+        ggml().set(self.address, data.ctypes.data, offset, data.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,7 @@ class Engine:
 
     `context` is the length of the windows in tokens. `writable` loads the weights into memory of the process, as
     they are in the file (not packed again for speed), so that they can be changed. `gpu_layers` as llama.cpp's -ngl.
+    With `branches`, there are no windows: `context` is the length of one memory that up to so many sequences share.
     Raises InferenceError without llama-cpp-python, ModelError for a file that llama.cpp does not load.
     """
 
@@ -100,6 +105,7 @@ class Engine:
         observer: Observer | None = None,
         writable: bool = False,
         windows_at_a_time: int | None = None,
+        branches: int = 0,
     ) -> None:
         api = llama()
         self.path, self.context = path, context
@@ -120,7 +126,8 @@ class Engine:
         self.vocabulary_size: int = api.llama_vocab_n_tokens(self._vocabulary)
         self.adds_bos: bool = api.llama_vocab_get_add_bos(self._vocabulary)
         self.bos: int = api.llama_vocab_bos(self._vocabulary)
-        self.windows_at_a_time = windows_at_a_time or self._most_windows()
+        self.windows_at_a_time = 1 if branches else windows_at_a_time or self._most_windows()
+        self.branches = branches
         self._open_context()
 
     def __enter__(self) -> Self:
@@ -206,17 +213,21 @@ class Engine:
         positions: NDArray[np.int32],
         sequences: NDArray[np.int32],
         outputs: NDArray[np.bool_],
+        shared: NDArray[np.int32] | None = None,
     ) -> NDArray[np.float32]:
-        """Run at most a batch of tokens; arrays of one length. Returns the logits of those with `outputs` set,
-        f32[outputs, vocabulary], valid until the next call."""
+        """Run at most `batch_tokens` tokens; arrays of one length. Returns the logits of those with `outputs` set,
+        f32[outputs, vocabulary], valid until the next call. With `branches`, a token may belong to several sequences:
+        `shared` of them, from its `sequences` on."""
         api, count = llama(), len(tokens)
         batch = self._batch
         batch.n_tokens = count
         for field, values in ((batch.token, tokens), (batch.pos, positions), (batch.logits, outputs.astype(np.int8))):
             np.ctypeslib.as_array(field, (count,))[:] = values
-        np.ctypeslib.as_array(batch.n_seq_id, (count,))[:] = 1
-        for number, sequence in enumerate(sequences.tolist()):
-            batch.seq_id[number][0] = sequence
+        widths = np.ones(count, np.int32) if shared is None else shared
+        np.ctypeslib.as_array(batch.n_seq_id, (count,))[:] = widths
+        for number, (sequence, width) in enumerate(zip(sequences.tolist(), widths.tolist(), strict=True)):
+            for offset in range(width):
+                batch.seq_id[number][offset] = sequence + offset
         status = self._interruptible(lambda: api.llama_decode(self._context, batch))
         if self._failure is not None:
             failure, self._failure = self._failure, None
@@ -241,7 +252,7 @@ class Engine:
     def _logits(self, windows: NDArray[np.int32], first: int) -> NDArray[np.float32]:
         """Logits of some windows, f32[windows * (context - first), vocabulary]."""
         self.forget()
-        piece = max(1, min(self._batch_tokens // len(windows), self.context))
+        piece = max(1, min(self.batch_tokens // len(windows), self.context))
         parts = []
         for start in range(0, self.context, piece):
             stop = min(start + piece, self.context)
@@ -276,11 +287,12 @@ class Engine:
 
     def _open_context(self) -> None:
         api = llama()
-        self._batch_tokens = min(_BATCH, self.context * self.windows_at_a_time)
+        self.batch_tokens = min(_BATCH, self.context * self.windows_at_a_time)
         parameters = api.llama_context_default_params()
         parameters.n_ctx = self.context * self.windows_at_a_time
-        parameters.n_batch = self._batch_tokens
-        parameters.n_seq_max = self.windows_at_a_time
+        parameters.n_batch = self.batch_tokens
+        parameters.n_seq_max = self.branches or self.windows_at_a_time
+        parameters.kv_unified = self.branches > 0
         parameters.n_threads = parameters.n_threads_batch = self.threads
         parameters.no_perf = True
         # callbacks have to live as long as the context
@@ -296,7 +308,7 @@ class Engine:
                 f"llama.cpp cannot make a context of {parameters.n_ctx} tokens for {self.path}: {last_complaint()}",
                 "It may need more memory: try a shorter --ctx.",
             )
-        self._batch = api.llama_batch_init(self._batch_tokens, 0, 1)
+        self._batch = api.llama_batch_init(self.batch_tokens, 0, max(1, self.branches))
 
     def _observe(self, address: int, asks: bool, _user_data: object) -> bool:
         assert self._observer is not None
@@ -340,6 +352,7 @@ def _node(address: int) -> Node:
 def _tensor(address: int) -> Tensor:
     struct = GgmlTensor.from_address(address)
     name = struct.name.decode("utf-8", "replace")
-    # the scheduler calls copies CUDA0#blk.0.attn_k.weight#0
-    own = name.split("#")[1] if "#" in name else name
-    return Tensor(own, struct.type, tuple(struct.ne), tuple(struct.nb), address, int(ggml().nbytes(address)))
+    copied = "#" in name  # the scheduler calls them CUDA0#blk.0.attn_k.weight#0
+    shape, strides = tuple(struct.ne), tuple(struct.nb)
+    nbytes = int(ggml().nbytes(address))
+    return Tensor(name.split("#")[1] if copied else name, struct.type, shape, strides, address, nbytes, copied)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
 from planner.errors import InferenceError
 
-__all__ = ["Ggml", "GgmlTensor", "ggml", "last_complaint", "llama"]
+__all__ = ["Ggml", "GgmlTensor", "ggml", "last_complaint", "llama", "llama_version"]
 
 _INSTALL = "Install it, which compiles llama.cpp (some minutes): pip install 'gguf-planner[llama]'"
 _ERROR_LEVEL = 4  # enum ggml_log_level
@@ -90,6 +91,12 @@ def ggml() -> Ggml:
 
     llama()
     return Ggml(_ctypes_extensions.load_shared_library("ggml-base", Path(_ggml.libggml_base_path)))
+
+
+def llama_version() -> str:
+    """The version of llama-cpp-python, such as `0.3.36`."""
+    llama()
+    return importlib.metadata.version("llama-cpp-python")
 
 
 def last_complaint() -> str:

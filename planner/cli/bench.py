@@ -1,0 +1,72 @@
+"""`planner bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from planner.cli.options import gpu_option, threads_option
+from planner.cli.progress import progress_bar
+from planner.errors import UsageError
+
+__all__ = ["bench"]
+
+
+@click.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-p",
+    "--n-prompt",
+    type=click.IntRange(min=0),
+    default=512,
+    show_default=True,
+    help="Tokens of the prompt (pp); 0 leaves the test out.",
+)
+@click.option(
+    "-n",
+    "--n-gen",
+    type=click.IntRange(min=0),
+    default=128,
+    show_default=True,
+    help="Tokens to generate (tg); 0 leaves the test out.",
+)
+@click.option(
+    "-r", "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of every test."
+)
+@threads_option
+@gpu_option
+@click.option("--json", "as_json", is_flag=True, help="Print the rates of every run as JSON.")
+def bench(
+    models: tuple[Path, ...], n_prompt: int, n_gen: int, repetitions: int, threads: int, gpu_layers: int, as_json: bool
+) -> None:
+    """Measure how fast models are: tokens per second of a prompt and of generation, as llama-bench does."""
+    from planner.llama import bench as benching
+    from planner.report.evaluation import model_size, speed_table
+
+    if not n_prompt and not n_gen:
+        raise UsageError("Both tests are left out.", "Give -p or -n a number of tokens.")
+    rows = []
+    with progress_bar("runs") as advance:
+        for path in models:
+            size = model_size(path)
+            speeds = benching.bench(
+                path, prompt=n_prompt, generation=n_gen, repetitions=repetitions, threads=threads,
+                gpu_layers=gpu_layers, progress=advance,
+            )  # fmt: skip
+            rows.append((size, speeds))
+    if not as_json:
+        click.echo(speed_table(rows))
+        return
+    facts = [
+        {
+            "path": str(size.path), "bytes": size.bytes, "bpw": size.bpw, "threads": threads,
+            "tests": [
+                {"test": speed.test, "mean": speed.mean, "stddev": speed.deviation, "rates": speed.rates}
+                for speed in speeds
+            ],
+        }
+        for size, speeds in rows
+    ]  # fmt: skip
+    click.echo(json.dumps(facts, indent=2))

@@ -1,0 +1,186 @@
+"""`planner evaluate`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from planner.cli.options import gpu_option, threads_option
+from planner.cli.progress import progress_bar
+from planner.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from planner.llama.baseline import Baseline
+    from planner.llama.engine import Engine
+    from planner.llama.taskfiles import Kind, Task
+    from planner.report.evaluation import Evaluated
+
+__all__ = ["evaluate"]
+
+_paths = click.Path(path_type=Path)
+_CONTEXT = 512
+
+
+@click.command()
+@click.argument("base", type=_paths)
+@click.argument("quants", metavar="[QUANT]...", nargs=-1, type=_paths)
+@click.option("--text", type=_paths, help="Text to predict, in UTF-8: none that calibrated the recipe.")
+@click.option("-c", "--ctx", type=click.IntRange(min=3), help=f"Tokens of a window.  [default: {_CONTEXT}]")
+@click.option("--chunks", type=click.IntRange(min=1), help="Windows to take.  [default: all]")
+@click.option(
+    "--kl-divergence-base",
+    "base_file",
+    metavar="FILE",
+    type=_paths,
+    help="Where BASE's log-probabilities are kept.  [default: BASE's name, .kld, here]",
+)
+@click.option(
+    "--multiple-choice", metavar="FILE", type=_paths, help="ARC, MMLU, TruthfulQA: binary, as llama-perplexity has it."
+)
+@click.option("--hellaswag", metavar="FILE", type=_paths, help="HellaSwag: six lines a task.")
+@click.option("--winogrande", metavar="FILE", type=_paths, help="WinoGrande: CSV.")
+@click.option("--tasks", type=click.IntRange(min=1), help="Tasks to take of each of these files.  [default: all]")
+@threads_option
+@gpu_option
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, to full precision.")
+def evaluate(
+    base: Path, quants: tuple[Path, ...], text: Path | None, ctx: int | None, chunks: int | None,
+    base_file: Path | None, multiple_choice: Path | None, hellaswag: Path | None, winogrande: Path | None,
+    tasks: int | None, threads: int, gpu_layers: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Say how far QUANTs are from BASE: perplexity, KL divergence and flips on a text, and scores of tasks.
+
+    BASE is the original model, or a file of its log-probabilities. Statistics are those of llama-perplexity
+    --kl-divergence, and so are the files of log-probabilities. They are kept: the next comparison on the same text
+    needs no run of BASE. Needs llama-cpp-python: pip install 'gguf-planner[llama]'.
+    """
+    from planner.report.evaluation import evaluation_facts, evaluation_text
+
+    run = _Run(base, quants, threads, gpu_layers)
+    files: dict[Kind, Path | None] = {
+        "multiple-choice": multiple_choice, "hellaswag": hellaswag, "winogrande": winogrande,
+    }  # fmt: skip
+    questions: dict[Kind, Path] = {kind: path for kind, path in files.items() if path is not None}
+    run.check(text, {"--text": text, "--ctx": ctx, "--chunks": chunks, "--kl-divergence-base": base_file},
+              questions, tasks)  # fmt: skip
+    stopped = False
+    try:
+        if text is not None or run.base_is_file:
+            run.text(text, ctx or _CONTEXT, chunks, base_file)
+        if questions:
+            run.tasks(questions, tasks, 4 * (ctx or _CONTEXT))
+    except KeyboardInterrupt:
+        stopped = True
+    done = [file for file in run.files if file.ppl or file.scores]
+    if as_json:
+        click.echo(
+            json.dumps({"context": run.context, "windows": run.windows, "files": evaluation_facts(done)}, indent=2)
+        )
+    elif done:
+        click.echo(evaluation_text(done, run.context, run.windows))
+    if stopped:
+        raise Interrupted(f"Stopped. {run.finished} of {len(run.files)} files are evaluated.", run.hint)
+
+
+class _Run:
+    """The files, and what is known of them so far."""
+
+    def __init__(self, base: Path, quants: Sequence[Path], threads: int, gpu_layers: int) -> None:
+        from planner.llama.baseline import is_baseline
+        from planner.report.evaluation import Evaluated, model_size
+
+        self.base_is_file = is_baseline(base)
+        sizes = [None if self.base_is_file else model_size(base), *map(model_size, quants)]
+        self.files = [Evaluated(size, str(path)) for size, path in zip(sizes, (base, *quants), strict=True)]
+        self.base, self.quants = base, quants
+        self.context: int | None = None
+        self.windows: int | None = None
+        self.finished, self.hint = 0, ""
+        self._threads, self._gpu_layers = threads, gpu_layers
+
+    def check(
+        self, text: Path | None, about_text: Mapping[str, object], questions: Mapping[Kind, Path], tasks: int | None
+    ) -> None:
+        """Refuse what does not go together."""
+        if self.base_is_file:
+            for option in ("--text", "--chunks", "--kl-divergence-base", *(() if questions else ("--ctx",))):
+                if about_text[option] is not None:
+                    raise UsageError(
+                        f"{option} goes with a model, and {self.base} has the text in it.", "Leave it out."
+                    )
+        elif text is None:
+            if not questions:
+                raise UsageError("There is nothing to evaluate with.", "Give a text: --text FILE, or a file of tasks.")
+            for option in ("--chunks", "--kl-divergence-base"):
+                if about_text[option] is not None:
+                    raise UsageError(f"{option} goes with --text.", "Give a text, or leave it out.")
+        if tasks is not None and not questions:
+            raise UsageError("--tasks goes with a file of tasks.", "Give one: --multiple-choice, --hellaswag, …")
+
+    def text(self, text: Path | None, context: int, chunks: int | None, base_file: Path | None) -> None:
+        """Perplexity of the original, and every other file's divergence from it."""
+        from planner.llama.evaluate import base_nll, diverge
+        from planner.llama.statistics import perplexity, statistics
+
+        with self._baseline(text, context, chunks, base_file) as baseline:
+            self.context, self.windows = baseline.context, baseline.windows
+            self.files[0].ppl = perplexity(base_nll(baseline))
+            self.finished = 1
+            for path, file in zip(self.quants, self.files[1:], strict=True):
+                with self._engine(path, context=baseline.context) as engine, progress_bar("tokens") as advance:
+                    found = diverge(engine, baseline, functools.partial(advance, path.name))
+                file.statistics = statistics(found)
+                file.ppl = file.statistics.ppl
+                self.finished += 1
+
+    def tasks(self, files: Mapping[Kind, Path], count: int | None, context: int) -> None:
+        """Scores of all models."""
+        from planner.llama.taskfiles import READERS, select
+
+        chosen = {kind: select(kind, READERS[kind](path), count) for kind, path in files.items()}
+        self.finished = 0
+        for file in self.files:
+            if file.size is not None:
+                self._score(file, chosen, context)
+            self.finished += 1
+
+    def _score(self, file: Evaluated, chosen: Mapping[Kind, Sequence[Task]], context: int) -> None:
+        from planner.llama.tasks import branches_for, run_tasks
+
+        assert file.size is not None
+        branches = max(map(branches_for, chosen.values()))
+        with self._engine(file.size.path, context=context, branches=branches) as engine:
+            for kind, tasks in chosen.items():
+                what = f"{file.size.path.name} {kind}"
+                with progress_bar("tasks") as advance:
+                    file.scores[kind] = run_tasks(engine, tasks, functools.partial(advance, what))
+
+    def _baseline(self, text: Path | None, context: int, chunks: int | None, base_file: Path | None) -> Baseline:
+        from planner.llama.baseline import Baseline
+        from planner.llama.kept import Request, kept, record_kept
+        from planner.llama.text import read_text
+
+        if text is None:
+            return Baseline.open(self.base)
+        path = base_file or Path(f"{self.base.name.removesuffix('.gguf')}.kld")
+        request = Request(self.base, read_text(text), context, chunks)
+        found = kept(request, path)
+        if found is None:
+            with self._engine(self.base, context=context) as engine, progress_bar("tokens") as advance:
+                found = record_kept(request, engine, path, functools.partial(advance, self.base.name))
+            click.echo(
+                f"Log-probabilities of {self.base.name} are kept in {path} ({found.size / 1e6:,.1f} MB).", err=True
+            )
+        self.hint = f"The original's log-probabilities are kept in {path}."
+        return found
+
+    def _engine(self, path: Path, *, context: int, branches: int = 0) -> Engine:
+        from planner.llama.engine import Engine
+
+        return Engine(path, context=context, threads=self._threads, gpu_layers=self._gpu_layers, branches=branches)

@@ -1,0 +1,179 @@
+"""What `planner evaluate` and `planner bench` tell: facts of every file for JSON, and tables of 80 columns."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.gguf import open_model
+from planner.report.inspection.columns import shown, table
+from planner.sizes import format_size
+
+if TYPE_CHECKING:
+    from planner.llama.bench import Speed
+    from planner.llama.statistics import Estimate, Statistics
+    from planner.llama.tasks import Score
+
+__all__ = ["Evaluated", "ModelSize", "evaluation_facts", "evaluation_text", "measured", "model_size", "speed_table"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """A model's files: bytes of all of them, and bits of tensor data per weight."""
+
+    path: Path
+    bytes: int
+    bpw: float
+
+
+@dataclass(slots=True)
+class Evaluated:
+    """What has been found out about a file: the original has a perplexity, the others statistics against it."""
+
+    size: ModelSize | None  # None: the original is a file of log-probabilities
+    name: str
+    ppl: Estimate | None = None
+    statistics: Statistics | None = None
+    scores: dict[str, Score] = field(default_factory=dict)
+
+
+def model_size(path: Path) -> ModelSize:
+    """Read the head of a model. Raises ModelError."""
+    with open_model(path) as model:
+        bits = 8 * sum(tensor.nbytes for tensor in model.tensors)
+        return ModelSize(path, model.size, bits / sum(tensor.elements for tensor in model.tensors))
+
+
+def measured(value: float, error: float) -> str:
+    """A value with its error, to two digits of the error.
+
+    >>> measured(101.8398, 2.738), measured(0.000261016, 0.0000066), measured(0.5, 0)
+    ('101.8 ± 2.7', '2.610e-04 ± 6.6e-06', '0.5')
+    """
+    if not (math.isfinite(value) and math.isfinite(error)) or error <= 0:
+        return f"{value:.5g}"
+    digits = 1 - math.floor(math.log10(error))
+    if digits > 6:
+        more = max(0, math.floor(math.log10(abs(value))) + digits) if value else 0
+        return f"{value:.{more}e} ± {error:.1e}"
+    return f"{value:.{max(0, digits)}f} ± {error:.{max(0, digits)}f}"
+
+
+def evaluation_text(files: Sequence[Evaluated], context: int | None, windows: int | None) -> str:
+    """Tables of all files, the original first; `context` and `windows` are those of the text, if there was one."""
+    blocks = []
+    names = _names([file.name for file in files])
+    if context is not None:
+        blocks.append(_summary(files, names))
+        compared = [(name, file.statistics) for name, file in zip(names, files, strict=True) if file.statistics]
+        if compared:
+            blocks += [_change(compared), _distribution(compared)]
+            count = compared[0][1].tokens
+            blocks.append(f"{count:,} predictions in {windows} windows of {context} tokens; KLD in nats")
+    kinds = {kind: None for file in files for kind in file.scores}
+    blocks += [_task_table(kind, files, names) for kind in kinds]
+    return "\n\n".join(blocks)
+
+
+def _summary(files: Sequence[Evaluated], names: Sequence[str]) -> str:
+    rows = [("file", "size", "bpw", "PPL", "mean KLD")]
+    for name, file in zip(names, files, strict=True):
+        size, bpw = (format_size(file.size.bytes), f"{file.size.bpw:.3f}") if file.size else ("", "")
+        kld = _estimate(file.statistics.kld) if file.statistics else ""
+        # digits beyond its error: most of that is the text's, common to all rows
+        ppl = f"{file.ppl.value:.4f} ± {file.ppl.error:.4f}" if file.ppl else ""
+        rows.append((name, size, bpw, ppl, kld))
+    return "\n".join(table(rows, "<>>>>"))
+
+
+def _change(files: Sequence[tuple[str, Statistics]]) -> str:
+    rows: list[tuple[str, ...]] = [("file", "ln PPL ratio", "RMS Δp %", "same top %", "flips: worse", "better")]
+    for name, found in files:
+        shares = (measured(100 * part.value, 100 * part.error) for part in (found.p_diff_rms, found.same_top))
+        flips = f"{found.right_to_wrong:,}", f"{found.wrong_to_right:,}"
+        rows.append((name, _estimate(found.ln_ppl_ratio), *shares, *flips))
+    return "\n".join(table(rows, "<>>>>>"))
+
+
+def _distribution(files: Sequence[tuple[str, Statistics]]) -> str:
+    rows: list[tuple[str, ...]] = [("KLD of a token", "median", "90 %", "95 %", "99 %", "99.9 %", "maximum")]
+    for name, found in files:
+        values = found.kld_median, found.kld_90, found.kld_95, found.kld_99, found.kld_999, found.kld_max
+        rows.append((name, *(f"{value:.3g}" for value in values)))
+    return "\n".join(table(rows, "<>>>>>>"))
+
+
+def _task_table(kind: str, files: Sequence[Evaluated], names: Sequence[str]) -> str:
+    base = files[0].scores.get(kind)
+    count = next(len(file.scores[kind].right) for file in files if kind in file.scores)
+    chance = next(file.scores[kind].chance for file in files if kind in file.scores)
+    rows = [(kind, f"score %, {count:,} tasks", f"(score − {chance}) / GB", "flips: worse", "better")]
+    for name, file in zip(names, files, strict=True):
+        if (score := file.scores.get(kind)) is None or file.size is None:
+            continue
+        flips = ("", "")
+        if base is not None and score is not base:
+            flips = f"{(base.right & ~score.right).sum():,}", f"{(score.right & ~base.right).sum():,}"
+        efficiency = f"{score.efficiency(file.size.bytes):.2f}"
+        rows.append((name, measured(score.percent, score.error), efficiency, *flips))
+    return "\n".join(table(rows, "<>>>>"))
+
+
+def speed_table(rows: Sequence[tuple[ModelSize, Sequence[Speed]]]) -> str:
+    """Tokens per second, a line for each model and test, as in llama-bench."""
+    lines = [("model", "size", "bpw", "test", "tokens/s")]
+    names = _names([str(size.path) for size, _ in rows])
+    for name, (size, speeds) in zip(names, rows, strict=True):
+        for speed in speeds:
+            rate = f"{speed.mean:.2f} ± {speed.deviation:.2f}"
+            lines.append((name, format_size(size.bytes), f"{size.bpw:.3f}", speed.test, rate))
+    return "\n".join(table(lines, "<>>>>"))
+
+
+def evaluation_facts(files: Sequence[Evaluated]) -> list[dict[str, Any]]:
+    """The same for JSON, to full precision; what is not a number is None."""
+    return [
+        {
+            "path": file.name,
+            "bytes": file.size.bytes if file.size else None,
+            "bpw": file.size.bpw if file.size else None,
+            **({"ppl": _plain(file.ppl)} if file.ppl and not file.statistics else {}),
+            **(_plain(file.statistics) if file.statistics else {}),
+            **({"tasks": _scores(file)} if file.scores else {}),
+        }
+        for file in files
+    ]
+
+
+def _scores(file: Evaluated) -> dict[str, Any]:
+    return {
+        kind: {
+            "tasks": len(score.right),
+            "score": {"value": score.percent, "error": score.error},
+            "efficiency": score.efficiency(file.size.bytes) if file.size else None,
+            "right": [bool(right) for right in score.right],
+        }
+        for kind, score in file.scores.items()
+    }
+
+
+def _estimate(estimate: Estimate) -> str:
+    return measured(estimate.value, estimate.error)
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """What files are called in a table: their names where these differ, else their paths."""
+    short = [Path(path).name for path in paths]
+    return [shown(name) for name in (short if len({*short}) == len({*paths}) else paths)]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
