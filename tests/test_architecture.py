@@ -22,7 +22,7 @@ LAYERS = [
     {"planner.gguf", "planner.recipes", "planner.provenance"},
     {"planner.measure"},
     {"planner.sensitivity"},
-    {"planner.quantize", "planner.campaign", "planner.rules", "planner.candidates", "planner.limits"},
+    {"planner.quantize", "planner.campaign", "planner.rules", "planner.candidates", "planner.limits", "planner.passes"},
     {"planner.accounting"},
     {"planner.plan"},
     {"planner.report", "planner.llama"},

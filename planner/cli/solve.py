@@ -43,8 +43,8 @@ _OPTIMAL = 1e-9  # what the rounding of sums leaves of a gap
 @click.option("--max", "caps", multiple=True, metavar="[REGEX=]TYPE", help="Nothing larger than this type.")
 @click.option(
     "--sensitivity",
-    type=click.Choice(["uniform", "prior", "structure", "structure+prior"]),
-    help="Where sensitivities come from.  [default: the best that the imatrix allows]",
+    type=click.Choice(["uniform", "prior", "structure", "structure+prior", "measured"]),
+    help="Where sensitivities come from.  [default: the best that there is]",
 )
 @click.option("--explain", "explained", multiple=True, metavar="TENSOR", help="Say why a tensor has its type.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="recipe.json", show_default=True)
@@ -155,6 +155,9 @@ def _report(plan: Plan, output: Path) -> None:
     bound = f"bound {recipe.bound:.6g} (gap {100 * recipe.gap:.2g} %)"
     proof = "proven optimal" if recipe.gap < _OPTIMAL else bound
     click.echo(f"Loss       {recipe.loss:.6g} by {recipe.sensitivity}; {proof}, {plan.seconds:.2f} s")
+    if plan.prediction is not None:
+        expected = plan.prediction
+        click.echo(f"KLD        {expected.kld:.4g} expected ({expected.low:.4g} to {expected.high:.4g} nats per token)")
     if plan.unplaced:
         click.echo(f"By role    {len(plan.unplaced)} tensors that structure cannot place have prior's sensitivity:")
         shown = ", ".join(plain(name) for name in plan.unplaced[:6]) + (", ..." if len(plan.unplaced) > 6 else "")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from planner.ggml import Format, dequantize_rows, quantize_rows
 from planner.measure.survey import Survey
 
-__all__ = ["METRIC_VERSION", "Estimate", "Tally", "row_errors"]
+__all__ = ["METRIC_VERSION", "Estimate", "Tally", "errors_of", "row_errors"]
 
 METRIC_VERSION = 2  # part of every measurement's key: raise it when a number would change
 
@@ -41,12 +41,16 @@ def row_errors(survey: Survey, fmt: Format, matrix: int, rows: NDArray[np.float3
 
     `rows` is float32 [r, n]; returns float64 [3, r]: varying part, mean part, massive channels.
     """
-    moments = survey.moments
-    weights = None if moments.weights is None else moments.weights[matrix]
-    massive = survey.massive[matrix]
+    weights = None if survey.moments.weights is None else survey.moments.weights[matrix]
     back = dequantize_rows(fmt, quantize_rows(fmt, rows, weights), rows.shape[1])
-    difference = back.astype(np.float64) - rows
-    errors = np.zeros((3, len(rows)))
+    return errors_of(survey, matrix, back.astype(np.float64) - rows)
+
+
+def errors_of(survey: Survey, matrix: int, difference: Doubles) -> Doubles:
+    """Expected squared output error of rows of one matrix that are off by `difference`, float64 [r, n], which is
+    used up; returns float64 [3, r] as `row_errors` does."""
+    moments, massive = survey.moments, survey.massive[matrix]
+    errors = np.zeros((3, len(difference)))
     if massive.any():
         few = difference[:, massive]
         errors[2] = (few * few) @ moments.variance[matrix, massive] + (few @ moments.mean[matrix, massive]) ** 2

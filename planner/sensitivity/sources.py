@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from planner.sensitivity.measured import Observation, correct, spread
 from planner.sensitivity.prior import prior, role_of
 from planner.sensitivity.structure import Facts, stream_shares
 
-__all__ = ["SOURCES", "Source", "TensorSensitivity", "default_source", "sensitivities"]
+__all__ = ["SOURCES", "Source", "TensorSensitivity", "default_source", "measured_sensitivities", "sensitivities"]
 
-Source = Literal["uniform", "prior", "structure", "structure+prior"]
+Source = Literal["uniform", "prior", "structure", "structure+prior", "measured"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 
 
@@ -24,15 +25,18 @@ class TensorSensitivity:
     mean: float
     massive: float
     source: Source
+    deviation: float = 0.0  # of the logarithm, where it is known
 
     def loss(self, err_var: float, err_mean: float, err_massive: float) -> float:
         """Loss of errors of this tensor; never negative."""
         return max(self.var * err_var + self.mean * err_mean + self.massive * err_massive, 0.0)
 
 
-def default_source(*, has_imatrix: bool, has_means: bool) -> Source:
-    """The best source for what is known: `structure` needs the sums of activations to be at its best, and
-    without them is steadied by `prior`; without an imatrix it says nothing."""
+def default_source(*, has_imatrix: bool, has_means: bool, has_passes: bool = False) -> Source:
+    """The best source for what is known: passes of the model itself; else `structure`, which needs the sums of
+    activations to be at its best, and without them is steadied by `prior`; without an imatrix it says nothing."""
+    if has_passes:
+        return "measured"
     if not has_imatrix:
         return "prior"
     return "structure" if has_means else "structure+prior"
@@ -60,6 +64,21 @@ def sensitivities(
             result[name] = TensorSensitivity(*share, source)
         else:
             result[name] = TensorSensitivity(*_between(share, known), source)
+    return result
+
+
+def measured_sensitivities(
+    reference: Mapping[str, TensorSensitivity], passes: Sequence[Observation]
+) -> dict[str, TensorSensitivity]:
+    """Sensitivities in nats per token, from passes of the model; `reference` is what they correct (see `measured`)."""
+    names = list(reference)
+    covariance = spread(names, {name: entry.source != "prior" for name, entry in reference.items()})
+    corrections = correct(names, covariance, passes)
+    result = {}
+    for name, entry in reference.items():
+        factor, deviation = corrections[name].factor, corrections[name].deviation
+        values = entry.var * factor, entry.mean * factor, entry.massive * factor
+        result[name] = TensorSensitivity(*values, "measured", deviation)
     return result
 
 

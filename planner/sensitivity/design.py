@@ -1,0 +1,67 @@
+"""Which passes to spend: every tensor alone, blocks and roles as wholes, or a number of them where they tell most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.sensitivity.prior import role_of
+
+__all__ = ["DESIGNS", "Design", "factored", "most_telling"]
+
+Design = Literal["per-tensor", "factored"]
+DESIGNS: tuple[Design, ...] = get_args(Design)
+
+Doubles = NDArray[np.float64]
+
+_NOISE = 0.1  # of the logarithm of a pass's KL divergence, expected before it is known
+
+
+def factored(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Labels and tensors of passes over one block at a time and one role at a time, and over each tensor outside
+    the blocks by itself."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        block, role = role_of(name)
+        if block is None:
+            groups[name] = [name]
+            continue
+        groups.setdefault(f"blk.{block}", []).append(name)
+        groups.setdefault(role, []).append(name)
+    return [(label, tuple(members)) for label, members in groups.items()]
+
+
+def most_telling(
+    names: Sequence[str], covariance: Doubles, elements: Mapping[str, int], passes: int
+) -> list[tuple[str, tuple[str, ...]]]:
+    """At most `passes` passes, over single tensors, blocks or roles, each the one that tells most after those before.
+
+    At the best recipe a tensor's loss goes with the number of its weights (a bit more divides the error by four,
+    whatever the tensor), and what a recipe loses by a wrong sensitivity is that loss times half the square of the
+    logarithm of the mistake: so what is made small is Σ elements x variance, `covariance` being that of the logarithms,
+    f64[n, n]. Whatever was changed together is taken to share the pass's divergence equally.
+    """
+    single = [(name, (name,)) for name in names]
+    seen = {members for _, members in single}
+    candidates = single + [group for group in factored(names) if group[1] not in seen]
+    column = {name: number for number, name in enumerate(names)}
+    slopes = np.zeros((len(candidates), len(names)))
+    for row, (_, members) in enumerate(candidates):
+        slopes[row, [column[name] for name in members]] = 1 / len(members)
+    importance = np.array([elements[name] for name in names], np.float64)
+    # a pass over a tensor outside the blocks is never left out: nothing else tells about it
+    alone = [row for row, (name, _) in enumerate(single) if role_of(name)[0] is None]
+    reach = covariance @ slopes.T
+    chosen: list[int] = []
+    for turn in range(min(passes, len(candidates))):
+        spread = np.einsum("ij,ji->i", slopes, reach) + _NOISE**2
+        gain = (importance @ reach**2) / spread
+        gain[chosen] = -1.0
+        best = alone[turn] if turn < len(alone) else int(gain.argmax())
+        chosen.append(best)
+        along = reach[:, best].copy()
+        reach -= np.outer(along, slopes @ along) / spread[best]
+    return [candidates[row] for row in chosen]
