@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 
-from planner.accounting import compose_recipe, left_alone, number_of
+from planner.accounting import compose_recipe, left_alone
 from planner.candidates import Candidate, Candidates
 from planner.errors import BudgetError, StateFileError, UsageError
 from planner.ggml import Format, formats
 from planner.limits import FILE, SizeLimit, causes, check_names, padded, size_limits
+from planner.passes import best_source, calibration, passes_of, sensitivities_of
 from planner.recipes import Choice, Recipe
 from planner.rules import Device, Rule, Tie
-from planner.sensitivity import Source, default_source, sensitivities
+from planner.sensitivity import Prediction, Source, fit_link
 from solvers import (
     Change,
     Explanation,
@@ -76,10 +77,12 @@ class LimitUse:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with what is worth saying about it; `sources` says where each tensor's sensitivity came from."""
+    """A recipe with what is worth saying about it: the KL divergence that is expected of its file, where passes of the
+    model allow to say, and in `sources` where each tensor's sensitivity came from."""
 
     recipe: Recipe
     limits: tuple[LimitUse, ...]
+    prediction: Prediction | None
     sources: Mapping[str, str]
     seconds: float
     _problem: Problem
@@ -89,7 +92,7 @@ class Plan:
     @property
     def unplaced(self) -> list[str]:
         """Tensors that `structure` was asked for and could not place."""
-        if self.recipe.sensitivity in ("prior", "uniform"):
+        if self.recipe.sensitivity in ("prior", "uniform", "measured"):
             return []
         return [name for name, source in self.sources.items() if source == "prior"]
 
@@ -126,13 +129,9 @@ def make_plan(store: Store, request: Request) -> Plan:
         )
     _check_inventory(inventory)
     _check_measured(inventory, {entry.format for entry in measured}, request.formats or ())
-    source = request.sensitivity or default_source(
-        has_imatrix=inventory.imatrix_digest is not None, has_means=inventory.has_means
-    )
-    facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values() if entry.values}
-    by_tensor = sensitivities(
-        source, [tensor.name for tensor in inventory.tensors], facts, blocks=int(number_of(inventory, "block_count"))
-    )
+    passes = passes_of(store)
+    source = request.sensitivity or best_source(inventory, passes)
+    by_tensor = sensitivities_of(store, inventory, source, passes)
     candidates = Candidates(
         inventory, measured, by_tensor, allowed=request.formats, pins=request.pins, floors=request.floors,
         caps=request.caps, ties=request.ties,
@@ -158,9 +157,13 @@ def make_plan(store: Store, request: Request) -> Plan:
         LimitUse(limit.name, int(use.used + limit.overhead), limit.capacity, use.price)
         for limit, use in zip(limits, solution.usage, strict=True)
     ]
+    prediction = None
+    if source == "measured" and recipe.loss is not None:
+        prediction = fit_link(calibration(passes, inventory, measured, by_tensor)).predict(recipe.loss)
     return Plan(
         recipe=recipe,
         limits=tuple(uses),
+        prediction=prediction,
         sources={name: by_tensor[name].source for name in chosen},
         seconds=solution.seconds,
         _problem=problem,
