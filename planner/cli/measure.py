@@ -50,8 +50,8 @@ def run_campaign(
         click.echo("No imatrix: formats that need one are left out, and errors count alike in every channel.", err=True)
     elif not sources.imatrix.has_means:
         click.echo(
-            "The imatrix has no sums of activations (.in_sum), so sensitivities are less sure. One that has them makes\n"
-            "better recipes:\n"
+            "The imatrix has no sums of activations (.in_sum), so sensitivities are less sure. One that has\n"
+            "them makes better recipes:\n"
             f"  planner imatrix {shlex.quote(str(sources.model.path))} --text FILE",
             err=True,
         )
