@@ -51,8 +51,9 @@ class Done:
     total: int
 
 
-def plan_trials(store: Store, design: Design, passes: int | None) -> list[Trial]:
-    """The passes of a design, or the `passes` most telling ones, over all tensors that were measured.
+def plan_trials(store: Store, design: Design | None, passes: int | None, *, affordable: int) -> list[Trial]:
+    """The passes of a design, or the `passes` most telling ones, over all tensors that were measured. Without either
+    every tensor alone, where they are not more than `affordable`.
 
     Raises StateFileError where the state holds no finished measurements.
     """
@@ -71,7 +72,7 @@ def plan_trials(store: Store, design: Design, passes: int | None) -> list[Trial]
         covariance = spread(names, {name: reference[name].source != "prior" for name in names})
         elements = {tensor.name: tensor.elements for tensor in inventory.tensors}
         groups = most_telling(names, covariance, elements, passes)
-    elif design == "factored":
+    elif design == "factored" or (design is None and len(names) > affordable):
         groups = factored(names)
     else:
         groups = [(name, (name,)) for name in names]
@@ -97,8 +98,14 @@ class Trials:
         self._store, self._perturber, self._windows, self._subject = store, perturber, windows, subject
         text = hashlib.sha256(np.ascontiguousarray(windows, "<i4").tobytes()).hexdigest()
         self._where = [subject, text, str(windows.shape[1]), llama_version()]
-        self._baseline: Baseline | None = None
+        self._record: Baseline | None = None
         self._at_rest: NDArray[np.float64] | None = None
+
+    @property
+    def baseline(self) -> Baseline:
+        """The unchanged model's log-probabilities, once `start` was called; a temporary file."""
+        assert self._record is not None, "start comes first"
+        return self._record
 
     def missing(self, trials: Sequence[Trial]) -> list[Trial]:
         """Those that the state does not hold."""
@@ -107,26 +114,20 @@ class Trials:
 
     def start(self, progress: Progress | None = None) -> float:
         """Run the unchanged model; returns the seconds that one run takes."""
-        self._baseline = record(self._perturber.engine, self._windows, progress=progress)
+        self._record = record(self._perturber.engine, self._windows, progress=progress)
         start = time.monotonic()
         # What 16 bits of log-probability leave of zero: the same in every pass, so it is taken off
-        self._at_rest = _by_window(diverge(self._perturber.engine, self._baseline).kld, self._baseline)
+        self._at_rest = _by_window(diverge(self._perturber.engine, self.baseline).kld, self.baseline)
         return time.monotonic() - start
-
-    def close(self) -> None:
-        """Let go of the unchanged model's log-probabilities."""
-        if self._baseline is not None:
-            self._baseline.close()
 
     def run(self, trials: Sequence[Trial], progress: Progress | None = None) -> Iterator[Done]:
         """Run passes one after the other, keeping each; `start` comes first. Weights are put back after every one."""
-        assert self._baseline is not None
-        assert self._at_rest is not None
+        assert self._at_rest is not None, "start comes first"
         for number, trial in enumerate(trials, start=1):
             begun = time.monotonic()
             try:
                 errors = self._perturber.change(trial.changes)
-                klds = _by_window(diverge(self._perturber.engine, self._baseline, progress).kld, self._baseline)
+                klds = _by_window(diverge(self._perturber.engine, self.baseline, progress).kld, self.baseline)
             finally:
                 self._perturber.restore()
             kld, stderr = mean_kld(klds - self._at_rest)

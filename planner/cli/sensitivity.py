@@ -1,0 +1,154 @@
+"""`planner sensitivity`."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack, cast
+
+import click
+
+from planner.cli.options import Measuring, gpu_option, measuring_options, open_sources
+from planner.cli.progress import progress_bar
+from planner.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from planner.cli.options import Sources
+    from planner.llama.perturb import Perturber
+    from planner.llama.sensitivity import Trial, Trials
+    from planner.sensitivity import Design
+
+__all__ = ["sensitivity"]
+
+_AFFORDABLE = 512  # passes: with more tensors, blocks and roles are measured as wholes
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--text", required=True, type=click.Path(path_type=Path), help="Text to run, such as the imatrix's.")
+@click.option(
+    "--design",
+    type=click.Choice(["per-tensor", "factored"]),
+    help=f"Every tensor alone, or blocks and roles as wholes.  [default: per-tensor up to {_AFFORDABLE} tensors]",
+)
+@click.option("--passes", type=click.IntRange(min=1), help="So many passes instead, where they tell most.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=6144,
+    show_default=True,
+    help="Tokens of a pass, spread over the text.",
+)
+@click.option(
+    "--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Run every pass on so many stretches."
+)
+@click.option("-c", "--ctx", type=click.IntRange(min=4), default=512, show_default=True, help="Tokens of a window.")
+@click.option(
+    "--calibrate/--no-calibrate",
+    default=True,
+    show_default=True,
+    help="Make and evaluate three files at the end, so that predicted divergences are in real units.",
+)
+@gpu_option
+@measuring_options
+def sensitivity(
+    model: Path, text: Path, design: str | None, passes: int | None, tokens: int, repeat: int, ctx: int,
+    calibrate: bool, gpu_layers: int, **measuring: Unpack[Measuring],
+) -> None:  # fmt: skip
+    """Measure how much the predictions of MODEL suffer from errors of each of its tensors.
+
+    A pass puts a tensor through a format in the memory of llama.cpp, runs a text, and takes the KL divergence from the
+    unchanged model. Passes go to the state file as they are done: stop at any time, the same command goes on. `planner
+    solve` then uses them, and says which divergence to expect. Needs llama-cpp-python: pip install
+    'gguf-planner[llama]'.
+    """
+    from planner.cli.measure import run_campaign
+    from planner.ggml import select_formats
+    from planner.llama.perturb import perturber
+    from planner.llama.sensitivity import Trials, plan_trials
+
+    if design is not None and passes is not None:
+        raise UsageError("--design and --passes exclude each other.", "Give one of them.")
+    with open_sources(model, measuring) as sources:
+        run_campaign(sources, select_formats(measuring["types"] or "all"), {}, measuring)
+        trials = plan_trials(sources.store, cast("Design | None", design), passes, affordable=_AFFORDABLE)
+        threads = measuring["threads"]
+        try:
+            with perturber(
+                model, sources.model, sources.imatrix, context=ctx, threads=threads, gpu_layers=gpu_layers
+            ) as changer:
+                stretches = _stretches(changer, text, ctx, tokens, repeat)
+                runs = [Trials(sources.store, changer, windows) for windows in stretches]
+                for number, run in enumerate(runs, start=1):
+                    _run(run, trials, f"stretch {number} of {repeat}: " if repeat > 1 else "")
+            if calibrate:
+                _calibrate(sources, runs[0], threads, gpu_layers)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"Stopped. {len(sources.store.passes())} passes are saved in {sources.state}, and the model's weights "
+                "were put back.",
+                "The same command goes on from there.",
+            ) from None
+        click.echo(f"{len(sources.store.passes())} passes in {sources.state}.")
+        click.echo(f"Next: planner solve --state {shlex.quote(str(sources.state))} --budget SIZE")
+
+
+def _stretches(changer: Perturber, text: Path, context: int, tokens: int, repeat: int) -> list[NDArray[np.int32]]:
+    """Windows for each repetition: full ones, spread evenly over the text."""
+    import numpy as np
+
+    from planner.llama.engine import cut
+    from planner.llama.text import read_text
+
+    windows = cut(changer.engine.tokenize(read_text(text)), context)
+    count = max(1, tokens // context)
+    if len(windows) < count * repeat:
+        raise UsageError(
+            f"{text} has {len(windows)} windows of {context} tokens, and {count * repeat} are needed.",
+            "Give a longer text, or fewer --tokens.",
+        )
+    chosen = np.linspace(0, len(windows), count * repeat, endpoint=False).astype(int)
+    return [windows[chosen[number::repeat]] for number in range(repeat)]
+
+
+def _run(run: Trials, trials: list[Trial], stretch: str) -> None:
+    """Run what is missing, after saying what it will cost."""
+    missing = run.missing(trials)
+    done = len(trials) - len(missing)
+    with progress_bar("tokens") as advance:
+        seconds = run.start(functools.partial(advance, "the unchanged model"))
+    if not missing:
+        click.echo(f"{stretch}{done} passes were there already.", err=True)
+        return
+    before = f" {done} were there already." if done else ""
+    click.echo(
+        f"{stretch}{len(missing)} passes of {seconds:.1f} s: about {_duration(seconds * len(missing))}.{before}",
+        err=True,
+    )
+    with progress_bar("passes") as advance:
+        for step in run.run(missing):
+            advance(step.entry.label, step.number, step.total)
+
+
+def _calibrate(sources: Sources, run: Trials, threads: int, gpu_layers: int) -> None:
+    from planner.llama.calibrate import calibrate, calibration_recipes
+
+    recipes = calibration_recipes(sources.store)
+    click.echo("Making and evaluating " + ", ".join(f"{recipe.bpw:.2f}" for recipe in recipes) + " bpw.", err=True)
+    with progress_bar("files") as advance:
+        found = calibrate(
+            sources.store, sources.model, sources.imatrix, run.baseline, recipes, threads=threads, gpu_layers=gpu_layers
+        )
+        for number, (entry, recipe) in enumerate(zip(found, recipes, strict=True), start=1):
+            advance(entry.label, number, len(recipes))
+            click.echo(f"{entry.label}: KLD {entry.kld:.4g} ± {entry.stderr:.2g}, losses sum to {recipe.loss:.4g}.")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

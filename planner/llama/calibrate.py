@@ -1,0 +1,93 @@
+"""Files that are made and evaluated, so that predictions of KL divergence are in real units (see
+`planner.sensitivity.link`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from planner.ggml import formats
+from planner.gguf import Imatrix, Model
+from planner.llama.baseline import Baseline
+from planner.llama.engine import Engine
+from planner.llama.evaluate import Progress, diverge
+from planner.llama.library import llama_version
+from planner.llama.sensitivity import mean_kld
+from planner.passes import subject_of
+from planner.plan import Request, make_plan
+from planner.quantize import quantize_model
+from planner.recipes import Recipe
+from state import Pass, Store
+
+__all__ = ["calibrate", "calibration_recipes"]
+
+# Bits per weight between which divergences are predicted, and how many recipes of that range are tried
+_LEAST_BPW, _MOST_BPW = 3.0, 6.5
+_RECIPES = 3
+_MARGIN = 1.02  # nothing is to be decided at the very ends of what is possible
+
+
+def calibration_recipes(store: Store) -> list[Recipe]:
+    """Recipes over the range of usual sizes, or over what the model can be stored in of it."""
+    inventory = store.inventory()
+    assert inventory is not None, "recipes are made from finished measurements"
+    rows = {tensor.name: (tensor.row_length, tensor.elements // tensor.row_length) for tensor in inventory.tensors}
+    sizes: dict[str, list[int]] = {tensor.name: [] for tensor in inventory.tensors}
+    for entry in store.measurements(selected=True).values():
+        if entry.format in formats():
+            length, count = rows[entry.tensor]
+            sizes[entry.tensor].append(formats()[entry.format].row_bytes(length) * count)
+    bits = 8 / sum(tensor.elements for tensor in inventory.tensors)
+    least, most = (
+        bits * sum(pick(sizes[tensor.name] or [tensor.nbytes]) for tensor in inventory.tensors) for pick in (min, max)
+    )
+    low = max(_LEAST_BPW, least * _MARGIN)
+    high = max(min(_MOST_BPW, most / _MARGIN), low)
+    step = (high / low) ** (1 / (_RECIPES - 1))
+    targets = dict.fromkeys(Fraction(round(low * step**number, 2)).limit_denominator(100) for number in range(_RECIPES))
+    return [make_plan(store, Request(bpw=target)).recipe for target in targets]
+
+
+def calibrate(
+    store: Store,
+    model: Model,
+    imatrix: Imatrix | None,
+    baseline: Baseline,
+    recipes: Sequence[Recipe],
+    *,
+    threads: int,
+    gpu_layers: int,
+    progress: Progress | None = None,
+) -> Iterator[Pass]:
+    """Make each recipe's file, beside the state and for the time being, and evaluate it; yields what was kept.
+
+    What the state holds already is not done again. Raises OutputError where there is no room for a file.
+    """
+    subject = subject_of(store)
+    assert subject is not None, "recipes are made from finished measurements"
+    known = {entry.key: entry for entry in store.passes(subject)}
+    text = hashlib.sha256(baseline.tokens.astype("<i4").tobytes()).hexdigest()
+    for recipe in recipes:
+        where = [subject, text, str(baseline.context), llama_version(), sorted(recipe.formats.items())]
+        key = hashlib.sha256(json.dumps(where).encode()).hexdigest()
+        if key in known:
+            yield known[key]
+            continue
+        begun = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix=f"{store.path.stem}-", dir=store.path.parent) as folder:
+            file = Path(folder) / "calibration.gguf"
+            quantize_model(model, recipe.formats, imatrix, file, file_type=recipe.file_type, threads=threads)
+            with Engine(file, context=baseline.context, threads=threads, gpu_layers=gpu_layers) as engine:
+                found = diverge(engine, baseline, progress).kld.astype("f8")
+        kld, stderr = mean_kld(found.reshape(baseline.windows, baseline.scored))
+        entry = Pass(
+            key=key, subject=subject, label=f"{recipe.bpw:.2f} bpw", formats=recipe.formats, errors={},
+            kld=kld, stderr=stderr, tokens=baseline.tokens.size, seconds=time.monotonic() - begun,
+        )  # fmt: skip
+        store.add_passes([entry])
+        yield entry
