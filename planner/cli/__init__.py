@@ -20,9 +20,12 @@ _COMMANDS = {
     "solve": "pick a format for every tensor under a budget; writes recipe.json",
     "quantize": "write the GGUF that a recipe describes",
     "export": "turn a recipe into another quantizer's input",
+    "import": "make a recipe of a GGUF's types, of rules or of tables",
+    "diff": "show how two mixes differ, by role and layer",
     "evaluate": "compare quantized models with the original, on a text and tasks",
     "bench": "measure how fast models read and write, in tokens per second",
 }
+_ELSEWHERE = {"import": ("importing", "import_recipe")}  # a word of Python's own names no module
 
 
 class _LazyGroup(click.Group):
@@ -34,7 +37,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = getattr(importlib.import_module(f"planner.cli.{cmd_name}"), cmd_name)
+        module, name = _ELSEWHERE.get(cmd_name, (cmd_name, cmd_name))
+        command = getattr(importlib.import_module(f"planner.cli.{module}"), name)
         assert isinstance(command, click.Command)
         return command
 

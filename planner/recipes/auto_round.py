@@ -55,7 +55,8 @@ def _nearest(choice: Choice) -> str:
     if not fits:
         raise RecipeError(f"AutoRound has no type for rows as those of {choice.name}.", "Export to another dialect.")
     bits = table[choice.format].bpw
-    return _PRESETS[min(fits, key=lambda name: (abs(table[name].bpw - bits), table[name].bpw))]
+    # of as many bits, the K type
+    return _PRESETS[min(fits, key=lambda name: (abs(table[name].bpw - bits), table[name].bpw, -table[name].block))]
 
 
 def _key(module: Module) -> str:
@@ -84,7 +85,7 @@ def export_auto_round(recipe: Recipe, paths: Mapping[str, Path], *, compact: boo
     config, near = layer_config(recipe, compact=compact)
     call = (
         'AutoRound(MODEL, scheme="GGUF:Q4_K_S", iters=0,\n'
-        f"          layer_config=json.load(open({str(paths['.auto-round.json'])!r})))"
+        f"          layer_config=json.load(open({json.dumps(str(paths['.auto-round.json']))})))"
     )
     notes = []
     if near:

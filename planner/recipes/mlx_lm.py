@@ -130,7 +130,7 @@ def export_mlx_lm(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, t
     source = _predicate(recipe, chosen, compact=compact)
     files = {".mlx.json": json.dumps(dictionary, indent=2) + "\n", ".mlx.py": source}
     call = (
-        f"predicate = runpy.run_path({str(paths['.mlx.py'])!r})['quant_predicate']\n"
+        f'predicate = runpy.run_path({json.dumps(str(paths[".mlx.py"]))})["quant_predicate"]\n'
         "mlx_lm.convert(HF_MODEL, quantize=True, q_group_size=32, quant_predicate=predicate)"
     )
     return Exported(files, f"python -c {shlex.quote(f'import mlx_lm, runpy{chr(10)}{call}')}", notes)

@@ -43,7 +43,10 @@ def test_what_is_saved_is_loaded(recipe, tmp_path_factory):
     assert load_recipe(path) == recipe
     lines = path.read_text(encoding="utf-8").split("\n")
     for choice in recipe.tensors:  # one tensor a line: recipes can be compared with diff
-        assert sum(json.loads(line.strip(" ,")) == choice.model_dump(mode="json") for line in lines if '"err"' in line) >= 1
+        assert (
+            sum(json.loads(line.strip(" ,")) == choice.model_dump(mode="json") for line in lines if '"err"' in line)
+            >= 1
+        )
     assert json.loads(path.read_text(encoding="utf-8"))["format_version"] == 1
 
 

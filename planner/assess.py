@@ -1,0 +1,197 @@
+"""A recipe from a choice of formats that somebody else made: sizes, errors and losses from what is known here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from planner.accounting import compose_recipe, left_alone
+from planner.errors import RecipeError, UsageError
+from planner.ggml import Format, format_named, formats
+from planner.gguf import fallback
+from planner.passes import best_source, passes_of, sensitivities_of
+from planner.recipes import Choice, Recipe
+from planner.sensitivity import Source, TensorSensitivity
+from state import Inventory, Measurement, Store, TensorRecord
+
+__all__ = ["Assessment", "Losses", "assess", "losses_of", "reassess"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a state knows: measurements by tensor and format, and sensitivities by `source`."""
+
+    source: Source
+    sensitivities: Mapping[str, TensorSensitivity]
+    measured: Mapping[tuple[str, str], Measurement]
+    source_formats: Mapping[str, str]  # what each tensor is stored in, where it loses nothing
+
+    def of(self, tensor: str, fmt: str) -> tuple[float, float] | None:
+        """Relative error and loss of a tensor in a format; None where it was not measured."""
+        if self.source_formats.get(tensor) == fmt:
+            return 0.0, 0.0
+        entry = self.measured.get((tensor, fmt))
+        if entry is None:
+            return None
+        loss = self.sensitivities[tensor].loss(entry.err_var, entry.err_mean, entry.err_massive)
+        return max(entry.err_var + entry.err_mean, 0.0), loss
+
+
+def losses_of(store: Store, inventory: Inventory, source: Source | None = None) -> Losses | None:
+    """What the state's finished measurements say, by `source` (default: the best); None where there are none."""
+    measured = {(entry.tensor, entry.format): entry for entry in store.measurements(selected=True).values()}
+    if not measured:
+        return None
+    passes = passes_of(store)
+    chosen = source or best_source(inventory, passes)
+    stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
+    return Losses(chosen, sensitivities_of(store, inventory, chosen, passes), measured, stored)
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """A recipe, and in `notes` where it is not what was asked for, or not all is known."""
+
+    recipe: Recipe
+    notes: tuple[str, ...]
+
+
+def assess(
+    inventory: Inventory,
+    wanted: Mapping[str, str],
+    losses: Losses | None,
+    *,
+    why: str,
+    budget: str = "as imported",
+    status: str = "imported",
+) -> Assessment:
+    """The recipe that gives tensors the formats `wanted` (in any case), all others what they are stored in.
+
+    What llama.cpp leaves alone stays, and where blocks do not fill a row its substitute is taken; `notes` say so.
+    Raises RecipeError for a format that ggml does not know, and where no tensor of the model is named.
+    """
+    names = {tensor.name for tensor in inventory.tensors}
+    foreign = [name for name in wanted if name not in names]
+    if wanted and len(foreign) == len(wanted):
+        near = difflib.get_close_matches(foreign[0], names, n=1)
+        raise RecipeError(
+            f"None of the tensors is one of {inventory.model_name}: {', '.join(foreign[:3])}.",
+            f"Give the model that it is for{f' (it has {near[0]})' if near else ''}.",
+        )
+    kept: list[str] = []
+    unnamed: list[str] = []
+    replaced: list[str] = []
+    choices = []
+    for tensor in inventory.tensors:
+        text = wanted.get(tensor.name)
+        if tensor.left_alone is not None:
+            choices.append(left_alone(tensor))
+            if text is not None and text.lower() != tensor.source_format.lower():
+                kept.append(tensor.name)
+            continue
+        if text is None:
+            unnamed.append(tensor.name)
+            choices.append(_choice(tensor, formats()[tensor.source_format], losses, "not named: stays as it is"))
+            continue
+        same = text.lower() == tensor.source_format.lower()
+        asked = formats()[tensor.source_format] if same else _named(tensor.name, text)
+        fmt = asked if same else fallback(asked, tensor.row_length)
+        if fmt is not asked:
+            replaced.append(f"{tensor.name} {fmt.name} for {asked.name}")
+        choices.append(_choice(tensor, fmt, losses, why))
+    recipe = compose_recipe(
+        inventory, choices, sensitivity="none" if losses is None else losses.source, budget=budget, status=status
+    )
+    unknown = [] if losses is None else [choice.name for choice in choices if choice.loss is None]
+    return Assessment(recipe, tuple(_notes(foreign, kept, unnamed, replaced, unknown, recipe)))
+
+
+def _named(tensor: str, text: str) -> Format:
+    try:
+        return format_named(text)
+    except UsageError as error:
+        raise RecipeError(f"{tensor}: {error.problem}", error.remedy) from error
+
+
+def _choice(tensor: TensorRecord, fmt: Format, losses: Losses | None, why: str) -> Choice:
+    nbytes = fmt.row_bytes(tensor.row_length) * (tensor.elements // tensor.row_length)
+    known = losses.of(tensor.name, fmt.name) if losses else None
+    err, loss = known or (None, None)
+    return Choice(name=tensor.name, shape=tensor.shape, format=fmt.name, bytes=nbytes, err=err, loss=loss, why=why)
+
+
+def _notes(
+    foreign: list[str], kept: list[str], unnamed: list[str], replaced: list[str], unknown: list[str], recipe: Recipe
+) -> list[str]:
+    notes = []
+    if foreign:
+        notes.append(f"{_some(foreign)}: not in this model, left out.")
+    if kept:
+        notes.append(f"{_some(kept)}: llama.cpp never quantizes these, so they stay as they are.")
+    if unnamed:
+        notes.append(f"{_some(unnamed)}: not named, so these stay as they are.")
+    if replaced:
+        notes.append(f"{_some(replaced)}: the blocks of what was asked do not fill the rows; llama.cpp's substitute.")
+    if unknown:
+        types = sorted({choice.format for choice in recipe.tensors if choice.loss is None})
+        notes.append(
+            f"{_some(unknown)}: no error was measured, so the loss is not known. "
+            f"Measure it: planner measure MODEL --types {','.join(types)}"
+        )
+    return notes
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
+
+
+def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Assessment:
+    """A recipe edited by hand, with sizes and losses as they are now; `notes` say what changed.
+
+    Raises RecipeError for another model's recipe, and for formats that cannot be.
+    """
+    if recipe.model.digest != inventory.model_digest:
+        raise RecipeError(
+            f"The recipe is for another model: {recipe.model.name}, not {inventory.model_name}.",
+            "Give the model or the state that it was made with.",
+        )
+    found = assess(inventory, recipe.formats, losses, why="imported", budget=recipe.budget, status="edited")
+    before = {choice.name: choice for choice in recipe.tensors}
+    choices, changes = [], []
+    for choice in found.recipe.tensors:
+        old = before.get(choice.name)
+        if old is None or (old.bytes, old.format) != (choice.bytes, choice.format):
+            changes.append(f"{choice.name} is now {choice.format}: {_bytes(old)} → {choice.bytes:,} bytes")
+            choices.append(choice.model_copy(update={"why": "edited"}))
+        elif _other_loss(old, choice, losses):
+            changes.append(f"{choice.name} is now {choice.format}, of the same size: {_change(old, choice)}")
+            choices.append(choice.model_copy(update={"why": "edited"}))
+        else:
+            kept = choice if choice.loss is not None else choice.model_copy(update={"err": old.err, "loss": old.loss})
+            choices.append(kept.model_copy(update={"why": old.why}))
+    if not changes and not found.notes:
+        return Assessment(recipe, ())
+    source = recipe.sensitivity if losses is None else losses.source
+    new = compose_recipe(inventory, choices, sensitivity=source, budget=recipe.budget, status="edited")
+    loss = f", loss {_number(recipe.loss)} → {_number(new.loss)}"
+    changes.append(f"file: {recipe.size:,} → {new.size:,} bytes{loss}")
+    return Assessment(new, (*found.notes, *changes))
+
+
+def _bytes(choice: Choice | None) -> str:
+    return "?" if choice is None else f"{choice.bytes:,}"
+
+
+def _other_loss(old: Choice, new: Choice, losses: Losses | None) -> bool:
+    """Whether the error is that of another format: the same measurement has the same, to the last bit."""
+    return losses is not None and None not in (old.err, new.err) and old.err != new.err
+
+
+def _change(old: Choice, new: Choice) -> str:
+    return f"error {_number(old.err)} → {_number(new.err)}"
+
+
+def _number(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.4g}"

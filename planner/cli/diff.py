@@ -1,0 +1,98 @@
+"""`planner diff`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from planner.assess import Losses
+    from planner.report.difference import Side
+
+__all__ = ["diff"]
+
+_COLOURS = {"▲": "red", "△": "yellow", "▽": "cyan", "▼": "blue", "≠": "magenta", "·": "bright_black"}
+
+
+@click.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--state", type=click.Path(path_type=Path), help="State file of the model, for losses.")
+def diff(a: Path, b: Path, state: Path | None) -> None:
+    """Show how the mixes A and B differ: recipes, or GGUF models of anybody.
+
+    With the model's state file (or the only one in this directory, where it fits), also what the differences cost.
+    """
+    from planner.report.difference import GLYPHS, PLAIN_GLYPHS, difference
+    from planner.text import plain
+
+    losses = _losses(state, strict=state is not None)
+    sides = [_side(path, losses) for path in (a, b)]
+    known = all(cell.loss is not None for side in sides for cell in side.tensors.values())
+    source = losses.source if losses is not None and (known or state is not None) else None
+    glyphs = GLYPHS if _can_say(GLYPHS) else PLAIN_GLYPHS
+    text = plain(difference(*sides, source=source, glyphs=glyphs), keep="\n")
+    if not _can_say("…→"):
+        text = text.replace("…", "~").replace("→", "->")
+    # in maps alone: rows of glyphs after a role's name
+    click.echo("".join(click.style(mark, fg=_COLOURS[mark]) if mark in _COLOURS else mark for mark in text))
+
+
+def _can_say(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _losses(state: Path | None, *, strict: bool) -> Losses | None:
+    from planner.assess import losses_of
+    from planner.errors import UsageError
+    from state import StateError, Store
+
+    if state is None:
+        around = sorted(Path().glob("*.planner"))
+        if len(around) != 1:
+            return None
+        state = around[0]
+    try:
+        with Store.open(state, read_only=True) as store:
+            inventory = store.inventory()
+            found = None if inventory is None else losses_of(store, inventory)
+    except StateError:
+        if strict:
+            raise
+        return None
+    if found is None and strict:
+        raise UsageError(f"{state} holds no finished measurements.", "Finish them: planner measure MODEL")
+    return found
+
+
+def _side(path: Path, losses: Losses | None) -> Side:
+    """A recipe or a GGUF, each tensor with its loss by the state, or else by the recipe itself."""
+    from planner.gguf import open_model
+    from planner.recipes import load_recipe
+    from planner.report.difference import Cell, Side
+
+    if path.is_file() and path.open("rb").read(4) == b"GGUF":
+        with open_model(path) as model:
+            cells = {
+                tensor.name: Cell(tensor.format, tensor.nbytes, tensor.shape, _loss(losses, tensor.name, tensor.format))
+                for tensor in model.tensors
+            }
+            return Side(path.name, model.size, cells)
+    recipe = load_recipe(path)
+    cells = {
+        choice.name: Cell(choice.format, choice.bytes, choice.shape, _loss(losses, choice.name, choice.format))
+        for choice in recipe.tensors
+    }
+    return Side(path.name, recipe.size, cells)
+
+
+def _loss(losses: Losses | None, name: str, fmt: str) -> float | None:
+    known = None if losses is None else losses.of(name, fmt)
+    return None if known is None else known[1]

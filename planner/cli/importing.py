@@ -1,0 +1,162 @@
+"""`planner import`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from planner.errors import UsageError
+
+if TYPE_CHECKING:
+    from planner.assess import Assessment, Losses
+    from state import Inventory
+
+__all__ = ["import_recipe", "open_basis"]
+
+# As in planner.recipes.imports, which would be slow to import for --help; a test compares
+_DIALECTS = ["llama-quantize", "ik_llama", "gguf-tool-suite", "evopress", "csv", "auto-round"]
+
+
+@click.command(name="import")
+@click.argument("file")
+@click.option("--model", type=click.Path(path_type=Path), help="The model that the recipe shall be for.")
+@click.option("--imatrix", type=click.Path(path_type=Path), help="With --model: the imatrix to quantize it with.")
+@click.option("--state", type=click.Path(path_type=Path), help="Its state file, for losses.")
+@click.option("--from", "dialect", type=click.Choice(_DIALECTS), help="What FILE is.  [default: told by content]")
+@click.option("--nearest", is_flag=True, help="Replace types of ik_llama.cpp alone by ggml's nearest in bits.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="recipe.json", show_default=True)
+@click.option("-f", "--force", is_flag=True, help="Overwrite the output.")
+def import_recipe(
+    file: str,
+    model: Path | None,
+    imatrix: Path | None,
+    state: Path | None,
+    dialect: str | None,
+    nearest: bool,
+    output: Path,
+    force: bool,
+) -> None:
+    """Make a recipe of FILE: any GGUF (which type has each of its tensors?), a tensor-type file, a .recipe, --custom-q
+    rules (a file, or the rules themselves), a table, or a recipe that was edited by hand.
+
+    Sizes and losses are worked out for --model, for the model of --state, or of the only state file in this directory.
+    Without any of these, a GGUF's recipe is for itself. Whatever could not be taken over as it was is said.
+    """
+    from planner.cli.messages import wrapped
+    from planner.recipes import save_recipe
+    from planner.report import role_table
+    from planner.sizes import format_size
+    from planner.text import plain
+
+    with ExitStack() as stack:
+        found = _assessed(file, open_basis(stack, file, model, imatrix, state), dialect, nearest=nearest)
+    recipe = found.recipe
+    save_recipe(recipe, output, force=force)
+    click.echo(role_table(recipe))
+    click.echo(f"\nFile       {recipe.size:,} bytes ({format_size(recipe.size)}), {recipe.bpw:.4f} bpw")
+    loss = "not known" if recipe.loss is None else f"{recipe.loss:.6g} by {recipe.sensitivity}"
+    click.echo(f"Loss       {loss}")
+    for note in found.notes:
+        click.echo(wrapped(plain(f"Note: {note}")))
+    click.echo(f"Recipe     {output}")
+
+
+def open_basis(
+    stack: ExitStack, file: str, model: Path | None, imatrix: Path | None, state: Path | None
+) -> tuple[Inventory, Losses | None] | None:
+    """The model that a choice of formats is for, and what is known of its losses; None where none is given or found.
+
+    Raises UsageError for options that do not go together, and StateFileError.
+    """
+    from planner.assess import losses_of
+    from state import Store
+
+    if imatrix is not None and model is None:
+        raise UsageError("--imatrix goes with --model.", "Give the model too, or its --state.")
+    if model is None and state is None:
+        around = sorted(Path().glob("*.planner"))
+        if len(around) != 1:
+            return None
+        state = around[0]
+    if state is None or model is not None:
+        inventory = _of_model(stack, model, imatrix)
+        if state is None:
+            return inventory, None
+    store = stack.enter_context(Store.open(state, read_only=True))
+    known = store.inventory()
+    if known is None:
+        raise UsageError(f"{state} holds no model yet.", "Measure it: planner measure MODEL --imatrix FILE")
+    if model is not None and known.model_digest != inventory.model_digest:
+        raise UsageError(f"{state} is the state of {known.model_name}, not of {model}.", "Give the state of the model.")
+    return known, losses_of(store, known)
+
+
+def _of_model(stack: ExitStack, model: Path | None, imatrix: Path | None) -> Inventory:
+    from planner.campaign import take_inventory
+    from planner.gguf import open_model, read_imatrix
+    from planner.measure import Settings
+
+    assert model is not None
+    opened = stack.enter_context(open_model(model))
+    return take_inventory(opened, None if imatrix is None else read_imatrix(imatrix), Settings())
+
+
+def _assessed(
+    file: str, basis: tuple[Inventory, Losses | None] | None, dialect: str | None, *, nearest: bool
+) -> Assessment:
+    from planner.assess import Assessment, assess, reassess
+    from planner.recipes import load_recipe
+    from planner.recipes.imports import guess_dialect, read_choices, read_text
+
+    path = Path(file)
+    exists = _exists(path)
+    if not exists and (dialect == "ik_llama" or (dialect is None and "=" in file)):
+        text, where, dialect = file, "the rules given", "ik_llama"
+    elif exists and _head(path).startswith(b"GGUF"):
+        return _of_gguf(path, basis)
+    else:
+        text, where = read_text(path), str(path)
+        if dialect is None and text.lstrip().startswith("{") and '"format_version"' in text[:2000]:
+            if basis is None:
+                raise UsageError("A recipe needs its model or its state to be worked out again.", "Give --model.")
+            return reassess(load_recipe(path), *basis)
+        dialect = dialect or guess_dialect(path, text)
+    if basis is None:
+        raise UsageError(f"{where} names types only: which model are they for?", "Give --model or --state.")
+    inventory, losses = basis
+    names = [tensor.name for tensor in inventory.tensors]
+    found = read_choices(text, dialect, names, inventory.architecture, where, nearest=nearest)
+    made = assess(inventory, found.formats, losses, why=f"imported from {path.name if exists else 'rules'}")
+    return Assessment(made.recipe, (*found.notes, *made.notes))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # rules are too long for a name, or hold what no name may
+        return False
+
+
+def _head(path: Path) -> bytes:
+    from planner.errors import RecipeError
+
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
+
+
+def _of_gguf(path: Path, basis: tuple[Inventory, Losses | None] | None) -> Assessment:
+    from planner.assess import assess
+    from planner.campaign import take_inventory
+    from planner.gguf import open_model
+    from planner.measure import Settings
+
+    with open_model(path) as model:
+        formats = {tensor.name: tensor.format for tensor in model.tensors}
+        inventory, losses = basis or (take_inventory(model, None, Settings()), None)
+    return assess(inventory, formats, losses, why=f"imported from {path.name}")

@@ -1,0 +1,137 @@
+"""Choices of formats out of other people's files: which format each of a model's tensors gets.
+
+Every dialect is read by the rules of its own parser; see the modules of the dialects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.errors import RecipeError, UsageError
+from planner.recipes.auto_round import read_auto_round
+from planner.recipes.dialect import Rule, first_match
+from planner.recipes.evopress import read_evopress
+from planner.recipes.ik_llama import read_ik_llama
+from planner.recipes.llama_quantize import read_llama_quantize
+from planner.recipes.table import read_table
+from planner.recipes.tool_suite import read_tool_suite
+
+__all__ = ["IMPORTS", "Found", "guess_dialect", "nearest_known", "read_choices", "read_text"]
+
+_LARGEST_FILE = 1 << 26  # bytes: rules for ten thousand tensors take one
+_PATTERNS: Mapping[str, Callable[[str, str], list[Rule]]] = {
+    "llama-quantize": read_llama_quantize,
+    "ik_llama": read_ik_llama,
+    "gguf-tool-suite": read_tool_suite,
+}
+_TABLES: Mapping[str, Callable[[str, str], dict[str, str]]] = {"evopress": read_evopress, "csv": read_table}
+IMPORTS = (*_PATTERNS, *_TABLES, "auto-round")
+"""Dialects that can be read; GGUF files, states of --target-bpw and tables of KL divergences are told by content."""
+
+# Bits per weight of types that only ik_llama.cpp has, by the sizes of their blocks in ggml/src/ggml-common.h there
+_IK_BITS = {
+    "q6_0": 6.5, "q8_KV": 8.0, "iq1_bn": 1.625, "iq2_bn": 2.0, "iq1_kt": 1.75, "iq2_kt": 2.125, "iq3_kt": 3.125,
+    "iq4_kt": 4.0, "iq2_k": 2.375, "iq2_ks": 2.1875, "iq2_kl": 2.6875, "iq3_k": 3.4375, "iq3_ks": 3.1875, "iq4_k": 4.5,
+    "iq4_ks": 4.25, "iq4_kss": 4.0, "iq5_k": 5.5, "iq5_ks": 5.25, "iq6_k": 6.625,
+}  # fmt: skip
+_REPACKED = re.compile(r"_(r4|r8|r16)$")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Formats by tensor; `notes` say what was only nearly so."""
+
+    formats: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def guess_dialect(path: Path, text: str) -> str:
+    """The dialect of a file by its name and beginning. Raises UsageError where that does not say."""
+    by_suffix = {".recipe": "gguf-tool-suite", ".csv": "csv"}.get(path.suffix)
+    if by_suffix:
+        return by_suffix
+    begin = text.lstrip()[:4000]
+    if begin.startswith("{"):
+        return "auto-round"
+    if re.search(r"(?m)^\S.*: *[\d.]+ *\([\d.]+-\w+\.pth\)$", begin):
+        return "evopress"
+    lines = [line for line in begin.splitlines() if line.strip()]
+    if lines and any(line.startswith("#") for line in lines):
+        return "gguf-tool-suite"
+    if lines and all("=" in word for word in lines[0].split()):
+        return "ik_llama" if re.search(r"=[a-zA-Z0-9_]+,", lines[0]) else "llama-quantize"
+    raise UsageError(f"{path} is of no dialect that can be told.", f"Say which with --from: {', '.join(IMPORTS)}.")
+
+
+def read_choices(
+    text: str, dialect: str, names: Sequence[str], architecture: str, where: str, *, nearest: bool = False
+) -> Found:
+    """Which of a model's tensors (`names`) get which format. With `nearest`, types that only ik_llama.cpp has become
+    those of ggml that are nearest in bits per weight.
+
+    Raises RecipeError for text that the dialect's parser would not read, and for types that ggml does not know.
+    """
+    if dialect in _PATTERNS:
+        rules = _PATTERNS[dialect](text, where)
+        if not rules:
+            raise RecipeError(f"{where} holds no rules.", "Give a file with PATTERN=TYPE in it.")
+        formats = first_match(rules, names)
+        if not formats:
+            raise RecipeError(
+                f"No rule of {where} finds a tensor of the model: the first is {rules[0].regex.pattern[:80]!r}.",
+                "Give the model that the rules are for, or the right --from.",
+            )
+    elif dialect in _TABLES:
+        formats = _TABLES[dialect](text, where)
+    else:
+        formats = read_auto_round(text, list(names), architecture, where)
+    return _known(formats, where, nearest=nearest)
+
+
+def _known(formats: Mapping[str, str], where: str, *, nearest: bool) -> Found:
+    kinds = dict.fromkeys(formats.values())
+    replaced = {kind: near for kind in kinds if (near := nearest_known(kind)) is not None}
+    if replaced and not nearest:
+        listed = ", ".join(f"{kind} ({near})" for kind, near in list(replaced.items())[:6])
+        raise RecipeError(
+            f"{where} has types of ik_llama.cpp, which ggml does not have: {listed}.",
+            "With --nearest each becomes the type of ggml that is nearest in bits per weight (in brackets).",
+        )
+    notes = [
+        f"{sum(kind == own for own in formats.values())} tensors get {near} for {kind}, which ggml does not have."
+        for kind, near in replaced.items()
+    ]
+    return Found({name: replaced.get(kind, kind) for name, kind in formats.items()}, tuple(notes))
+
+
+def nearest_known(kind: str) -> str | None:
+    """For a type that only ik_llama.cpp has, ggml's nearest in bits per weight; None for all others.
+
+    A repacked type (`_r4`, `_r8`) holds the same numbers as the one that it is made of.
+    """
+    from planner.ggml import CANDIDATES, formats
+
+    lowered = {name.lower(): name for name in formats()}
+    own = {name.lower(): bits for name, bits in _IK_BITS.items()}
+    base = _REPACKED.sub("", kind.lower())
+    if kind.lower() in lowered:
+        return None
+    if base in lowered:
+        return lowered[base]
+    if base not in own:
+        return None
+    table = formats()
+    return min(CANDIDATES, key=lambda name: (abs(table[name].bpw - own[base]), table[name].bpw))
+
+
+def read_text(path: Path) -> str:
+    """A text file, of any size that such files have. Raises RecipeError."""
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise RecipeError(f"{path} is too large for a list of types.", "Give a GGUF, or a text of rules.")
+        return path.read_bytes().decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
