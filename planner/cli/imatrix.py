@@ -10,7 +10,7 @@ import click
 
 from planner.cli.options import threads_option
 from planner.cli.progress import progress_bar
-from planner.errors import Interrupted, UsageError
+from planner.errors import ImatrixError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from planner.gguf import Imatrix, Model
@@ -88,7 +88,7 @@ def imatrix(
         return
     with open_model(model) as opened:
         for file in earlier:
-            file.require(opened)
+            _check_model(file, opened)
         if not reading:
             sums = _merge(earlier, ctx)
             _finish(sums, opened, output, output_format, [*inputs, *opened.parts], force=force)
@@ -108,6 +108,15 @@ def _check_usage(model: Path | None, *, reading: bool, merging: bool) -> None:
         )
     if reading and model is None:
         raise UsageError("Which model is to read the text?", "planner imatrix MODEL --text FILE")
+
+
+def _check_model(file: Imatrix, model: Model) -> None:
+    unused = file.require(model).unused
+    if unused:
+        raise ImatrixError(
+            f"{file.path}: the imatrix of another model: {model.path.name} has no {unused[0]}.",
+            "Merge only importance matrices of this model.",
+        )
 
 
 def _read(request: Request, output_format: str, inputs: list[Path]) -> None:

@@ -97,6 +97,7 @@ def merge_imatrices(files: Sequence[Imatrix], chunk_size: int | None = None) -> 
         chunk_size = sizes.pop() if len(sizes) == 1 else DEFAULT_CHUNK_SIZE
     merged = Sums(chunk_size)
     for file in files:
+        _check_names(file, files[0])
         worth = chunk_size if file.legacy else 1
         for name, entry in file.entries.items():
             sums = entry.raw_sums
@@ -117,3 +118,15 @@ def merge_imatrices(files: Sequence[Imatrix], chunk_size: int | None = None) -> 
                 ) from problem
         merged.datasets += file.datasets
     return merged
+
+
+def _check_names(file: Imatrix, first: Imatrix) -> None:
+    """One may have collected for more tensors than the other, but not each for some that the other lacks. (A legacy
+    file leaves out what was never used.)"""
+    more, less = file.entries.keys() - first.entries.keys(), first.entries.keys() - file.entries.keys()
+    if more and less and not file.legacy and not first.legacy:
+        raise ImatrixError(
+            f"{file.path}: the imatrix of another model than {first.path}: {min(more)} is only in it, and {min(less)} "
+            "only in the other.",
+            "Merge only importance matrices of one model.",
+        )
