@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from planner.llama.divergence import Divergence
 
 __all__ = ["Estimate", "Statistics", "perplexity", "statistics"]
+
+_MOST = 700.0  # nats, whose exponential is still a float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +59,19 @@ def statistics(divergence: Divergence) -> Statistics:
     square = _mean(difference**2)
     rms = square.value**0.5
     right, right_base = divergence.top == divergence.tokens, divergence.top_base == divergence.tokens
-    median, at_90, at_95, at_99, at_999 = np.quantile(divergence.kld, (0.5, 0.9, 0.95, 0.99, 0.999)).tolist()
+    ordered = np.sort(divergence.kld)
     return Statistics(
         tokens=len(nll),
         ppl=perplexity(nll),
         ppl_base=perplexity(nll_base),
         ln_ppl_ratio=_mean(nll - nll_base),
         kld=_mean(divergence.kld.astype(np.float64)),
-        kld_median=median,
-        kld_90=at_90,
-        kld_95=at_95,
-        kld_99=at_99,
-        kld_999=at_999,
-        kld_max=float(divergence.kld.max()),
+        kld_median=float(np.median(ordered)),
+        kld_90=_quantile(ordered, 0.9),
+        kld_95=_quantile(ordered, 0.95),
+        kld_99=_quantile(ordered, 0.99),
+        kld_999=_quantile(ordered, 0.999),
+        kld_max=float(ordered[-1]),
         p_diff=_mean(difference),
         p_diff_rms=Estimate(rms, 0.5 / rms * square.error if rms else 0.0),
         same_top=_mean((divergence.top == divergence.top_base).astype(np.float64)),
@@ -80,8 +83,16 @@ def statistics(divergence: Divergence) -> Statistics:
 def perplexity(nll: NDArray[np.floating]) -> Estimate:
     """Perplexity of negative log-likelihoods [n] in nats; its error is that of their mean, carried over."""
     mean = _mean(nll.astype(np.float64))
-    value = float(np.exp(mean.value))
+    value = math.exp(mean.value) if mean.value < _MOST else math.inf
     return Estimate(value, value * mean.error)
+
+
+def _quantile(ordered: NDArray[np.float32], share: float) -> float:
+    """Between neighbours, linearly. In float32 as there: among many tokens, the place is another than in float64."""
+    place = np.float32(share) * np.float32(len(ordered) - 1)
+    below = min(int(place), len(ordered) - 1)
+    part = np.float32(place - np.float32(below))
+    return float((1 - part) * ordered[below] + part * ordered[min(below + 1, len(ordered) - 1)])
 
 
 def _mean(values: NDArray[np.float64]) -> Estimate:
