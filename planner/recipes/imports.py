@@ -132,6 +132,6 @@ def read_text(path: Path) -> str:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise RecipeError(f"{path} is too large for a list of types.", "Give a GGUF, or a text of rules.")
-        return path.read_bytes().decode("utf-8", "surrogateescape")
+        return path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error

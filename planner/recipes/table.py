@@ -24,13 +24,18 @@ def export_table(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, th
     del paths, threads
     if compact:
         raise RecipeError("A table has a row for every tensor, which cannot be merged.", "Leave --compact out.")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    rows = [",".join(_COLUMNS)]
     for choice in recipe.tensors:
         numbers = ("" if value is None else repr(value) for value in (choice.err, choice.loss))
-        writer.writerow((choice.name, choice.format, choice.bytes, *numbers, choice.why))
-    return Exported({".csv": text.getvalue()})
+        fields = (choice.name, choice.format, str(choice.bytes), *numbers, choice.why)
+        rows.append(",".join(map(_field, fields)))
+    return Exported({".csv": "".join(f"{row}\n" for row in rows)})
+
+
+def _field(text: str) -> str:
+    """In quotes where it must be; Python's writer leaves a lone carriage return bare, which no reader then takes."""
+    bare = not any(character in text for character in ',"\r\n') and text == text.strip()
+    return text if bare else '"' + text.replace('"', '""') + '"'
 
 
 def read_table(text: str, where: str) -> dict[str, str]:
