@@ -34,6 +34,7 @@ PAGES = tuple(
     for name in (
         "README.md", "docs/formats.md", "docs/limits.md", "docs/recipe.md", "docs/state.md", "examples/README.md",
         "CONTRIBUTING.md", "docs/design.md", "docs/quality.md", "benchmarks/README.md",
+        "docs/imatrix.md",
     )
 )  # fmt: skip
 GENERATED = tuple(ROOT / name for name in ("README.md", "docs/cli.md", "docs/formats.md", "docs/quality.md"))
