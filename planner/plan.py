@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
+from typing import cast
 
 from planner.accounting import compose_recipe, left_alone
 from planner.candidates import Candidate, Candidates
@@ -90,6 +91,11 @@ class Plan:
     _groups: Mapping[str, str]
 
     @property
+    def source(self) -> Source:
+        """What the sensitivities are."""
+        return cast("Source", self.recipe.sensitivity)
+
+    @property
     def unplaced(self) -> list[str]:
         """Tensors that `structure` was asked for and could not place."""
         if self.recipe.sensitivity in ("prior", "uniform", "measured"):
@@ -114,8 +120,8 @@ class Plan:
         return explain(self._problem, self._solution, self._groups[tensor])
 
 
-def make_plan(store: Store, request: Request) -> Plan:
-    """Solve for a request from what the state holds.
+def make_plan(store: Store, request: Request, factors: Mapping[str, float] | None = None) -> Plan:
+    """Solve for a request from what the state holds; `factors` multiply sensitivities of tensors.
 
     Raises StateFileError where measurements are missing, UsageError for rules that cannot be followed, BudgetError for
     limits that no recipe meets or that leave nothing to decide.
@@ -132,6 +138,7 @@ def make_plan(store: Store, request: Request) -> Plan:
     passes = passes_of(store)
     source = request.sensitivity or best_source(inventory, passes)
     by_tensor = sensitivities_of(store, inventory, source, passes)
+    by_tensor |= {name: by_tensor[name].times(factor) for name, factor in (factors or {}).items()}
     candidates = Candidates(
         inventory, measured, by_tensor, allowed=request.formats, pins=request.pins, floors=request.floors,
         caps=request.caps, ties=request.ties,

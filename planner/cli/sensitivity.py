@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shlex
 from pathlib import Path
@@ -14,11 +15,7 @@ from planner.cli.progress import progress_bar
 from planner.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from planner.cli.options import Sources
-    from planner.llama.perturb import Perturber
     from planner.llama.sensitivity import Trial, Trials
     from planner.sensitivity import Design
 
@@ -46,7 +43,9 @@ _AFFORDABLE = 512  # passes: with more tensors, blocks and roles are measured as
 @click.option(
     "--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Run every pass on so many stretches."
 )
-@click.option("-c", "--ctx", type=click.IntRange(min=4), default=512, show_default=True, help="Tokens of a window.")
+@click.option(
+    "-c", "--ctx", type=click.IntRange(min=4), help="Tokens of a window.  [default: 512, or what the model takes]"
+)
 @click.option(
     "--calibrate/--no-calibrate",
     default=True,
@@ -56,7 +55,7 @@ _AFFORDABLE = 512  # passes: with more tensors, blocks and roles are measured as
 @gpu_option
 @measuring_options
 def sensitivity(
-    model: Path, text: Path, design: str | None, passes: int | None, tokens: int, repeat: int, ctx: int,
+    model: Path, text: Path, design: str | None, passes: int | None, tokens: int, repeat: int, ctx: int | None,
     calibrate: bool, gpu_layers: int, **measuring: Unpack[Measuring],
 ) -> None:  # fmt: skip
     """Measure how much the predictions of MODEL suffer from errors of each of its tensors.
@@ -70,6 +69,7 @@ def sensitivity(
     from planner.ggml import select_formats
     from planner.llama.perturb import perturber
     from planner.llama.sensitivity import Trials, plan_trials
+    from planner.llama.text import spread_windows, window_length
 
     if design is not None and passes is not None:
         raise UsageError("--design and --passes exclude each other.", "Give one of them.")
@@ -77,16 +77,18 @@ def sensitivity(
         run_campaign(sources, select_formats(measuring["types"] or "all"), {}, measuring)
         trials = plan_trials(sources.store, cast("Design | None", design), passes, affordable=_AFFORDABLE)
         threads = measuring["threads"]
+        context = ctx or window_length(sources.model)
         try:
-            with perturber(
-                model, sources.model, sources.imatrix, context=ctx, threads=threads, gpu_layers=gpu_layers
-            ) as changer:
-                stretches = _stretches(changer, text, ctx, tokens, repeat)
-                runs = [Trials(sources.store, changer, windows) for windows in stretches]
-                for number, run in enumerate(runs, start=1):
-                    _run(run, trials, f"stretch {number} of {repeat}: " if repeat > 1 else "")
-            if calibrate:
-                _calibrate(sources, runs[0], threads, gpu_layers)
+            with contextlib.ExitStack() as kept:
+                with perturber(
+                    model, sources.model, sources.imatrix, context=context, threads=threads, gpu_layers=gpu_layers
+                ) as changer:
+                    stretches = spread_windows(changer.engine, text, context, tokens, repeat)
+                    runs = [kept.enter_context(Trials(sources.store, changer, windows)) for windows in stretches]
+                    for number, run in enumerate(runs, start=1):
+                        _run(run, trials, f"stretch {number} of {repeat}: " if repeat > 1 else "")
+                if calibrate:  # the original is not in memory any more
+                    _calibrate(sources, runs[0], threads, gpu_layers)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"Stopped. {len(sources.store.passes())} passes are saved in {sources.state}, and the model's weights "
@@ -95,24 +97,6 @@ def sensitivity(
             ) from None
         click.echo(f"{len(sources.store.passes())} passes in {sources.state}.")
         click.echo(f"Next: planner solve --state {shlex.quote(str(sources.state))} --budget SIZE")
-
-
-def _stretches(changer: Perturber, text: Path, context: int, tokens: int, repeat: int) -> list[NDArray[np.int32]]:
-    """Windows for each repetition: full ones, spread evenly over the text."""
-    import numpy as np
-
-    from planner.llama.engine import cut
-    from planner.llama.text import read_text
-
-    windows = cut(changer.engine.tokenize(read_text(text)), context)
-    count = max(1, tokens // context)
-    if len(windows) < count * repeat:
-        raise UsageError(
-            f"{text} has {len(windows)} windows of {context} tokens, and {count * repeat} are needed.",
-            "Give a longer text, or fewer --tokens.",
-        )
-    chosen = np.linspace(0, len(windows), count * repeat, endpoint=False).astype(int)
-    return [windows[chosen[number::repeat]] for number in range(repeat)]
 
 
 def _run(run: Trials, trials: list[Trial], stretch: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
 import textwrap
 from fractions import Fraction
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import click
 
-from planner.cli.options import Measuring, find_state, measuring_options, open_sources
+from planner.cli.options import Measuring, find_state, gpu_option, measuring_options, open_sources
 from planner.errors import UsageError
 from planner.text import plain
 
@@ -51,6 +53,13 @@ _OPTIMAL = 1e-9  # what the rounding of sums leaves of a gap
 @click.option("--method", default="auto", show_default=True, help="Solver: auto, lagrangian, dp, cp-sat, milp.")
 @click.option("--gap", type=click.FloatRange(min=0), default=1e-6, show_default=True, help="Stop at this proven gap.")
 @click.option("--time-limit", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Seconds to solve.")
+@click.option(
+    "--polish", metavar="TEXT", type=click.Path(path_type=Path), help="Try exchanges on a text, and keep what helps."
+)
+@click.option(
+    "--polish-passes", type=click.IntRange(min=1), default=50, show_default=True, help="Exchanges to try at the most."
+)
+@gpu_option
 @measuring_options
 def solve(
     model: Path | None,
@@ -68,6 +77,9 @@ def solve(
     method: str,
     gap: float,
     time_limit: float,
+    polish: Path | None,
+    polish_passes: int,
+    gpu_layers: int,
     **measuring: Unpack[Measuring],
 ) -> None:
     """Pick a type for every tensor so that the file fits a budget and loses as little as possible.
@@ -102,10 +114,14 @@ def solve(
         gap=gap,
         time_limit=time_limit,
     )
+    if polish is not None and model is None:
+        raise UsageError("--polish runs the model.", "Give MODEL too.")
     if model is not None:
         with open_sources(model, measuring) as sources:
             _measure(sources, request, measuring)
             plan = make_plan(sources.store, request)
+            if polish is not None:
+                plan = _polished(plan, request, sources, polish, polish_passes, measuring["threads"], gpu_layers)
     else:
         if measuring["imatrix"] is not None:
             raise UsageError(
@@ -139,6 +155,39 @@ def _measure(sources: Sources, request: Request, measuring: Measuring) -> None:
             if rule.pattern.search(tensor.name):
                 pinned.setdefault(tensor.name, []).append(rule.format)
     run_campaign(sources, select_formats(measuring["types"] or "all"), pinned, measuring)
+
+
+def _polished(
+    plan: Plan, request: Request, sources: Sources, text: Path, passes: int, threads: int, gpu_layers: int
+) -> Plan:
+    """The plan with a recipe that was improved on a text. Stopped, it is the recipe as it stands."""
+    from planner.cli.progress import progress_bar
+    from planner.llama.perturb import perturber
+    from planner.llama.polish import TOKENS, Polish
+    from planner.llama.text import spread_windows, window_length
+
+    model, context = sources.model, window_length(sources.model)
+    with contextlib.ExitStack() as open_things:
+        changer = open_things.enter_context(
+            perturber(model.path, model, sources.imatrix, context=context, threads=threads, gpu_layers=gpu_layers)
+        )
+        (windows,) = spread_windows(changer.engine, text, context, TOKENS)
+        polish = open_things.enter_context(Polish(sources.store, request, changer, windows, plan))
+        kept = tried = 0
+        try:
+            with progress_bar("tokens") as advance:
+                seconds = polish.start(functools.partial(advance, "the recipe"))
+            click.echo(f"At most {passes} exchanges of {seconds:.1f} s each.", err=True)
+            with progress_bar("exchanges") as advance:
+                for exchange in polish.run(passes):
+                    tried += 1
+                    kept += exchange.kept
+                    advance(f"{kept} kept", tried, passes)
+        except KeyboardInterrupt:
+            click.echo("Stopped: the recipe is as good as it got.", err=True)
+        (before, _), (now, stderr) = polish.before, polish.now
+        click.echo(f"{kept} of {tried} exchanges kept: KLD {now:.4g} ± {stderr:.2g} on {text}, {before:.4g} before.\n")
+        return polish.plan_as_it_stands()
 
 
 def _report(plan: Plan, output: Path) -> None:

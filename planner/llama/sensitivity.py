@@ -11,6 +11,8 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +92,8 @@ def _middling(losses: Mapping[str, float], most: float) -> Format:
 
 
 class Trials:
-    """Passes over one stretch of text, `windows` i32[n, context], of the model that a perturber holds."""
+    """Passes over one stretch of text, `windows` i32[n, context], of the model that a perturber holds; a context
+    manager, which lets go of the unchanged model's log-probabilities."""
 
     def __init__(self, store: Store, perturber: Perturber, windows: NDArray[np.int32]) -> None:
         subject = subject_of(store)
@@ -100,6 +103,15 @@ class Trials:
         self._where = [subject, text, str(windows.shape[1]), llama_version()]
         self._record: Baseline | None = None
         self._at_rest: NDArray[np.float64] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._record is not None:
+            self._record.close()
 
     @property
     def baseline(self) -> Baseline:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from planner.errors import UsageError
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["read_text"]
+from planner.errors import UsageError
+from planner.gguf import Model
+from planner.llama.engine import Engine, cut
+
+__all__ = ["read_text", "spread_windows", "window_length"]
+
+_CONTEXT = 512  # tokens, the default of llama-perplexity and llama-imatrix
 
 
 def read_text(path: Path) -> str:
@@ -21,3 +28,24 @@ def read_text(path: Path) -> str:
             "Give a text file, or convert it: iconv -f latin1 -t utf-8.",
         ) from error
     return text.removesuffix("\n")
+
+
+def window_length(model: Model) -> int:
+    """Tokens of a window: 512, or as many as the model was trained for."""
+    return min(_CONTEXT, model.parameter("context_length") or _CONTEXT)
+
+
+def spread_windows(engine: Engine, text: Path, context: int, tokens: int, repeat: int = 1) -> list[NDArray[np.int32]]:
+    """For each repetition other windows, i32[tokens / context, context], spread evenly over the text.
+
+    Raises UsageError for a text that is too short.
+    """
+    windows = cut(engine.tokenize(read_text(text)), context)
+    count = max(1, tokens // context)
+    if len(windows) < count * repeat:
+        raise UsageError(
+            f"{text} has {len(windows)} windows of {context} tokens, and {count * repeat} are needed.",
+            "Give a longer text, or fewer tokens.",
+        )
+    chosen = np.linspace(0, len(windows), count * repeat, endpoint=False).astype(int)
+    return [windows[chosen[number::repeat]] for number in range(repeat)]

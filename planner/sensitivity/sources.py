@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from planner.sensitivity.measured import Observation, correct, spread
@@ -31,6 +31,10 @@ class TensorSensitivity:
         """Loss of errors of this tensor; never negative."""
         return max(self.var * err_var + self.mean * err_mean + self.massive * err_massive, 0.0)
 
+    def times(self, factor: float) -> TensorSensitivity:
+        """The same, larger."""
+        return replace(self, var=self.var * factor, mean=self.mean * factor, massive=self.massive * factor)
+
 
 def default_source(*, has_imatrix: bool, has_means: bool, has_passes: bool = False) -> Source:
     """The best source for what is known: passes of the model itself; else `structure`, which needs the sums of
@@ -47,8 +51,10 @@ def sensitivities(
 ) -> dict[str, TensorSensitivity]:
     """Sensitivities of tensors `names` (all of the model) from `facts` (of those that could be placed).
 
-    What `structure` cannot place gets `prior`, scaled so that both agree on average where both are known.
+    Not `measured`: see `measured_sensitivities`. What `structure` cannot place gets `prior`, scaled so that both agree
+    on average where both are known.
     """
+    assert source != "measured", "it corrects one of the others"
     by_role = {name: entry.value for name, entry in prior(names, blocks=blocks).items()}
     if source == "uniform":
         return {name: TensorSensitivity(1.0, 1.0, 0.0, "uniform") for name in names}
@@ -76,9 +82,8 @@ def measured_sensitivities(
     corrections = correct(names, covariance, passes)
     result = {}
     for name, entry in reference.items():
-        factor, deviation = corrections[name].factor, corrections[name].deviation
-        values = entry.var * factor, entry.mean * factor, entry.massive * factor
-        result[name] = TensorSensitivity(*values, "measured", deviation)
+        correction = corrections[name]
+        result[name] = replace(entry.times(correction.factor), source="measured", deviation=correction.deviation)
     return result
 
 
