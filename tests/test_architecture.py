@@ -23,7 +23,7 @@ LAYERS = [
     {"planner.measure"},
     {"planner.sensitivity"},
     {"planner.quantize", "planner.campaign", "planner.rules", "planner.candidates", "planner.limits", "planner.passes"},
-    {"planner.accounting", "planner.assess"},
+    {"planner.accounting", "planner.assess", "planner.evidence"},
     {"planner.plan"},
     {"planner.report", "planner.llama"},
     {"planner.cli"},

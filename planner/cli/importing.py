@@ -40,7 +40,8 @@ def import_recipe(
     force: bool,
 ) -> None:
     """Make a recipe of FILE: any GGUF (which type has each of its tensors?), a tensor-type file, a .recipe, --custom-q
-    rules (a file, or the rules themselves), a table, or a recipe that was edited by hand.
+    rules (a file, or the rules themselves), a table, or a recipe that was edited by hand. A .bpw_state of --target-bpw
+    and a kld_results.csv of the GGUF-Tool-Suite become measurements in the state instead.
 
     Sizes and losses are worked out for --model, for the model of --state, or of the only state file in this directory.
     Without any of these, a GGUF's recipe is for itself. Whatever could not be taken over as it was is said.
@@ -51,6 +52,10 @@ def import_recipe(
     from planner.sizes import format_size
     from planner.text import plain
 
+    if _is_evidence(Path(file)):
+        for line in _take_evidence(Path(file), model, imatrix, state):
+            click.echo(wrapped(plain(line)))
+        return
     with ExitStack() as stack:
         found = _assessed(file, open_basis(stack, file, model, imatrix, state), dialect, nearest=nearest)
     recipe = found.recipe
@@ -131,6 +136,44 @@ def _assessed(
     found = read_choices(text, dialect, names, inventory.architecture, where, nearest=nearest)
     made = assess(inventory, found.formats, losses, why=f"imported from {path.name if exists else 'rules'}")
     return Assessment(made.recipe, (*found.notes, *made.notes))
+
+
+def _is_evidence(path: Path) -> bool:
+    """Whether a file holds what was measured, rather than a choice."""
+    from planner.recipes.bpw_state import MAGIC
+    from planner.recipes.kld_table import is_kld_table
+
+    if not (_exists(path) and path.is_file()):
+        return False
+    head = _head(path)
+    return head.startswith(MAGIC) or is_kld_table(head.decode("latin-1"))
+
+
+def _take_evidence(path: Path, model: Path | None, imatrix: Path | None, state: Path | None) -> list[str]:
+    """Write into the state what others measured; what to say of it."""
+    from planner.cli.options import find_state
+    from planner.evidence import add_divergences, add_fork_errors
+    from planner.recipes.bpw_state import MAGIC, read_bpw_state
+    from planner.recipes.imports import read_text
+    from planner.recipes.kld_table import read_kld_table
+    from state import Store
+
+    target = find_state(state, model)
+    is_state = _head(path).startswith(MAGIC)
+    tried = read_bpw_state(path.read_bytes(), str(path)) if is_state else None
+    table = None if is_state else read_kld_table(read_text(path), str(path))
+    with ExitStack() as stack, Store.open(target, create=model is not None) as store:
+        if store.inventory() is None and model is not None:
+            store.set_inventory(_of_model(stack, model, imatrix))
+        inventory = store.inventory()
+        if inventory is None:
+            raise UsageError(f"{target} holds no model yet.", "Give it with --model.")
+        if tried is not None:
+            notes = add_fork_errors(store, inventory, tried)
+        else:
+            assert table is not None
+            notes = add_divergences(store, inventory, table)
+    return [*notes, f"State      {target}"]
 
 
 def _exists(path: Path) -> bool:

@@ -124,7 +124,8 @@ def nearest_known(kind: str) -> str | None:
     if base not in own:
         return None
     table = formats()
-    return min(CANDIDATES, key=lambda name: (abs(table[name].bpw - own[base]), table[name].bpw))
+    # equally near: one with large blocks, which says more with as many bits
+    return min(CANDIDATES, key=lambda name: (abs(table[name].bpw - own[base]), -table[name].block, table[name].bpw))
 
 
 def read_text(path: Path) -> str:
