@@ -155,7 +155,7 @@ class _Run:
 
         assert file.size is not None
         branches = max(map(branches_for, chosen.values()))
-        with self._engine(file.size.path, context=context, branches=branches) as engine:
+        with self._engine(file.size.path, context=max(context, branches), branches=branches) as engine:
             for kind, tasks in chosen.items():
                 what = f"{file.size.path.name} {kind}"
                 with progress_bar("tasks") as advance:

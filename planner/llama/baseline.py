@@ -18,7 +18,7 @@ from typing import BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import BaselineError
+from planner.errors import BaselineError, InferenceError
 from planner.files import atomic_file
 from planner.llama import logprobs
 from planner.llama.engine import Engine
@@ -157,6 +157,11 @@ def _write(
     with ThreadPoolExecutor(engine.threads, "encode") as pool:
         for number, logits in engine.windows(windows, first=scored.start):
             for rows in _encoded(logits[: scored.stop - scored.start], pool):
+                if not np.isfinite(np.ascontiguousarray(rows[:, :4]).view(np.float32)).all():
+                    raise InferenceError(
+                        f"{engine.path}: what it predicts in window {number} is not a number.",
+                        "The file or its conversion is broken: planner inspect shows its weights.",
+                    )
                 file.write(rows.data)
             if progress:
                 progress((number + 1) * context, windows.size)

@@ -30,6 +30,7 @@ __all__ = ["Engine", "Node", "Observer", "Tensor", "cut"]
 
 _BATCH = 2048  # tokens a llama_decode, the default of llama.cpp's tools
 _LOGITS_BYTES = 512 << 20  # of one batch at most: vocabularies of 262,144 words are run window by window
+_MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 _ABORTED = 2  # what llama_decode returns when the abort callback stopped it
 _LOAD_MODE_NONE = 0  # enum llama_load_mode: into memory of the process, which may be written to
 
@@ -107,6 +108,8 @@ class Engine:
         windows_at_a_time: int | None = None,
         branches: int = 0,
     ) -> None:
+        if branches > min(context, _MOST_SEQUENCES):  # llama.cpp would abort the process
+            raise ValueError(f"{branches} branches need a context of as many tokens, and there are {context}")
         api = llama()
         self.path, self.context = path, context
         self.threads: int = threads or os.cpu_count() or 1
@@ -271,7 +274,7 @@ class Engine:
 
     def _most_windows(self) -> int:
         fits = _LOGITS_BYTES // (self.context * self.vocabulary_size * 4)
-        return int(max(1, min(_BATCH // self.context, fits)))
+        return int(max(1, min(_BATCH // self.context, fits, _MOST_SEQUENCES)))
 
     def _load(self, gpu_layers: int, writable: bool) -> Any:
         api = llama()

@@ -29,7 +29,7 @@ def scored(context: int) -> slice:
 
 
 def encode(logits: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Rows u16[n, row_width(vocabulary)] of logits f32[n, vocabulary]."""
+    """Rows u16[n, row_width(vocabulary)] of logits f32[n, vocabulary]; scale and least are NaN where a logit is."""
     count, vocabulary = logits.shape
     top = logits.max(axis=1)
     low = np.maximum(logits.min(axis=1), top - _RANGE)
@@ -37,10 +37,11 @@ def encode(logits: NDArray[np.float32]) -> NDArray[np.uint16]:
     scale = (top - low) / _STEPS
     rows = np.zeros((count, row_width(vocabulary)), np.uint16)
     rows[:, :4].view(np.float32)[:] = np.stack([scale, low - top - total], axis=1)
-    flat = scale == 0  # all words alike
-    inverse = np.where(flat, np.float32(0), np.float32(1) / np.where(flat, np.float32(1), scale))
+    steps = scale >= np.finfo(np.float32).tiny  # else all words are alike, or there is no order in them
+    inverse = np.where(steps, np.float32(1) / np.where(steps, scale, np.float32(1)), np.float32(0))
     above = np.maximum(logits - low[:, None], 0)
     above *= inverse[:, None]
+    above[~steps] = 0
     rows[:, 4 : 4 + vocabulary] = np.rint(above, out=above)
     return rows
 
