@@ -32,12 +32,13 @@ sys.path.insert(0, str(ROOT))
 PAGES = tuple(
     ROOT / name
     for name in (
-        "README.md", "docs/formats.md", "docs/limits.md", "docs/recipe.md", "docs/state.md", "examples/README.md",
-        "CONTRIBUTING.md", "docs/design.md", "docs/quality.md", "benchmarks/README.md",
+        "README.md", "docs/formats.md", "docs/limits.md", "docs/recipe.md", "docs/dialects.md", "docs/state.md",
+        "examples/README.md", "CONTRIBUTING.md", "docs/design.md", "docs/quality.md", "benchmarks/README.md",
         "docs/imatrix.md",
     )
 )  # fmt: skip
-GENERATED = tuple(ROOT / name for name in ("README.md", "docs/cli.md", "docs/formats.md", "docs/quality.md"))
+SCHEMA = ROOT / "docs/recipe.schema.json"
+GENERATED = (*(ROOT / name for name in ("README.md", "docs/cli.md", "docs/formats.md", "docs/quality.md")), SCHEMA)
 MEASURE = "planner measure examples/prose-8m-f16.gguf --imatrix examples/prose-8m-sums.imatrix.gguf"
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _REGION = re.compile(r"(<!-- (table|figures: \w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -234,7 +235,11 @@ def with_regions(page: Path, regions: Mapping[str, str]) -> str:
 def generated() -> dict[Path, str]:
     """Pages that are written from the program and from the benchmarks' results, and what they should hold."""
     regions = {"table": formats_table(), **quality()}
-    return {page: cli_reference() if page.name == "cli.md" else with_regions(page, regions) for page in GENERATED}
+    from planner.recipes import recipe_schema
+
+    pages = {page: with_regions(page, regions) for page in GENERATED if page.name != "cli.md" and page != SCHEMA}
+    schema = json.dumps(recipe_schema(), indent=2) + "\n"
+    return {**pages, ROOT / "docs/cli.md": cli_reference(), SCHEMA: schema}
 
 
 def refreshed(page: Path, workshop: Workshop) -> str:

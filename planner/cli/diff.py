@@ -78,7 +78,7 @@ def _side(path: Path, losses: Losses | None) -> Side:
     from planner.recipes import load_recipe
     from planner.report.difference import Cell, Side
 
-    if path.is_file() and path.open("rb").read(4) == b"GGUF":
+    if _is_gguf(path):
         with open_model(path) as model:
             cells = {
                 tensor.name: Cell(tensor.format, tensor.nbytes, tensor.shape, _loss(losses, tensor.name, tensor.format))
@@ -91,6 +91,14 @@ def _side(path: Path, losses: Losses | None) -> Side:
         for choice in recipe.tensors
     }
     return Side(path.name, recipe.size, cells)
+
+
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False  # the reader of recipes says what is wrong
 
 
 def _loss(losses: Losses | None, name: str, fmt: str) -> float | None:

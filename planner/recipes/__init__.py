@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from planner.recipes.recipe import Choice, ImatrixSource, ModelSource, Recipe, load_recipe, save_recipe
+from planner.recipes.recipe import (
+    Choice,
+    ImatrixSource,
+    ModelSource,
+    Recipe,
+    load_recipe,
+    recipe_schema,
+    save_recipe,
+)
 
-__all__ = ["Choice", "ImatrixSource", "ModelSource", "Recipe", "load_recipe", "save_recipe"]
+__all__ = ["Choice", "ImatrixSource", "ModelSource", "Recipe", "load_recipe", "recipe_schema", "save_recipe"]

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner.errors import OutputError, RecipeError
 from planner.files import write_atomically
 
-__all__ = ["Choice", "ImatrixSource", "ModelSource", "Recipe", "load_recipe", "save_recipe"]
+__all__ = ["Choice", "ImatrixSource", "ModelSource", "Recipe", "load_recipe", "recipe_schema", "save_recipe"]
 
 _LARGEST_FILE = 1 << 28  # bytes: a recipe has about 200 a tensor
 
@@ -92,6 +92,12 @@ class Recipe(_Record):
         if self.loss is None or self.bound is None:
             return 1.0
         return max(0.0, 1 - self.bound / self.loss) if self.loss > 0 else 0.0
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema of the file (docs/recipe.schema.json)."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def save_recipe(recipe: Recipe, path: Path, *, force: bool = True) -> None:

@@ -21,7 +21,7 @@ _NAMED = 5  # tensors named one by one
 _MUCH = 1.0  # bits per weight
 GLYPHS = "▲△≠▽▼·"
 PLAIN_GLYPHS = "^+=-v."
-_MEANING = (f"{_MUCH:g} bit or more up", "up", "as many bits", "down", f"{_MUCH:g} bit or more down", "same type")
+_MEANING = (f"up by {_MUCH:g}+", "up", "as many", "down", f"down by {_MUCH:g}+", "same type")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,8 @@ def _head(a: Side, b: Side, source: str | None) -> str:
         known = a.loss is not None and b.loss is not None
         more = f", and its loss {_change(a.loss or 0, b.loss or 0)} (by {source})"
         change += more if known else "; losses are not all known"
-    return "\n".join([*lines, f"   {change}."])
+    indent = " " * 3
+    return "\n".join([*lines, *textwrap.wrap(f"{change}.", _WIDTH, initial_indent=indent, subsequent_indent=indent)])
 
 
 def _counts(a: Side, b: Side, common: Sequence[str], other: Sequence[str]) -> str:
@@ -103,7 +104,7 @@ def _roles(a: Side, b: Side, other: Sequence[str], *, with_loss: bool) -> str:
     for name in other:
         roles.setdefault(role_of(name)[1], []).append(name)
     width = min(16, max(4, *(len(plain(role)) for role in roles)))
-    types = min(_TYPES, (_WIDTH - width - (20 if with_loss else 12)) // 2)
+    types = min(_TYPES, (_WIDTH - width - (21 if with_loss else 12)) // 2)
     head = f"{'changed':<{width}}  {'A':<{types}} {'B':<{types}} {'bytes':>8}"
     lines = [head + (f" {'loss':>8}" if with_loss else "")]
     for role, names in sorted(roles.items(), key=lambda item: -_gain(a, b, item[1])):

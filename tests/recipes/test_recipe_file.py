@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.errors import OutputError, RecipeError
-from planner.recipes import Choice, ImatrixSource, ModelSource, Recipe, load_recipe, save_recipe
+from planner.recipes import Choice, ImatrixSource, ModelSource, Recipe, load_recipe, recipe_schema, save_recipe
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 COUNT = st.integers(0, 2**63 - 1)
@@ -124,3 +125,9 @@ def test_files_that_are_not_there_or_far_too_large(tmp_path):
         file.truncate(1 << 40)
     with pytest.raises(RecipeError, match="too large"):
         load_recipe(tmp_path / "large.json")
+
+
+def test_the_schema_is_in_the_docs():
+    written = json.loads((Path(__file__).parents[2] / "docs/recipe.schema.json").read_text(encoding="utf-8"))
+    assert written == recipe_schema(), "run `python docs/refresh.py`"
+    assert set(written["properties"]) == set(Recipe.model_fields)
