@@ -33,14 +33,15 @@ PAGES = tuple(
     ROOT / name
     for name in (
         "README.md", "docs/formats.md", "docs/limits.md", "docs/recipe.md", "docs/dialects.md", "docs/state.md",
-        "examples/README.md", "CONTRIBUTING.md", "docs/design.md", "docs/quality.md", "benchmarks/README.md",
-        "docs/imatrix.md",
+        "docs/evaluate.md", "examples/README.md", "CONTRIBUTING.md", "docs/design.md", "docs/quality.md", "benchmarks/README.md",
+        "docs/imatrix.md", "docs/sensitivity.md",
     )
 )  # fmt: skip
 SCHEMA = ROOT / "docs/recipe.schema.json"
 GENERATED = (*(ROOT / name for name in ("README.md", "docs/cli.md", "docs/formats.md", "docs/quality.md")), SCHEMA)
 MEASURE = "planner measure examples/prose-8m-f16.gguf --imatrix examples/prose-8m-sums.imatrix.gguf"
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_NUMBER = re.compile(r"-?\b\d[\d.,]*(e-\d+)?\b")
 _REGION = re.compile(r"(<!-- (table|figures: \w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _LAUNCHER = """#!{python}
 import sys
@@ -120,7 +121,8 @@ class Workshop:
 
 
 def normalized(output: str) -> str:
-    """Output without what differs from run to run: times, how much was measured already, threads, rounding noise."""
+    """Output without what differs from run to run: times, how much was measured already, threads, rounding noise; and
+    from processor to processor: what llama.cpp computes."""
     for pattern, steady in (
         (r"\d+\.\d+ s\b", "TIME s"),
         (r"\d+ of them new", "N of them new"),
@@ -128,6 +130,9 @@ def normalized(output: str) -> str:
         (r"^(llama-quantize .*) \d+$", r"\1 THREADS"),
     ):
         output = re.sub(pattern, steady, output, flags=re.MULTILINE)
+    output = re.sub(
+        r"^\S+\.(gguf|kld) .*\d$", lambda row: " ".join(_NUMBER.sub("N", row[0]).split()), output, flags=re.M
+    )
     return "\n".join(line.rstrip() for line in output.splitlines())
 
 
