@@ -76,6 +76,7 @@ def _side(path: Path, losses: Losses | None) -> Side:
     """A recipe or a GGUF, each tensor with its loss by the state, or else by the recipe itself."""
     from planner.gguf import open_model
     from planner.recipes import load_recipe
+    from planner.recipes.edits import recounted
     from planner.report.difference import Cell, Side
 
     if _is_gguf(path):
@@ -85,7 +86,7 @@ def _side(path: Path, losses: Losses | None) -> Side:
                 for tensor in model.tensors
             }
             return Side(path.name, model.size, cells)
-    recipe = load_recipe(path)
+    recipe, _ = recounted(load_recipe(path))
     cells = {
         choice.name: Cell(choice.format, choice.bytes, choice.shape, _loss(losses, choice.name, choice.format))
         for choice in recipe.tensors

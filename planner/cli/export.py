@@ -30,10 +30,11 @@ def export(recipe: Path, dialect: str, compact: bool, output: Path | None, threa
     from planner.cli.messages import wrapped
     from planner.files import write_atomically
     from planner.recipes import load_recipe
+    from planner.recipes.edits import recounted
     from planner.recipes.exports import export_recipe
     from planner.text import plain
 
-    plan = load_recipe(recipe)
+    plan, _ = recounted(load_recipe(recipe))
     texts, exported = export_recipe(plan, dialect, recipe, output=output, compact=compact, threads=threads)
     for path, text in texts.items():
         write_atomically(path, text.encode("utf-8", "surrogateescape"))

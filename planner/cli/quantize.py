@@ -10,6 +10,7 @@ import click
 from planner.cli.options import threads_option
 from planner.cli.progress import progress_bar
 from planner.errors import ImatrixError, Interrupted, RecipeError
+from planner.text import plain
 
 __all__ = ["quantize"]
 
@@ -45,9 +46,13 @@ def quantize(
     from planner.provenance import provenance_pairs, recipe_digest
     from planner.quantize import quantize_model
     from planner.recipes import load_recipe
+    from planner.recipes.edits import recounted
     from planner.sizes import format_size, parse_size
 
-    plan = load_recipe(recipe)
+    given = load_recipe(recipe)
+    plan, changes = recounted(given)
+    for change in changes:
+        click.echo(plain(f"Edited: {change}"), err=True)
     limit = None if max_shard_size is None else parse_size(max_shard_size)
     with open_model(model) as opened:
         if opened.digest != plan.model.digest:
@@ -81,5 +86,5 @@ def quantize(
             raise Interrupted("Stopped. Nothing was written.", "The same command starts again.") from None
     for path in written.paths:
         click.echo(str(path))
-    exact = "as promised" if written.bytes == plan.size else f"the recipe promised {plan.size:,} for one file"
+    exact = "as promised" if written.bytes == given.size else f"the recipe promised {given.size:,} for one file"
     click.echo(f"{written.bytes:,} bytes ({format_size(written.bytes)}), {exact}")

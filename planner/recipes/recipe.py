@@ -48,9 +48,9 @@ class Choice(_Record):
     part of the recipe's, both None where nothing was measured; `why` it has that format."""
 
     name: str
-    shape: tuple[Count, ...] = ()  # empty where it is not known
     format: str
     bytes: Count
+    shape: tuple[Count, ...] = ()  # empty where it is not known
     err: Amount | None
     loss: Amount | None
     why: str

@@ -68,7 +68,7 @@ def test_anybodys_gguf_as_a_recipe_for_the_model(solved, run, example):
     assert run("quantize", example.model, "for-model.json", "plain.gguf").status in (0, 1)
 
 
-def test_a_recipe_edited_by_hand(solved, run):
+def test_a_recipe_edited_by_hand(solved, run, example):
     text = (solved / "recipe.json").read_text()
     recipe = load_recipe(solved / "recipe.json")
     before = next(choice for choice in recipe.tensors if choice.name == "blk.3.ffn_up.weight")
@@ -85,6 +85,13 @@ def test_a_recipe_edited_by_hand(solved, run):
     assert new.size - recipe.size == choice.bytes - before.bytes
     assert new.loss == pytest.approx(recipe.loss + choice.loss - before.loss)
     assert new.bound is None
+    compared = run("diff", "recipe.json", "new.json")  # the edited file itself is counted anew as well
+    assert "B is as large as A" in compared.out
+    written = run("quantize", example.model, "recipe.json", "edited.gguf")
+    assert written.status == 0, written.text
+    assert f"Edited: blk.3.ffn_up.weight is now {after}" in written.err
+    assert f"promised {recipe.size:,}" in written.out
+    assert (solved / "edited.gguf").stat().st_size == new.size
     unchanged = run("import", "new.json", "-o", "again.json")
     assert unchanged.status == 0
     assert "is now" not in unchanged.out
