@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.metadata
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ def llama() -> Any:
 
     Raises InferenceError where it is not installed or does not load.
     """
+    # Threads of libgomp would spin at every barrier, hundreds of times a batch: on a machine with anything else to do
+    # that makes them five times as slow as sleeping does, and on an idle one it saves nothing
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         from llama_cpp import llama_cpp as api
     except ImportError as error:
