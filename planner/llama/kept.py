@@ -34,6 +34,11 @@ class Request:
     context: int
     chunks: int | None
 
+    def __post_init__(self) -> None:
+        """Refuse a text that cannot fill a window, as a token is a byte at least, before there is memory for one."""
+        if len(self.text.encode()) + 1 < self.context:
+            raise _too_short(self.context)
+
     def key(self) -> str:
         """SHA-256 (hex) over all that they depend on. Weights count by their files' sizes and times of change."""
         parts = [self.text, str(self.context), str(self.chunks), llama_version()]
@@ -67,10 +72,7 @@ def record_kept(request: Request, engine: Engine, path: Path, progress: Progress
     there is no room."""
     windows = cut(engine.tokenize(request.text), request.context, request.chunks)
     if not len(windows):
-        raise BaselineError(
-            f"The text has fewer than {request.context:,} tokens, which are needed for one window.",
-            "Give a longer text, or a shorter --ctx.",
-        )
+        raise _too_short(request.context)
     scored = logprobs.scored(request.context)
     needed = 2 * len(windows) * (scored.stop - scored.start) * logprobs.row_width(engine.vocabulary_size)
     with contextlib.suppress(OSError):
@@ -85,6 +87,13 @@ def record_kept(request: Request, engine: Engine, path: Path, progress: Progress
     note = {"key": key, "file": _stamp(path), "model": str(request.model)}
     write_atomically(_beside(path), (json.dumps(note, indent=2) + "\n").encode())
     return baseline
+
+
+def _too_short(context: int) -> BaselineError:
+    return BaselineError(
+        f"The text has fewer than {context:,} tokens, which are needed for one window.",
+        "Give a longer text, or a shorter --ctx.",
+    )
 
 
 def _beside(path: Path) -> Path:
