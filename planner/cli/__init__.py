@@ -17,6 +17,7 @@ _COMMANDS = {
     "imatrix": "let a model read text, and write its importance matrix",
     "inspect": "show a model, an imatrix, a state file or a recipe",
     "measure": "measure every tensor's error in every format, into a state file",
+    "sensitivity": "measure how much predictions suffer from every tensor's error",
     "solve": "pick a format for every tensor under a budget; writes recipe.json",
     "quantize": "write the GGUF that a recipe describes",
     "export": "turn a recipe into another quantizer's input",

@@ -46,13 +46,16 @@ _CONTEXT = 512
 @click.option("--hellaswag", metavar="FILE", type=_paths, help="HellaSwag: six lines a task.")
 @click.option("--winogrande", metavar="FILE", type=_paths, help="WinoGrande: CSV.")
 @click.option("--tasks", type=click.IntRange(min=1), help="Tasks to take of each of these files.  [default: all]")
+@click.option(
+    "--calibrate", "state", metavar="STATE", type=_paths, help="Keep divergences in a state file, for its predictions."
+)
 @threads_option
 @gpu_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, to full precision.")
 def evaluate(
     base: Path, quants: tuple[Path, ...], text: Path | None, ctx: int | None, chunks: int | None,
     base_file: Path | None, multiple_choice: Path | None, hellaswag: Path | None, winogrande: Path | None,
-    tasks: int | None, threads: int, gpu_layers: int, as_json: bool,
+    tasks: int | None, state: Path | None, threads: int, gpu_layers: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Say how far QUANTs are from BASE: perplexity, KL divergence and flips on a text, and scores of tasks.
 
@@ -69,10 +72,12 @@ def evaluate(
     questions: dict[Kind, Path] = {kind: path for kind, path in files.items() if path is not None}
     run.check(text, {"--text": text, "--ctx": ctx, "--chunks": chunks, "--kl-divergence-base": base_file},
               questions, tasks)  # fmt: skip
+    if state is not None and text is None and not run.base_is_file:
+        raise UsageError("--calibrate goes with --text.", "Give a text, or leave it out.")
     stopped = False
     try:
         if text is not None or run.base_is_file:
-            run.text(text, ctx or _CONTEXT, chunks, base_file)
+            run.text(text, ctx or _CONTEXT, chunks, base_file, state)
         if questions:
             run.tasks(questions, tasks, 4 * (ctx or _CONTEXT))
     except KeyboardInterrupt:
@@ -123,10 +128,14 @@ class _Run:
         if tasks is not None and not questions:
             raise UsageError("--tasks goes with a file of tasks.", "Give one: --multiple-choice, --hellaswag, …")
 
-    def text(self, text: Path | None, context: int, chunks: int | None, base_file: Path | None) -> None:
-        """Perplexity of the original, and every other file's divergence from it."""
+    def text(
+        self, text: Path | None, context: int, chunks: int | None, base_file: Path | None, state: Path | None
+    ) -> None:
+        """Perplexity of the original, and every other file's divergence from it, which `state` remembers."""
+        from planner.llama.calibrate import remember
         from planner.llama.evaluate import base_nll, diverge
         from planner.llama.statistics import perplexity, statistics
+        from state import Store
 
         with self._baseline(text, context, chunks, base_file) as baseline:
             self.context, self.windows = baseline.context, baseline.windows
@@ -137,6 +146,9 @@ class _Run:
                     found = diverge(engine, baseline, functools.partial(advance, path.name))
                 file.statistics = statistics(found)
                 file.ppl = file.statistics.ppl
+                if state is not None:
+                    with Store.open(state) as store:
+                        remember(store, path, baseline, found.kld)
                 self.finished += 1
 
     def tasks(self, files: Mapping[Kind, Path], count: int | None, context: int) -> None:

@@ -7,12 +7,16 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.errors import ModelError, StateFileError
 from planner.ggml import formats
-from planner.gguf import Imatrix, Model
+from planner.gguf import Imatrix, Model, open_model
 from planner.llama.baseline import Baseline
 from planner.llama.engine import Engine
 from planner.llama.evaluate import Progress, diverge
@@ -24,7 +28,7 @@ from planner.quantize import quantize_model
 from planner.recipes import Recipe
 from state import Pass, Store
 
-__all__ = ["calibrate", "calibration_recipes"]
+__all__ = ["calibrate", "calibration_recipes", "remember"]
 
 # Bits per weight between which divergences are predicted, and how many recipes of that range are tried
 _LEAST_BPW, _MOST_BPW = 3.0, 6.5
@@ -71,10 +75,8 @@ def calibrate(
     subject = subject_of(store)
     assert subject is not None, "recipes are made from finished measurements"
     known = {entry.key: entry for entry in store.passes(subject)}
-    text = hashlib.sha256(baseline.tokens.astype("<i4").tobytes()).hexdigest()
     for recipe in recipes:
-        where = [subject, text, str(baseline.context), llama_version(), sorted(recipe.formats.items())]
-        key = hashlib.sha256(json.dumps(where).encode()).hexdigest()
+        key = _key(subject, baseline, recipe.formats)
         if key in known:
             yield known[key]
             continue
@@ -83,11 +85,44 @@ def calibrate(
             file = Path(folder) / "calibration.gguf"
             quantize_model(model, recipe.formats, imatrix, file, file_type=recipe.file_type, threads=threads)
             with Engine(file, context=baseline.context, threads=threads, gpu_layers=gpu_layers) as engine:
-                found = diverge(engine, baseline, progress).kld.astype("f8")
-        kld, stderr = mean_kld(found.reshape(baseline.windows, baseline.scored))
-        entry = Pass(
-            key=key, subject=subject, label=f"{recipe.bpw:.2f} bpw", formats=recipe.formats, errors={},
-            kld=kld, stderr=stderr, tokens=baseline.tokens.size, seconds=time.monotonic() - begun,
-        )  # fmt: skip
+                found = diverge(engine, baseline, progress).kld
+        entry = _entry(subject, baseline, recipe.formats, found, f"{recipe.bpw:.2f} bpw", time.monotonic() - begun)
         store.add_passes([entry])
         yield entry
+
+
+def remember(store: Store, file: Path, baseline: Baseline, klds: NDArray[np.float32]) -> None:
+    """Keep what the evaluation of a file found, divergences f32[windows * scored], for predictions to come.
+
+    Raises StateFileError without finished measurements, and ModelError for a file of another model.
+    """
+    subject, inventory = subject_of(store), store.inventory()
+    if subject is None or inventory is None:
+        raise StateFileError(f"{store.path} holds no finished measurements.", "Run `planner measure MODEL` first.")
+    with open_model(file) as model:
+        shapes = {tensor.name: tensor.shape for tensor in model.tensors}
+        used = {tensor.name: tensor.format for tensor in model.tensors}
+    if shapes != {tensor.name: tensor.shape for tensor in inventory.tensors}:
+        raise ModelError(
+            f"{file} has not the tensors of {inventory.model_name}, which {store.path} is about.",
+            "Give the state of the model that was quantized.",
+        )
+    key = _key(subject, baseline, used)
+    if key not in {entry.key for entry in store.passes(subject)}:
+        store.add_passes([_entry(subject, baseline, used, klds, file.name, 0.0)])
+
+
+def _key(subject: str, baseline: Baseline, used: Mapping[str, str]) -> str:
+    text = hashlib.sha256(baseline.tokens.astype("<i4").tobytes()).hexdigest()
+    where = [subject, text, str(baseline.context), llama_version(), sorted(used.items())]
+    return hashlib.sha256(json.dumps(where).encode()).hexdigest()
+
+
+def _entry(
+    subject: str, baseline: Baseline, used: Mapping[str, str], klds: NDArray[np.float32], label: str, seconds: float
+) -> Pass:
+    kld, stderr = mean_kld(klds.astype(np.float64).reshape(baseline.windows, baseline.scored))
+    return Pass(
+        key=_key(subject, baseline, used), subject=subject, label=label, formats=dict(used), errors={},
+        kld=kld, stderr=stderr, tokens=baseline.tokens.size, seconds=seconds,
+    )  # fmt: skip

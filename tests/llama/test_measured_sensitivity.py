@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import signal
 import time
 
 import pytest
 
+from planner.errors import ModelError, StateFileError
 from planner.gguf import open_model, read_imatrix
-from planner.llama.calibrate import calibration_recipes
+from planner.llama.calibrate import calibration_recipes, remember
 from planner.llama.perturb import perturber
 from planner.llama.sensitivity import Trials, mean_kld, plan_trials
 from planner.llama.text import spread_windows
 from state import Store
 from tests.conftest import EXAMPLES
-from tests.models import CHEAP
+from tests.models import CHEAP, dense
 
 TEXT = EXAMPLES / "calibration.txt"
 SHORT = ("--tokens", 1024, "-c", 128, "--types", CHEAP, "-t", 1)
@@ -141,3 +144,36 @@ def test_interrupted_passes_go_on(start, run, example, cheap, here):
     with Store.open(cheap, read_only=True) as store:
         assert store.passes()[: len(before)] == before
         assert len(store.passes()) == 6
+
+
+def test_evaluations_calibrate_predictions(run, example, cheap, here):
+    assert sensitivity(run, example, cheap, "--passes", 2, "--no-calibrate").status == 0
+
+    def solved():
+        found = run("solve", "--state", cheap, "--bpw", "5", "-o", "recipe.json")
+        assert found.status == 0, found.text
+        (line,) = (line for line in found.out.splitlines() if line.startswith("KLD"))
+        return [float(word) for word in re.findall(r"[\d.]+(?:e-\d+)?", line)]
+
+    doubtful = solved()
+    assert run("quantize", example.model, "recipe.json", "out.gguf").status == 0
+    evaluate = ("evaluate", example.model, "out.gguf", "--text", TEXT, "-c", 64, "--chunks", 24, "-t", 1)
+    found = run(*evaluate, "--json", "--calibrate", cheap)
+    assert found.status == 0, found.text
+    actual = json.loads(found.out)["files"][-1]["kld"]["value"]
+    kld, low, high = solved()
+    assert high / low < doubtful[2] / doubtful[1]
+    assert abs(math.log(kld / actual)) <= abs(math.log(doubtful[0] / actual)) + 1e-9
+    assert run(*evaluate, "--calibrate", cheap).status == 0  # once
+    with Store.open(cheap, read_only=True) as store:
+        assert len(store.passes()) == 3
+
+
+def test_calibrating_needs_a_text_and_the_state_of_the_model(run, example, cheap, here, tmp_path):
+    assert run("evaluate", example.model, example.model, "--winogrande", "x.csv", "--calibrate", cheap).status == 2
+    other = tmp_path / "other.gguf"
+    dense().write(other)
+    with Store.open(cheap) as store, pytest.raises(ModelError, match="has not the tensors of"):
+        remember(store, other, None, None)
+    with Store.open(tmp_path / "new.planner", create=True) as store, pytest.raises(StateFileError, match="no finished"):
+        remember(store, other, None, None)
