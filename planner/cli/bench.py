@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -42,6 +43,7 @@ def bench(
     models: tuple[Path, ...], n_prompt: int, n_gen: int, repetitions: int, threads: int, gpu_layers: int, as_json: bool
 ) -> None:
     """Measure how fast models are: tokens per second of a prompt and of generation, as llama-bench does."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "active")  # as llama-bench runs; other commands let threads sleep
     from planner.llama import bench as benching
     from planner.report.evaluation import model_size, speed_table
 
