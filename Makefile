@@ -34,7 +34,8 @@ check: .venv/dev
 	@touch $@
 
 .venv/dev: .venv/base
-	@$(INSTALL) -e '.[dev]'
+	@echo "Installing what tests need; llama-cpp-python compiles llama.cpp (about ten minutes, once)"
+	@CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(INSTALL) -e '.[dev,llama]'
 	@touch $@
 
 clean:
