@@ -51,12 +51,11 @@ def sensitivities_of(
 def subject_of(store: Store) -> str | None:
     """Digest of the weights and the imatrix that the finished measurements are of; None where there are none."""
     inventory = store.inventory()
-    content = sorted(
-        (entry.tensor, json.loads(entry.notes)["content"]) for entry in store.energies(selected=True).values()
-    )
-    if inventory is None or not content:
+    # the notes of a tensor's facts hold the digest of its content
+    contents = sorted((entry.tensor, entry.notes) for entry in store.energies(selected=True).values())
+    if inventory is None or not contents:
         return None
-    return hashlib.sha256(json.dumps([inventory.imatrix_digest, content]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([inventory.imatrix_digest, contents]).encode()).hexdigest()
 
 
 def passes_of(store: Store) -> tuple[Pass, ...]:
