@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from planner.ggml import formats
+from planner.formats import all_formats
 from planner.gguf import requires_imatrix
 from planner.report.inspection.columns import labelled, shown, some, table, wrapped
 from planner.sizes import format_size
@@ -114,7 +114,7 @@ def state_facts(store: Store, path: str) -> StateFacts:
 
 
 def _formats(found: Iterable[Measurement], inventory: Inventory | None) -> list[FormatFacts]:
-    known = formats()
+    known = all_formats()
     lengths = Counter(t.row_length for t in inventory.tensors if t.left_alone is None) if inventory else Counter()
     groups: dict[str, list[Measurement]] = {}
     for record in found:
