@@ -57,7 +57,7 @@ def test_what_is_missing_is_said_once(model, here, run):
     blind = write_imatrix(model, here / "plain.imatrix", sums=False)
     result = ok(run("measure", model, "--imatrix", blind, "--types", "q4_K"))
     assert result.err.count("sums of activations") == 1
-    assert "llama-imatrix -m" in " ".join(result.err.split())
+    assert "planner imatrix" in " ".join(result.err.split())
     none = ok(run("measure", model, "--no-imatrix", "--types", "q4_K,iq2_xs", "--state", "none.planner"))
     assert none.err.count("No imatrix") == 1
     assert "--no-imatrix" not in none.err

@@ -86,7 +86,7 @@ def test_a_hundred_recipes_come_back(model, seed, tmp_path):
             back = assess(inventory(model), found.formats, None, why="solved")
             assert back.recipe == recipe
             assert not back.notes
-            if dialect in READERS:  # which try every pattern on every name: for some names
+            if dialect in READERS and seed < 2:  # which try every pattern on every name: for some names
                 some = list(free)[seed :: len(free) // (30 if compact else 4)]
                 assert READERS[dialect](text, some) == {name: free[name].lower() for name in some}
 
