@@ -134,11 +134,11 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
     everything = list(store.measurements(selected=True).values())
     measured = [entry for entry in everything if belongs(entry.format, request.family)]
     if stored is None or not measured:
-        mlx = request.family == "mlx"
+        others = f" in formats of the family {request.family}" if everything else ""
+        option = "" if request.family == "gguf" else f" --family {request.family}"
         raise StateFileError(
-            f"{store.path} holds no finished measurements{' in formats of MLX' if mlx else ''}.",
-            f"Measure first: planner measure MODEL --imatrix FILE{' --family mlx' if mlx else ''}. What is measured "
-            "already will be kept.",
+            f"{store.path} holds no finished measurements{others}.",
+            f"Measure first: planner measure MODEL --imatrix FILE{option}. What is measured already will be kept.",
         )
     _check_inventory(stored)
     inventory = in_family(stored, request.family)

@@ -67,7 +67,8 @@ def round_trip_affine(fmt: Affine, rows: Floats) -> Floats:
 
 
 def _values(codes: Floats, scales: Floats, biases: Floats) -> Floats:
-    return (codes * scales[:, :, None] + biases[:, :, None]).reshape(len(codes), -1)
+    count, groups, group = codes.shape
+    return (codes * scales[:, :, None] + biases[:, :, None]).reshape(count, groups * group)
 
 
 def _codes(fmt: Affine, rows: Floats) -> tuple[Floats, Floats, Floats]:
@@ -81,7 +82,8 @@ def _codes(fmt: Affine, rows: Floats) -> tuple[Floats, Floats, Floats]:
             "Convert the model again from its original; `planner inspect` counts such values in each tensor.",
         )
     in_f16 = _only_f16(rows)
-    weights = np.where(in_f16[:, None], rows, _bf16(rows)).reshape(len(rows), -1, fmt.group)
+    groups = rows.shape[1] // fmt.group
+    weights = np.where(in_f16[:, None], rows, _bf16(rows)).reshape(len(rows), groups, fmt.group)
     bins = np.float32((1 << fmt.bits) - 1)
     top, bottom = weights.max(axis=2), weights.min(axis=2)
     below = np.abs(bottom) > np.abs(top)
