@@ -11,14 +11,16 @@ import pytest
 
 from planner.campaign import Campaign, take_inventory
 from planner.cli.options import family_option
-from planner.errors import StateFileError, UsageError
+from planner.errors import RecipeError, StateFileError, UsageError
 from planner.families import can_quantize, check_architecture, fused_ties, in_family
 from planner.formats import choose_formats
 from planner.gguf import open_model
 from planner.measure import Settings
 from planner.mlx import AFFINE
 from planner.plan import Request, make_plan
-from planner.recipes import load_recipe
+from planner.recipes import Recipe, load_recipe
+from planner.recipes.edits import recounted
+from planner.recipes.exports import export_recipe
 from planner.recipes.mlx_lm import module_paths
 from planner.rules import parse_rule
 from state import Inventory, Store, TensorRecord
@@ -87,6 +89,29 @@ def test_what_mlx_lm_fuses_has_one_format():
     found = [name for name in names if ties[0].pattern.search(name)]
     assert found == [name for name in names if "attn" in name]
     assert fused_ties(inventory_of("qwen3", "blk.0.attn_q.weight", "blk.0.attn_k.weight"), "mlx") == ()
+
+
+def test_plans_keep_together_what_is_fused(tmp_path):
+    maker = models.Maker("qwen3next")
+    maker.pairs = {"block_count": 1, "embedding_length": 256}
+    maker.matrix("token_embd", 96, 256)
+    maker.matrix("blk.0.attn_qkv", 512, 256)
+    maker.matrix("blk.0.attn_gate", 64, 256, scale=0.5)
+    maker.matrix("blk.0.ffn_up_exps", 2, 64, 256)
+    path, state = maker.write(tmp_path / "m.gguf"), tmp_path / "s.planner"
+    campaign(path, state, "mlx", FEW)
+    with Store.open(state, read_only=True) as store:
+        plan = make_plan(store, Request(bpw=Fraction(5), family="mlx"))
+        assert plan.tied_to("blk.0.attn_qkv.weight") == ["blk.0.attn_gate.weight"]
+        recipe = plan.recipe
+    assert recipe.formats["blk.0.attn_qkv.weight"] == recipe.formats["blk.0.attn_gate.weight"]
+    export_recipe(recipe, "mlx-lm", tmp_path / "r.json")
+    apart = tuple(
+        choice.model_copy(update={"format": "mlx_q2_g64" if "attn_qkv" in choice.name else "mlx_q8_g128"})
+        for choice in recipe.tensors
+    )
+    with pytest.raises(RecipeError, match="one module"):
+        export_recipe(recipe.model_copy(update={"tensors": apart}), "mlx-lm", tmp_path / "r.json")
 
 
 def campaign(path: Path, state: Path, family: str, types: str) -> list[int]:
@@ -234,6 +259,12 @@ def test_looking_at_recipes_and_editing_them(run, state, here):
     assert new.family == "mlx"
     assert new.formats == old.formats | {"blk.0.attn_q.weight": "mlx_q8_g128"}
     assert new.size - old.size == prod(before["shape"]) * 8.25 / 8 - before["bytes"]
+    assert recounted(load_recipe(Path("edited.json")))[0].size == new.size
+    small = old.tensors[0].model_copy(
+        update={"shape": (32, 1), "format": "mlx_q3_g32", "bytes": 12, "why": "solved"}
+    )  # as 2 bits
+    recipe = old.model_copy(update={"tensors": (small,), "size": 12})
+    assert recounted(recipe)[0].size == 16  # 3 bits, nothing between tensors
     assert run("export", "edited.json", "--to", "mlx-lm").status == 0
 
     Path("edited.json").write_text("\n".join(lines).replace("mlx_q8_g128", "q8_0"))
@@ -255,3 +286,4 @@ def test_the_option_names_every_family():
     def command(family: str) -> None: ...
 
     assert tuple(command.params[0].type.choices) == get_args(Family)
+    assert Recipe.model_fields["family"].annotation == Family
