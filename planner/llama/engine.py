@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import ctypes
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -69,12 +70,22 @@ class Tensor:
         ggml().set(self.address, data.ctypes.data, offset, data.nbytes)
 
 
-@dataclass(frozen=True, slots=True)
 class Node:
-    """One operation of the graph, `operation` as ggml spells it (`MUL_MAT`), and what goes into it."""
+    """One operation of the graph: there are hundreds in each batch, so no more of it is looked at than is asked for."""
 
-    operation: str
-    sources: tuple[Tensor, ...]
+    def __init__(self, address: int) -> None:
+        self._struct = GgmlTensor.from_address(address)
+
+    @functools.cached_property
+    def operation(self) -> str:
+        """As ggml spells it, such as `MUL_MAT`."""
+        name: bytes = ggml().op_name(self._struct.op)
+        return name.decode("ascii")
+
+    @functools.cached_property
+    def sources(self) -> tuple[Tensor, ...]:
+        """What goes into it."""
+        return tuple(_tensor(source) for source in self._struct.src if source)
 
 
 class Observer(Protocol):
@@ -315,13 +326,16 @@ class Engine:
 
     def _observe(self, address: int, asks: bool, _user_data: object) -> bool:
         assert self._observer is not None
+        if self._failure is not None:  # the rest of the graph, which does not matter any more
+            return False
         try:
-            node = _node(address)
+            node = Node(address)
             if asks:
                 return self._observer.wants(node)
             self._observer.see(node)
         except BaseException as error:  # C cannot pass it on: it is raised again when llama_decode returns
             self._failure = error
+            self._stop.set()
             return False
         return True
 
@@ -345,11 +359,6 @@ def cut(tokens: NDArray[np.int32], context: int, windows: int | None = None) -> 
     if windows is not None:
         count = min(count, windows)
     return tokens[: count * context].reshape(count, context)
-
-
-def _node(address: int) -> Node:
-    struct = GgmlTensor.from_address(address)
-    return Node(ggml().op_name(struct.op).decode("ascii"), tuple(_tensor(source) for source in struct.src if source))
 
 
 def _tensor(address: int) -> Tensor:

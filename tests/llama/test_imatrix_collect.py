@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -15,9 +16,14 @@ from planner.errors import ModelError
 from planner.gguf import read_imatrix
 from planner.gguf.sums import Sums
 from planner.llama.collect import Collector, Text, collect
-from planner.llama.engine import Engine, Node, cut
+from planner.llama.engine import Engine, cut
 
 GOLDEN = Path(__file__).parents[1] / "golden/prose-8m-40x64.imatrix.gguf"  # llama-imatrix -c 64 --chunks 40
+
+
+def node_of(operation, sources):
+    """An operation as the engine shows it."""
+    return SimpleNamespace(operation=operation, sources=sources)
 
 
 @dataclass
@@ -52,7 +58,7 @@ class Loops:
     def __init__(self) -> None:
         self.sum2, self.sums, self.counts = {}, {}, {}
 
-    def see(self, node: Node) -> None:
+    def see(self, node) -> None:
         weight, x = node.sources[:2]
         width, matrices = x.shape[0], weight.shape[2] * weight.shape[3]
         values = np.ndarray(x.shape[::-1], np.float32, x.read(), strides=x.strides[::-1]).astype(float)
@@ -95,10 +101,10 @@ class Both:
     def __init__(self, collector: Collector, loops: Loops) -> None:
         self.collector, self.loops = collector, loops
 
-    def wants(self, node: Node) -> bool:
+    def wants(self, node) -> bool:
         return self.collector.wants(node)
 
-    def see(self, node: Node) -> None:
+    def see(self, node) -> None:
         self.collector.see(node)
         self.loops.see(node)
 
@@ -165,12 +171,12 @@ def test_experts_and_means_are_those_of_the_loops(example, here):
 def test_only_what_llama_imatrix_wants():
     x, w, y = np.zeros((16, 8), np.float32), np.zeros((4, 8), np.float16), np.zeros((15, 8), np.float32)
     wants = Collector(Sums(64)).wants
-    assert wants(Node("MUL_MAT", (Fake("blk.0.attn_q.weight", w), Fake("x", x))))
-    assert not wants(Node("ADD", (Fake("blk.0.attn_q.weight", w), Fake("x", x))))
-    assert not wants(Node("MUL_MAT", (Fake("blk.0.attn_q.weight", w), Fake("y", y))))
-    assert not wants(Node("MUL_MAT", (Fake("cache_k_l0", w), Fake("x", x))))
-    assert not wants(Node("MUL_MAT", (Fake("blk.0.attn_q.weight", w), Fake("x", x, type=1))))
-    output = Node("MUL_MAT", (Fake("output.weight", w), Fake("x", x)))
+    assert wants(node_of("MUL_MAT", (Fake("blk.0.attn_q.weight", w), Fake("x", x))))
+    assert not wants(node_of("ADD", (Fake("blk.0.attn_q.weight", w), Fake("x", x))))
+    assert not wants(node_of("MUL_MAT", (Fake("blk.0.attn_q.weight", w), Fake("y", y))))
+    assert not wants(node_of("MUL_MAT", (Fake("cache_k_l0", w), Fake("x", x))))
+    assert not wants(node_of("MUL_MAT", (Fake("blk.0.attn_q.weight", w), Fake("x", x, type=1))))
+    output = node_of("MUL_MAT", (Fake("output.weight", w), Fake("x", x)))
     assert not wants(output)
     assert Collector(Sums(64), output=True).wants(output)
 
@@ -190,13 +196,13 @@ def test_tensors_of_any_shape_are_those_of_the_loops(data):
     for _ in range(draw(st.integers(1, 3))):
         # activations that are a view of something transposed
         x = rng.normal(size=(outer * draw(st.integers(1, 2)), rows, inner, width)).astype(np.float32)
-        node = Node("MUL_MAT", (Fake("blk.0.a.weight", weight), Fake("x", x.transpose(0, 2, 1, 3))))
+        node = node_of("MUL_MAT", (Fake("blk.0.a.weight", weight), Fake("x", x.transpose(0, 2, 1, 3))))
         used = draw(st.integers(1, experts))
         ids = np.array([rng.permutation(experts) for _ in range(rows)], np.int32)[:, :used]
         seen = rng.normal(size=(rows, draw(st.sampled_from([1, used])), width)).astype(np.float32)
         several = np.zeros((experts, 2, width), np.float16)
         shared = Fake("y", seen), Fake("ids", ids, type=26)
-        routed = [Node("MUL_MAT_ID", (Fake(f"blk.0.{name}.weight", several), *shared)) for name in "bc"]
+        routed = [node_of("MUL_MAT_ID", (Fake(f"blk.0.{name}.weight", several), *shared)) for name in "bc"]
         for each in (node, *routed):
             collector.see(each)
             loops.see(each)
@@ -207,9 +213,9 @@ def test_activations_that_are_no_numbers_name_the_tensor():
     x = np.full((16, 4), np.nan, np.float32)
     weight = Fake("blk.3.ffn_up.weight", np.zeros((2, 4), np.float16))
     with pytest.raises(ModelError, match=r"NaN or infinite activations go into blk\.3\.ffn_up"):
-        Collector(Sums(16)).see(Node("MUL_MAT", (weight, Fake("x", x))))
+        Collector(Sums(16)).see(node_of("MUL_MAT", (weight, Fake("x", x))))
     with pytest.raises(ModelError, match="NaN or infinite"):
-        Collector(Sums(16)).see(Node("MUL_MAT", (weight, Fake("x", np.full((16, 4), 1e30, np.float32)))))
+        Collector(Sums(16)).see(node_of("MUL_MAT", (weight, Fake("x", np.full((16, 4), 1e30, np.float32)))))
 
 
 def test_batches_begin_where_they_did(example):
