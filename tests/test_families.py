@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from planner import formats as formats_module
 from planner.campaign import Campaign, take_inventory
 from planner.cli.options import family_option
 from planner.errors import RecipeError, StateFileError, UsageError
@@ -164,6 +165,15 @@ def test_families_lie_side_by_side(tmp_path):
         assert {entry.made_with for key, entry in after.items() if key not in before} == {"mlx-affine 1"}
         assert make_plan(store, Request(bpw=Fraction(6))).recipe == plan
         assert make_plan(store, Request(bpw=Fraction(6), family="mlx")).recipe.formats.keys() == plan.formats.keys()
+
+
+def test_other_kernels_are_other_measurements(tmp_path, monkeypatch):
+    path, state = models.dense().write(tmp_path / "m.gguf"), tmp_path / "s.planner"
+    first = campaign(path, state, "mlx", FEW)
+    monkeypatch.setattr(formats_module, "library_version", lambda: "999")  # of ggml: no matter
+    assert campaign(path, state, "mlx", FEW) == [first[0], 0]
+    monkeypatch.setattr(formats_module, "KERNEL", "mlx-affine 999")
+    assert campaign(path, state, "mlx", FEW) == [first[0], first[0]]
 
 
 def test_rules_are_of_the_family(tmp_path):
