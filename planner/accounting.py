@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from math import prod
 
 from planner import __version__
-from planner.ggml import formats, library_version
+from planner.formats import Family, all_formats
+from planner.ggml import library_version
 from planner.limits import padded
 from planner.recipes import Choice, ImatrixSource, ModelSource, Recipe
 from state import Inventory, TensorRecord
@@ -34,12 +35,13 @@ def compose_recipe(
     inventory: Inventory,
     choices: Sequence[Choice],
     *,
+    family: Family = "gguf",
     sensitivity: str,
     budget: str,
     bound: float | None = None,
     status: str,
 ) -> Recipe:
-    """The recipe that gives the inventory's tensors, in its order, these formats."""
+    """The recipe that gives the inventory's tensors, in its order, these formats; the inventory is the family's."""
     elements = sum(tensor.elements for tensor in inventory.tensors)
     losses = [choice.loss for choice in choices]
     imatrix = None
@@ -48,6 +50,7 @@ def compose_recipe(
     return Recipe(
         planner=__version__,
         ggml=library_version(),
+        family=family,
         model=ModelSource(
             name=inventory.model_name,
             architecture=inventory.architecture,
@@ -80,6 +83,6 @@ def _file_type(choices: Sequence[Choice]) -> int:
     weights: dict[str, int] = {}
     for choice in choices:
         # llama-quantize heeds --tensor-type only beside a quantized file type
-        if not choice.why.startswith("left alone") and formats()[choice.format].quantized:
+        if not choice.why.startswith("left alone") and all_formats()[choice.format].quantized:
             weights[choice.format] = weights.get(choice.format, 0) + prod(choice.shape)
     return _FILE_TYPES.get(max(weights, key=lambda name: weights[name], default=""), _FALLBACK_FILE_TYPE)

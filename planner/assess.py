@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planner.accounting import compose_recipe, left_alone
 from planner.errors import RecipeError, UsageError
-from planner.ggml import Format, format_named, formats
+from planner.families import in_family
+from planner.formats import Family, named_in
+from planner.ggml import Format, formats
 from planner.gguf import fallback
 from planner.passes import best_source, passes_of, sensitivities_of
 from planner.recipes import Choice, Recipe
@@ -45,8 +47,11 @@ def losses_of(store: Store, inventory: Inventory, source: Source | None = None) 
         return None
     passes = passes_of(store)
     chosen = source or best_source(inventory, passes)
-    stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
-    return Losses(chosen, sensitivities_of(store, inventory, chosen, passes), measured, stored)
+    return Losses(chosen, sensitivities_of(store, inventory, chosen, passes), measured, _stored(inventory))
+
+
+def _stored(inventory: Inventory) -> dict[str, str]:
+    return {tensor.name: tensor.source_format for tensor in inventory.tensors}
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,13 @@ def assess(
     wanted: Mapping[str, str],
     losses: Losses | None,
     *,
+    family: Family = "gguf",
     why: str,
     budget: str = "as imported",
     status: str = "imported",
 ) -> Assessment:
-    """The recipe that gives tensors the formats `wanted` (in any case), all others what they are stored in.
+    """The recipe that gives tensors the formats `wanted` (in any case), all others what they are stored in. Formats and
+    inventory are of one `family`.
 
     What llama.cpp leaves alone stays, and where blocks do not fill a row its substitute is taken; `notes` say so.
     Raises RecipeError for a format that ggml does not know, and where no tensor of the model is named.
@@ -95,23 +102,35 @@ def assess(
             choices.append(_choice(tensor, formats()[tensor.source_format], losses, "not named: stays as it is"))
             continue
         same = text.lower() == tensor.source_format.lower()
-        asked = formats()[tensor.source_format] if same else _named(tensor.name, text)
-        fmt = asked if same else fallback(asked, tensor.row_length)
+        asked = formats()[tensor.source_format] if same else _named(tensor, text, family)
+        fmt = asked if same or family == "mlx" else fallback(asked, tensor.row_length)
         if fmt is not asked:
             replaced.append(f"{tensor.name} {fmt.name} for {asked.name}")
         choices.append(_choice(tensor, fmt, losses, why))
     recipe = compose_recipe(
-        inventory, choices, sensitivity="none" if losses is None else losses.source, budget=budget, status=status
+        inventory,
+        choices,
+        family=family,
+        sensitivity="none" if losses is None else losses.source,
+        budget=budget,
+        status=status,
     )
     unknown = [] if losses is None else [choice.name for choice in choices if choice.loss is None]
     return Assessment(recipe, tuple(_notes(foreign, kept, unnamed, replaced, unknown, recipe)))
 
 
-def _named(tensor: str, text: str) -> Format:
+def _named(tensor: TensorRecord, text: str, family: Family) -> Format:
     try:
-        return format_named(text)
+        fmt = named_in(family, text)
     except UsageError as error:
-        raise RecipeError(f"{tensor}: {error.problem}", error.remedy) from error
+        raise RecipeError(f"{tensor.name}: {error.problem}", error.remedy) from error
+    if family == "mlx" and not fmt.fits(tensor.row_length):  # where there are no substitutes
+        raise RecipeError(
+            f"{tensor.name} cannot be {fmt.name}: its rows of {tensor.row_length:,} weights are no multiple of "
+            f"{fmt.block}.",
+            "Choose a format with smaller groups.",
+        )
+    return fmt
 
 
 def _choice(tensor: TensorRecord, fmt: Format, losses: Losses | None, why: str) -> Choice:
@@ -137,7 +156,8 @@ def _notes(
         types = sorted({choice.format for choice in recipe.tensors if choice.loss is None})
         notes.append(
             f"{_some(unknown)}: no error was measured, so the loss is not known. "
-            f"Measure it: planner measure MODEL --types {','.join(types)}"
+            f"Measure it: planner measure MODEL {'--family mlx ' if recipe.family == 'mlx' else ''}"
+            f"--types {','.join(types)}"
         )
     return notes
 
@@ -157,7 +177,13 @@ def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Ass
             f"The recipe is for another model: {recipe.model.name}, not {inventory.model_name}.",
             "Give the model or the state that it was made with.",
         )
-    found = assess(inventory, recipe.formats, losses, why="imported", budget=recipe.budget, status="edited")
+    family = recipe.family
+    inventory = in_family(inventory, family)
+    if losses is not None:
+        losses = replace(losses, source_formats=_stored(inventory))
+    found = assess(
+        inventory, recipe.formats, losses, family=family, why="imported", budget=recipe.budget, status="edited"
+    )
     before = {choice.name: choice for choice in recipe.tensors}
     choices, changes = [], []
     for choice in found.recipe.tensors:
@@ -174,7 +200,7 @@ def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Ass
     if not changes and not found.notes:
         return Assessment(recipe, ())
     source = recipe.sensitivity if losses is None else losses.source
-    new = compose_recipe(inventory, choices, sensitivity=source, budget=recipe.budget, status="edited")
+    new = compose_recipe(inventory, choices, family=family, sensitivity=source, budget=recipe.budget, status="edited")
     loss = f", loss {_number(recipe.loss)} → {_number(new.loss)}"
     changes.append(f"file: {recipe.size:,} → {new.size:,} bytes{loss}")
     return Assessment(new, (*found.notes, *changes))

@@ -15,7 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from planner.errors import ModelError, UsageError
-from planner.ggml import Format, formats, library_digest, library_version
+from planner.families import can_quantize, check_architecture
+from planner.formats import Family, all_formats, kernel_of
+from planner.ggml import Format, formats
 from planner.gguf import Imatrix, Model, Tensor, header_bytes, requires_imatrix, why_left_alone
 from planner.measure import (
     METRIC_VERSION,
@@ -107,7 +109,8 @@ def take_inventory(model: Model, imatrix: Imatrix | None, settings: Settings) ->
 
 
 class Campaign:
-    """The measuring of one model into one state file: `candidates` for all tensors, `pinned` formats for some more.
+    """The measuring of one model into one state file: `candidates` for all tensors, `pinned` formats for some more, all
+    of one `family`. What the state holds of other families stays as valid as it is.
 
     Creating it checks model, imatrix and state against each other: raises ImatrixError, ModelError, or
     the state's errors where they do not belong together.
@@ -121,14 +124,16 @@ class Campaign:
         candidates: Sequence[Format],
         settings: Settings,
         *,
+        family: Family = "gguf",
         pinned: Mapping[str, Sequence[Format]] | None = None,
         allow_requantize: bool = False,
     ) -> None:
+        check_architecture(model.architecture, family)
         if imatrix is not None:
             imatrix.require(model)
         self._model, self._imatrix, self._store, self._settings = model, imatrix, store, settings
         self._anatomy = read_anatomy(model)
-        self._kernel = f"ggml {library_version()}", library_digest()
+        self._family: Family = family
         self._blocks = self._find_blocks(candidates, pinned or {}, allow_requantize=allow_requantize)
         store.set_inventory(take_inventory(model, imatrix, settings))
 
@@ -180,7 +185,7 @@ class Campaign:
             # outside the stack, every tensor stands for itself
             block = blocks.setdefault(tensor.name if number is None else number, _Block(number))
             # llama.cpp's own resort for rows that no block divides, and the step between F32 and q8_0
-            halves = (formats()["f16"],) if tensor.format == "f32" else ()
+            halves = (formats()["f16"],) if tensor.format == "f32" and self._family == "gguf" else ()
             wanted = dict.fromkeys((*candidates, *halves, *pinned.get(tensor.name, ())))
             block.targets.append(_Target(tensor, self._usable(tensor, wanted)))
         if not blocks:
@@ -196,6 +201,8 @@ class Campaign:
         return list(blocks.values())
 
     def _usable(self, tensor: Tensor, candidates: Iterable[Format]) -> tuple[Format, ...]:
+        if not can_quantize(tensor.name, self._model.architecture, self._family):
+            return ()
         covered = self._imatrix is not None and self._imatrix.covers(tensor)
         return tuple(
             fmt
@@ -249,7 +256,7 @@ class Campaign:
     def _key(self, target: _Target, fmt: Format) -> str:
         tensor, settings = target.tensor, self._settings
         where = (tensor.name, repr(tensor.shape), tensor.format, target.digest, self._entry_digest(tensor))
-        how = (repr(settings.seed), repr(settings.tolerance), str(METRIC_VERSION), *self._kernel)
+        how = (repr(settings.seed), repr(settings.tolerance), str(METRIC_VERSION), *kernel_of(fmt))
         return _digest(*where, fmt.name, *how)
 
     # Doing it
@@ -307,12 +314,12 @@ class Campaign:
                     rows=found.rows[fmt.name],
                     rows_total=target.tensor.rows,
                     kernel_seconds=found.seconds[fmt.name],
-                    made_with=self._kernel[0],
+                    made_with=kernel_of(fmt)[0],
                 )
 
     def _selection(self) -> Iterator[str]:
         """Keys of everything valid: the formats of this run, and those of runs before it."""
-        every = [fmt for fmt in formats().values() if fmt.for_weights]
+        every = [fmt for fmt in all_formats().values() if fmt.for_weights]
         for block in self._blocks:
             for target in block.targets:
                 yield target.facts_key

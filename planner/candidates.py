@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.errors import UsageError
-from planner.ggml import Format, formats
+from planner.formats import all_formats
+from planner.ggml import Format
 from planner.rules import Rule, Tie, match_rules, tied
 from planner.sensitivity import TensorSensitivity
 from state import Inventory, Measurement, TensorRecord
@@ -40,8 +41,8 @@ class TiedGroup:
 class Candidates:
     """All that may be chosen. `fixed` are the tensors that stay as they are; `pins` the pin of each pinned tensor.
 
-    `allowed` are the formats to choose from, None for all that were measured. Raises UsageError for rules that cannot
-    be followed.
+    `measured` are in formats that the loaded kernels have; `allowed` are those to choose from, None for all. Raises
+    UsageError for rules that cannot be followed.
     """
 
     def __init__(
@@ -87,10 +88,9 @@ class Candidates:
         """The formats of one tensor, after its pin or its floors and caps."""
         weight = self._sensitivities[tensor.name]
         measured = self._found.get(tensor.name, {})
-        candidates = [
-            _candidate(tensor, formats()[name], entry, weight) for name, entry in measured.items() if name in formats()
-        ]
-        candidates.append(_candidate(tensor, formats()[tensor.source_format], None, weight))
+        table = all_formats()
+        candidates = [_candidate(tensor, table[name], entry, weight) for name, entry in measured.items()]
+        candidates.append(_candidate(tensor, table[tensor.source_format], None, weight))
         if tensor.name in self.pins:
             return [_pinned(tensor, self.pins[tensor.name], candidates)]
         if self._allowed is not None:

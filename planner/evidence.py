@@ -28,7 +28,11 @@ def add_fork_errors(store: Store, inventory: Inventory, tried: Mapping[str, Trie
     half of that for small errors, so it counts twice. Raises RecipeError where no tensor is the model's.
     """
     chosen = store.measurements(selected=True)
-    own = {entry.tensor for entry in chosen.values() if not entry.made_with.startswith(FORK_METRIC)}
+    own = {
+        entry.tensor
+        for entry in chosen.values()
+        if entry.format in formats() and not entry.made_with.startswith(FORK_METRIC)
+    }
     records = []
     for tensor in inventory.tensors:
         found = tried.get(tensor.name)
@@ -54,7 +58,7 @@ def add_fork_errors(store: Store, inventory: Inventory, tried: Mapping[str, Trie
         )
     store.add(records)
     fresh = [record.key for record in records if record.tensor not in own]
-    kept = [key for key, entry in chosen.items() if entry.tensor in own]
+    kept = [key for key, entry in chosen.items() if entry.tensor in own or entry.format not in formats()]
     store.select([*kept, *store.energies(selected=True), *dict.fromkeys(fresh)])
     free = [tensor.name for tensor in inventory.tensors if tensor.left_alone is None]
     covered = own | {record.tensor for record in records}
@@ -77,6 +81,7 @@ def add_divergences(store: Store, inventory: Inventory, table: Mapping[str, Mapp
     errors = {
         (entry.tensor, entry.format): (entry.err_var, entry.err_mean, entry.err_massive)
         for entry in store.measurements(selected=True).values()
+        if entry.format in formats()
     }
     if subject is None or not errors:
         raise RecipeError(

@@ -12,6 +12,8 @@ from typing import cast
 from planner.accounting import compose_recipe, left_alone
 from planner.candidates import Candidate, Candidates
 from planner.errors import BudgetError, StateFileError, UsageError
+from planner.families import fused_ties, in_family
+from planner.formats import Family, belongs
 from planner.ggml import Format, formats
 from planner.limits import FILE, SizeLimit, causes, check_names, padded, size_limits
 from planner.passes import best_source, calibration, passes_of, sensitivities_of
@@ -40,12 +42,14 @@ __all__ = ["LimitUse", "Plan", "Request", "make_plan"]
 @dataclass(frozen=True)
 class Request:
     """What is asked of a plan. At least one limit: `budget` (bytes of the file), `bpw` (bits of tensor data per
-    element), `devices` (bytes of the tensors on each), `active` (bytes that generating one token reads)."""
+    element), `devices` (bytes of the tensors on each), `active` (bytes that generating one token reads). Formats and
+    rules are of one `family`."""
 
     budget: int | None = None
     bpw: Fraction | None = None
     devices: tuple[Device, ...] = ()
     active: int | None = None
+    family: Family = "gguf"
     formats: tuple[Format, ...] | None = None
     pins: tuple[Rule, ...] = ()
     floors: tuple[Rule, ...] = ()
@@ -126,22 +130,27 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
     Raises StateFileError where measurements are missing, UsageError for rules that cannot be followed, BudgetError for
     limits that no recipe meets or that leave nothing to decide.
     """
-    inventory = store.inventory()
-    measured = list(store.measurements(selected=True).values())
-    if inventory is None or not measured:
+    stored = store.inventory()
+    everything = list(store.measurements(selected=True).values())
+    measured = [entry for entry in everything if belongs(entry.format, request.family)]
+    if stored is None or not measured:
+        others = f" in formats of the family {request.family}" if everything else ""
+        option = "" if request.family == "gguf" else f" --family {request.family}"
         raise StateFileError(
-            f"{store.path} holds no finished measurements.",
-            "Measure first: planner measure MODEL --imatrix FILE. What is measured already will be kept.",
+            f"{store.path} holds no finished measurements{others}.",
+            f"Measure first: planner measure MODEL --imatrix FILE{option}. What is measured already will be kept.",
         )
-    _check_inventory(inventory)
+    _check_inventory(stored)
+    inventory = in_family(stored, request.family)
     _check_measured(inventory, {entry.format for entry in measured}, request.formats or ())
     passes = passes_of(store)
-    source = request.sensitivity or best_source(inventory, passes)
-    by_tensor = sensitivities_of(store, inventory, source, passes)
+    source = request.sensitivity or best_source(stored, passes)
+    by_tensor = sensitivities_of(store, stored, source, passes)
     by_tensor |= {name: by_tensor[name].times(factor) for name, factor in (factors or {}).items()}
     candidates = Candidates(
         inventory, measured, by_tensor, allowed=request.formats, pins=request.pins, floors=request.floors,
-        caps=request.caps, ties=request.ties,
+        caps=request.caps,
+        ties=(*request.ties, *fused_ties(inventory, request.family)),
     )  # fmt: skip
     limits = size_limits(
         inventory, candidates.fixed, budget=request.budget, bpw=request.bpw, devices=request.devices,
@@ -157,7 +166,8 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
     choices = [_choice(tensor, chosen.get(tensor.name), candidates.pins) for tensor in inventory.tensors]
     loss = sum(choice.loss or 0.0 for choice in choices)
     recipe = compose_recipe(
-        inventory, choices, sensitivity=source, budget="; ".join(limit.title for limit in limits),
+        inventory, choices, family=request.family, sensitivity=source,
+        budget="; ".join(limit.title for limit in limits),
         bound=min(solution.bound, loss), status=str(solution.status),
     )  # fmt: skip
     uses = [
@@ -166,7 +176,7 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
     ]
     prediction = None
     if source == "measured" and recipe.loss is not None:
-        prediction = fit_link(calibration(passes, inventory, measured, by_tensor)).predict(recipe.loss)
+        prediction = fit_link(calibration(passes, stored, everything, by_tensor)).predict(recipe.loss)
     return Plan(
         recipe=recipe,
         limits=tuple(uses),

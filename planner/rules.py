@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.errors import UsageError
-from planner.ggml import Format, format_named
+from planner.formats import Family, named_in
+from planner.ggml import Format
 from planner.sizes import parse_size
 from state import Inventory
 
@@ -51,14 +52,15 @@ _FUSED = (
 )
 
 
-def parse_rule(text: str, *, default_pattern: str | None = None) -> Rule:
-    """A rule `REGEX=TYPE`, or `TYPE` alone for all tensors where `default_pattern` allows. Raises UsageError."""
+def parse_rule(text: str, *, default_pattern: str | None = None, family: Family = "gguf") -> Rule:
+    """A rule `REGEX=TYPE`, or `TYPE` alone for all tensors where `default_pattern` allows; the type is one of the
+    family. Raises UsageError."""
     pattern, separator, name = text.rpartition("=")
     if not separator:
         if default_pattern is None:
             raise UsageError(f"{text!r} is not of the form REGEX=TYPE.", "Write for example 'attn_v=q6_K'.")
         pattern = default_pattern
-    return Rule(_compiled(pattern), format_named(name), text)
+    return Rule(_compiled(pattern), named_in(family, name), text)
 
 
 def parse_device(text: str) -> Device:

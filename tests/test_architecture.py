@@ -19,10 +19,13 @@ THIRD_PARTY = {"solvers": {"numpy", "ortools"}, "state": {"pydantic"}}
 LAYERS = [
     {"planner.errors"},
     {"planner.ggml", "planner.files", "planner.sizes", "planner.text"},
+    {"planner.mlx"},
+    {"planner.formats"},
     {"planner.gguf", "planner.recipes", "planner.provenance"},
     {"planner.measure"},
     {"planner.sensitivity"},
-    {"planner.quantize", "planner.campaign", "planner.rules", "planner.candidates", "planner.limits", "planner.passes"},
+    {"planner.quantize", "planner.campaign", "planner.rules", "planner.candidates", "planner.limits", "planner.passes"}
+    | {"planner.families"},
     {"planner.accounting", "planner.assess", "planner.evidence"},
     {"planner.plan"},
     {"planner.report", "planner.llama"},

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from planner import campaign as campaign_module
+from planner import formats as formats_module
 from planner.campaign import Campaign
 from planner.errors import ImatrixError, ModelError, UsageError
 from planner.ggml import formats, select_formats
@@ -221,7 +222,7 @@ def test_other_kernels_or_metrics_are_other_measurements(attribute, model, matri
     go(model, matrix, state)
     first = measurements(state, selected=True)
     new = 999 if attribute == "METRIC_VERSION" else lambda: "999"
-    monkeypatch.setattr(campaign_module, attribute, new)
+    monkeypatch.setattr(campaign_module if attribute == "METRIC_VERSION" else formats_module, attribute, new)
     go(model, matrix, state)
     assert not set(first) & set(measurements(state, selected=True))
 

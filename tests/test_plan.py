@@ -91,7 +91,7 @@ def made_up(path: Path, seed: int, *, imatrix: bool = True, means: bool = True, 
         if formats()[fmt].fits(width)
     ]
     energies = [
-        Energies(key=key("energies", name), tensor=name, values=values)
+        Energies(key=key("energies", name), tensor=name, values=values, notes='{"content": "made up"}')
         for name in NAMES
         if (values := facts(name, rng)) is not None
     ]

@@ -76,6 +76,7 @@ def _side(path: Path, losses: Losses | None) -> Side:
     """A recipe or a GGUF, each tensor with its loss by the state, or else by the recipe itself."""
     from planner.gguf import open_model
     from planner.recipes import load_recipe
+    from planner.recipes.dialect import is_left_alone
     from planner.recipes.edits import recounted
     from planner.report.difference import Cell, Side
 
@@ -88,7 +89,13 @@ def _side(path: Path, losses: Losses | None) -> Side:
             return Side(path.name, model.size, cells)
     recipe, _ = recounted(load_recipe(path))
     cells = {
-        choice.name: Cell(choice.format, choice.bytes, choice.shape, _loss(losses, choice.name, choice.format))
+        choice.name: Cell(
+            choice.format,
+            choice.bytes,
+            choice.shape,
+            # in MLX norms are not stored as the state knows them, and lose nothing either
+            choice.loss if is_left_alone(choice) else _loss(losses, choice.name, choice.format),
+        )
         for choice in recipe.tensors
     }
     return Side(path.name, recipe.size, cells)

@@ -48,8 +48,7 @@ def import_recipe(
     """
     from planner.cli.messages import wrapped
     from planner.recipes import save_recipe
-    from planner.report import role_table
-    from planner.sizes import format_size
+    from planner.report import role_table, size_line
     from planner.text import plain
 
     if _is_evidence(Path(file)):
@@ -61,7 +60,7 @@ def import_recipe(
     recipe = found.recipe
     save_recipe(recipe, output, force=force)
     click.echo(role_table(recipe))
-    click.echo(f"\nFile       {recipe.size:,} bytes ({format_size(recipe.size)}), {recipe.bpw:.4f} bpw")
+    click.echo(f"\n{size_line(recipe)}")
     loss = "not known" if recipe.loss is None else f"{recipe.loss:.6g} by {recipe.sensitivity}"
     click.echo(f"Loss       {loss}")
     for note in found.notes:

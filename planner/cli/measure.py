@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Unpack, cast
 
 import click
 
-from planner.cli.options import Measuring, measuring_options, open_sources
+from planner.cli.options import Measuring, family_option, measuring_options, open_sources
 from planner.cli.progress import progress_bar
 from planner.errors import Interrupted
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from planner.cli.options import Sources
+    from planner.formats import Family
     from planner.ggml import Format
 
 __all__ = ["measure", "run_campaign"]
@@ -23,24 +24,32 @@ __all__ = ["measure", "run_campaign"]
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@family_option
 @measuring_options
-def measure(model: Path, **measuring: Unpack[Measuring]) -> None:
+def measure(model: Path, family: str, **measuring: Unpack[Measuring]) -> None:
     """Measure how wrong every tensor of MODEL becomes in every format.
 
-    Rows of each tensor are sampled, quantized with ggml's own kernels and compared, weighted by the imatrix. Results go
-    to the state file as they come: stop at any time, the same command goes on.
+    Rows of each tensor are sampled, quantized with the family's own kernels and compared, weighted by the imatrix.
+    Results go to the state file as they come: stop at any time, the same command goes on.
     """
-    from planner.ggml import select_formats
+    from planner.formats import choose_formats
 
-    formats = select_formats(measuring["types"] or "all")
+    kind = cast("Family", family)
+    formats = choose_formats(kind, measuring["types"] or "all")
     with open_sources(model, measuring) as sources:
-        done, fresh = run_campaign(sources, formats, {}, measuring)
+        done, fresh = run_campaign(sources, formats, {}, measuring, family=kind)
         click.echo(f"{done} measurements in {sources.state}, {fresh} of them new.")
-        click.echo(f"Next: planner solve --state {shlex.quote(str(sources.state))} --budget SIZE")
+        option = "" if kind == "gguf" else f" --family {kind}"
+        click.echo(f"Next: planner solve --state {shlex.quote(str(sources.state))}{option} --budget SIZE")
 
 
 def run_campaign(
-    sources: Sources, formats: Sequence[Format], pinned: Mapping[str, Sequence[Format]], measuring: Measuring
+    sources: Sources,
+    formats: Sequence[Format],
+    pinned: Mapping[str, Sequence[Format]],
+    measuring: Measuring,
+    *,
+    family: Family = "gguf",
 ) -> tuple[int, int]:
     """Measure what is missing, with a progress bar; returns how many measurements there are and how many are new."""
     from planner.campaign import Campaign
@@ -57,7 +66,7 @@ def run_campaign(
         )
     settings = Settings(measuring["seed"], measuring["tolerance"])
     campaign = Campaign(
-        sources.model, sources.imatrix, sources.store, formats, settings, pinned=pinned,
+        sources.model, sources.imatrix, sources.store, formats, settings, family=family, pinned=pinned,
         allow_requantize=measuring["allow_requantize"],
     )  # fmt: skip
     done = total = fresh = 0

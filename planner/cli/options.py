@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from planner.gguf import Imatrix, Model
     from state import Store
 
-__all__ = ["Measuring", "Sources", "find_state", "gpu_option", "measuring_options", "open_sources", "threads_option"]
+__all__ = [
+    "Measuring",
+    "Sources",
+    "family_option",
+    "find_state",
+    "gpu_option",
+    "measuring_options",
+    "open_sources",
+    "threads_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,6 +37,11 @@ threads_option = click.option(
 gpu_option = click.option(
     "-ngl", "--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1: all."
 )
+# As in planner.formats, which would be slow to import for --help; a test compares
+family_option = click.option(
+    "--family", type=click.Choice(["gguf", "mlx"]), default="gguf", show_default=True,
+    help="Whose types: ggml's, or those of MLX (mlx_q4_g64 ..., and the sets all, g32, g64, g128).",
+)  # fmt: skip
 
 
 class Measuring(TypedDict):

@@ -50,6 +50,11 @@ def quantize(
     from planner.sizes import format_size, parse_size
 
     given = load_recipe(recipe)
+    if given.family != "gguf":
+        raise RecipeError(
+            f"{recipe} is planned for MLX: no GGUF can have its formats.",
+            "Export it: planner export RECIPE --to mlx-lm. Or solve again without --family mlx.",
+        )
     plan, changes = recounted(given)
     for change in changes:
         click.echo(plain(f"Edited: {change}"), err=True)

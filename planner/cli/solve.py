@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import click
 
-from planner.cli.options import Measuring, find_state, gpu_option, measuring_options, open_sources
+from planner.cli.options import Measuring, family_option, find_state, gpu_option, measuring_options, open_sources
 from planner.errors import UsageError
 from planner.text import plain
 
 if TYPE_CHECKING:
     from planner.cli.options import Sources
+    from planner.formats import Family
     from planner.ggml import Format
     from planner.plan import Plan, Request
     from planner.sensitivity import Source
@@ -60,6 +61,7 @@ _OPTIMAL = 1e-9  # what the rounding of sums leaves of a gap
     "--polish-passes", type=click.IntRange(min=1), default=50, show_default=True, help="Exchanges to try at the most."
 )
 @gpu_option
+@family_option
 @measuring_options
 def solve(
     model: Path | None,
@@ -80,6 +82,7 @@ def solve(
     polish: Path | None,
     polish_passes: int,
     gpu_layers: int,
+    family: str,
     **measuring: Unpack[Measuring],
 ) -> None:
     """Pick a type for every tensor so that the file fits a budget and loses as little as possible.
@@ -87,7 +90,7 @@ def solve(
     With MODEL, measures first what is missing. Without, a finished state file in this directory is enough. The
     recipe is proven to be within a gap of the best there is.
     """
-    from planner.ggml import select_formats
+    from planner.formats import choose_formats
     from planner.plan import Request, make_plan
     from planner.report import explanation
     from planner.rules import parse_device, parse_rule, parse_tie
@@ -102,12 +105,14 @@ def solve(
     }
     if budget is not None and bpw is not None:
         raise UsageError("--budget and --bpw exclude each other.", "Give one of them.")
+    kind = cast("Family", family)
     request = Request(
         **limits,
-        formats=None if measuring["types"] is None else select_formats(measuring["types"]),
-        pins=tuple(map(parse_rule, pin)),
-        floors=tuple(parse_rule(text, default_pattern="") for text in floors),
-        caps=tuple(parse_rule(text, default_pattern="") for text in caps),
+        family=kind,
+        formats=None if measuring["types"] is None else choose_formats(kind, measuring["types"]),
+        pins=tuple(parse_rule(text, family=kind) for text in pin),
+        floors=tuple(parse_rule(text, default_pattern="", family=kind) for text in floors),
+        caps=tuple(parse_rule(text, default_pattern="", family=kind) for text in caps),
         ties=tuple(tie for text in ties for tie in parse_tie(text)),
         sensitivity=cast("Source | None", sensitivity),
         method=method,
@@ -116,6 +121,8 @@ def solve(
     )
     if polish is not None and model is None:
         raise UsageError("--polish runs the model.", "Give MODEL too.")
+    if polish is not None and kind != "gguf":
+        raise UsageError("--polish runs llama.cpp, which has none of MLX's types.", "Leave --polish or --family out.")
     if model is not None:
         with open_sources(model, measuring) as sources:
             _measure(sources, request, measuring)
@@ -147,14 +154,15 @@ def _bits(text: str) -> Fraction:
 
 def _measure(sources: Sources, request: Request, measuring: Measuring) -> None:
     from planner.cli.measure import run_campaign
-    from planner.ggml import select_formats
+    from planner.formats import choose_formats
 
     pinned: dict[str, list[Format]] = {}
     for rule in request.pins:
         for tensor in sources.model.tensors:
             if rule.pattern.search(tensor.name):
                 pinned.setdefault(tensor.name, []).append(rule.format)
-    run_campaign(sources, select_formats(measuring["types"] or "all"), pinned, measuring)
+    family = request.family
+    run_campaign(sources, choose_formats(family, measuring["types"] or "all"), pinned, measuring, family=family)
 
 
 def _polished(
@@ -192,13 +200,12 @@ def _polished(
 
 def _report(plan: Plan, output: Path) -> None:
     from planner.recipes import save_recipe
-    from planner.report import limit_line, role_table
-    from planner.sizes import format_size
+    from planner.report import limit_line, next_step, role_table, size_line
 
     recipe = plan.recipe
     save_recipe(recipe, output)
     click.echo(role_table(recipe))
-    click.echo(f"\nFile       {recipe.size:,} bytes ({format_size(recipe.size)}), {recipe.bpw:.4f} bpw")
+    click.echo(f"\n{size_line(recipe)}")
     for limit in plan.limits:
         click.echo(f"Limit      {plain(limit_line(limit))}")
     bound = f"bound {recipe.bound:.6g} (gap {100 * recipe.gap:.2g} %)"
@@ -212,4 +219,4 @@ def _report(plan: Plan, output: Path) -> None:
         shown = ", ".join(plain(name) for name in plan.unplaced[:6]) + (", ..." if len(plan.unplaced) > 6 else "")
         click.echo(textwrap.indent(textwrap.fill(shown, 68, break_on_hyphens=False), " " * 11))
     click.echo(f"Recipe     {output}")
-    click.echo(f"\nNext: planner quantize {plain(recipe.model.path)} {output} OUT.gguf")
+    click.echo(f"\nNext: {next_step(recipe, plain(recipe.model.path), str(output))}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -105,11 +105,17 @@ def format_named(name: str) -> Format:
     )
 
 
-def select_formats(choice: str | Sequence[str]) -> tuple[Format, ...]:
+def select_formats(
+    choice: str | Sequence[str],
+    *,
+    sets: Mapping[str, Sequence[str]] = FORMAT_SETS,
+    named: Callable[[str], Format] = format_named,
+) -> tuple[Format, ...]:
     """Formats from names and named sets (comma-separated or a sequence), each once, smallest first.
 
-    A `-` before a name or set takes it out again: `all,-iq1_s,-iq1_m`. UsageError for unknown names, for an
-    empty choice and for a type that no kernel can quantize to.
+    A `-` before a name or set takes it out again: `all,-iq1_s,-iq1_m`. `sets` and `named` say what words mean, where
+    the formats are not ggml's. UsageError for unknown names, for an empty choice and for a type that no kernel can
+    quantize to.
     """
     words = choice.split(",") if isinstance(choice, str) else list(choice)
     words = [word.strip() for word in words if word.strip()]
@@ -118,8 +124,8 @@ def select_formats(choice: str | Sequence[str]) -> tuple[Format, ...]:
         words.insert(0, "all")
     for word in words:
         plain = word.removeprefix("-")
-        names = FORMAT_SETS.get(plain.lower(), (plain,))
-        for entry in map(format_named, names):
+        names = sets.get(plain.lower(), (plain,))
+        for entry in map(named, names):
             if word.startswith("-"):
                 chosen.pop(entry.name, None)
             else:
@@ -127,6 +133,6 @@ def select_formats(choice: str | Sequence[str]) -> tuple[Format, ...]:
     if not chosen:
         raise UsageError(
             "No types are left to choose from.",
-            f"Name types, or sets of them: {', '.join(FORMAT_SETS)}.",
+            f"Name types, or sets of them: {', '.join(sets)}.",
         )
     return tuple(sorted(chosen.values(), key=lambda entry: (entry.bpw, entry.id)))

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.ggml import Format, dequantize_rows, quantize_rows
+from planner.formats import round_trip
+from planner.ggml import Format
 from planner.measure.survey import Survey
 
 __all__ = ["METRIC_VERSION", "Estimate", "Tally", "errors_of", "row_errors"]
@@ -42,8 +43,7 @@ def row_errors(survey: Survey, fmt: Format, matrix: int, rows: NDArray[np.float3
     `rows` is float32 [r, n]; returns float64 [3, r]: varying part, mean part, massive channels.
     """
     weights = None if survey.moments.weights is None else survey.moments.weights[matrix]
-    back = dequantize_rows(fmt, quantize_rows(fmt, rows, weights), rows.shape[1])
-    return errors_of(survey, matrix, back.astype(np.float64) - rows)
+    return errors_of(survey, matrix, round_trip(fmt, rows, weights).astype(np.float64) - rows)
 
 
 def errors_of(survey: Survey, matrix: int, difference: Doubles) -> Doubles:

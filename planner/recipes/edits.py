@@ -5,12 +5,12 @@ from __future__ import annotations
 from math import prod
 
 from planner.errors import RecipeError, UsageError
-from planner.ggml import format_named
+from planner.formats import Family, named_in
 from planner.recipes.recipe import Choice, Recipe
 
 __all__ = ["recounted"]
 
-_ALIGNMENT = 32  # general.alignment, where a model says nothing else
+_ALIGNMENT = {"gguf": 32, "mlx": 1}  # general.alignment, where a model says nothing else; tensor data alone
 
 
 def recounted(recipe: Recipe) -> tuple[Recipe, list[str]]:
@@ -22,11 +22,11 @@ def recounted(recipe: Recipe) -> tuple[Recipe, list[str]]:
     choices, changes = [], []
     size, bits = recipe.size, 0
     for choice in recipe.tensors:
-        nbytes = _bytes(choice)
+        nbytes = _bytes(choice, recipe.family)
         if nbytes == choice.bytes:
             choices.append(choice)
         else:
-            size += _padded(nbytes) - _padded(choice.bytes)
+            size += _padded(nbytes, recipe.family) - _padded(choice.bytes, recipe.family)
             changes.append(f"{choice.name} is now {choice.format}: {choice.bytes:,} → {nbytes:,} bytes")
             choices.append(choice.model_copy(update={"bytes": nbytes, "err": None, "loss": None, "why": "edited"}))
         bits += 8 * nbytes
@@ -37,11 +37,11 @@ def recounted(recipe: Recipe) -> tuple[Recipe, list[str]]:
     return recipe.model_copy(update={**new, "bpw": recipe.bpw * bits / before if before else 0.0}), changes
 
 
-def _bytes(choice: Choice) -> int:
+def _bytes(choice: Choice, family: Family) -> int:
     if not choice.shape or choice.why.startswith("left alone"):
         return choice.bytes
     try:
-        fmt = format_named(choice.format)
+        fmt = named_in(family, choice.format)
     except UsageError as error:
         raise RecipeError(f"{choice.name}: {error.problem}", error.remedy) from error
     if not fmt.fits(choice.shape[0]):
@@ -53,5 +53,5 @@ def _bytes(choice: Choice) -> int:
     return fmt.row_bytes(choice.shape[0]) * prod(choice.shape[1:])
 
 
-def _padded(nbytes: int) -> int:
-    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+def _padded(nbytes: int, family: Family) -> int:
+    return -(-nbytes // _ALIGNMENT[family]) * _ALIGNMENT[family]

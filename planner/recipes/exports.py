@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from planner.errors import UsageError
+from planner.errors import RecipeError, UsageError
 from planner.recipes.auto_round import export_auto_round
 from planner.recipes.dialect import Exported
 from planner.recipes.evopress import export_evopress
@@ -27,20 +27,22 @@ class _Exporter(Protocol):
 
 @dataclass(frozen=True)
 class Export:
-    """A dialect: its exporter, and the suffixes of the files that it may write, the main one first."""
+    """A dialect: its exporter, the suffixes of the files that it may write, the main one first, and the families of
+    recipes that it can say."""
 
     write: _Exporter
     suffixes: tuple[str, ...]
+    families: tuple[str, ...] = ("gguf",)
 
 
 EXPORTS: Mapping[str, Export] = {
     "llama-quantize": Export(export_llama_quantize, (".types.txt",)),
     "ik_llama": Export(export_ik_llama, (".custom-q.txt", ".imatrix.dat")),
     "gguf-tool-suite": Export(export_tool_suite, (".recipe",)),
-    "mlx-lm": Export(export_mlx_lm, (".mlx.json", ".mlx.py")),
+    "mlx-lm": Export(export_mlx_lm, (".mlx.json", ".mlx.py"), ("gguf", "mlx")),
     "auto-round": Export(export_auto_round, (".auto-round.json",)),
     "evopress": Export(export_evopress, (".evopress.txt",)),
-    "csv": Export(export_table, (".csv",)),
+    "csv": Export(export_table, (".csv",), ("gguf", "mlx")),
 }
 
 
@@ -53,6 +55,11 @@ def export_recipe(
     """
     if dialect not in EXPORTS:
         raise UsageError(f"There is no dialect {dialect!r}.", f"There are {', '.join(EXPORTS)}.")
+    if recipe.family not in EXPORTS[dialect].families:
+        raise RecipeError(
+            f"The recipe is planned for MLX, and {dialect} has none of MLX's formats.",
+            "Export it --to mlx-lm, or solve again without --family mlx.",
+        )
     suffixes = EXPORTS[dialect].suffixes
     paths = {suffix: beside.with_name(beside.name.removesuffix(".json") + suffix) for suffix in suffixes}
     if output is not None:

@@ -1,8 +1,8 @@
 """mlx-lm: the `quantization` dictionary of a model's config.json, and the same as a predicate for `mlx_lm.convert`.
 
-MLX's affine quantization has 2, 3, 4, 5, 6 or 8 bits and a scale and a bias (16 bits each) for every 32, 64 or 128
-weights of a row. A recipe can therefore only be approximated: each module gets what is nearest to its tensor in bits
-per weight. Paths are those of mlx-lm's own models, which stack experts where transformers has one module each.
+A recipe of the family `mlx` is said exactly. One of ggml's types can only be approximated: each module gets what is
+nearest to its tensor in bits per weight of MLX's affine formats. Paths are those of mlx-lm's own models, which stack
+experts where transformers has one module each.
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from planner.errors import RecipeError
-from planner.ggml import formats
+from planner.formats import all_formats
+from planner.mlx import AFFINE, Affine
 from planner.recipes.dialect import Exported, changing
 from planner.recipes.modules import module_of
 from planner.recipes.patterns import compacted, escaped
 from planner.recipes.recipe import Choice, Recipe
 
-__all__ = ["Affine", "export_mlx_lm", "module_paths", "nearest_affine"]
+__all__ = ["export_mlx_lm", "module_paths", "nearest_affine"]
 
-_BITS = (2, 3, 4, 5, 6, 8)
-_GROUPS = (32, 64, 128)
 _PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 # Vision models, whose language model mlx-lm calls so even where it is alone
 _PREFIX = {"qwen35": "language_model.", "qwen35moe": "language_model."}
@@ -38,27 +36,9 @@ _OWN = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Affine:
-    """MLX's affine quantization: `bits` a weight, a scale and a bias for every `group` weights."""
-
-    bits: int
-    group: int
-
-    @property
-    def bpw(self) -> float:
-        """Bits per weight."""
-        return self.bits + 32 / self.group
-
-    @property
-    def parameters(self) -> dict[str, int]:
-        """As config.json has them."""
-        return {"group_size": self.group, "bits": self.bits}
-
-
 def nearest_affine(bpw: float, row_length: int) -> Affine | None:
     """What is nearest in bits per weight and fills rows of `row_length`; None where nothing does."""
-    options = [Affine(bits, group) for bits in _BITS for group in _GROUPS if row_length and row_length % group == 0]
+    options = [option for option in AFFINE.values() if option.fits(row_length)]
     return min(options, key=lambda option: (abs(option.bpw - bpw), option.bpw), default=None)
 
 
@@ -91,7 +71,7 @@ def _placed(recipe: Recipe) -> dict[str, list[Choice]]:
 def _translated(recipe: Recipe) -> tuple[dict[str, Affine | None], list[str]]:
     """Module → what it gets (None: stays as it is), and what that changes."""
     chosen: dict[str, Affine | None] = {}
-    table = formats()
+    table = all_formats()
     before = after = 0.0
     for path, choices in _placed(recipe).items():
         elements = sum(_elements(choice) for choice in choices)
@@ -105,9 +85,22 @@ def _translated(recipe: Recipe) -> tuple[dict[str, Affine | None], list[str]]:
         "MLX has none of the recipe's types: each module gets the bits and group size nearest to its tensor. "
         f"These tensors then take {after / 1e6:,.1f} MB instead of {before / 1e6:,.1f}, and lose what was not measured."
     ]
-    if recipe.model.architecture == "gemma3":
-        notes.append("For a checkpoint with vision, every path begins with language_model. in mlx-lm.")
     return chosen, notes
+
+
+def _planned(recipe: Recipe) -> dict[str, Affine | None]:
+    """Module → the format that a recipe of MLX's own gives it (None: 16 bits)."""
+    chosen: dict[str, Affine | None] = {}
+    for path, choices in _placed(recipe).items():
+        names = {choice.format for choice in choices}
+        if len(names) > 1:
+            raise RecipeError(
+                f"{', '.join(choice.name for choice in choices)} are one module in mlx-lm, {path}, and have different "
+                f"formats: {', '.join(sorted(names))}.",
+                "Give them the same.",
+            )
+        chosen[path] = AFFINE.get(names.pop())
+    return chosen
 
 
 def _elements(choice: Choice) -> int:
@@ -120,7 +113,9 @@ def _elements(choice: Choice) -> int:
 def export_mlx_lm(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
     """The dictionary and the predicate (with `compact`, of patterns). Raises RecipeError."""
     del threads
-    chosen, notes = _translated(recipe)
+    chosen, notes = (_planned(recipe), []) if recipe.family == "mlx" else _translated(recipe)
+    if recipe.model.architecture == "gemma3":
+        notes.append("For a checkpoint with vision, every path begins with language_model. in mlx-lm.")
     counts = Counter(option for option in chosen.values() if option is not None)
     if not counts:
         raise RecipeError("The recipe quantizes nothing that MLX could.", "Solve for a smaller size.")

@@ -58,7 +58,7 @@ class Choice(_Record):
 
 class Recipe(_Record):
     """A recipe and its provenance. `size` is the bytes of the file that it makes, `bpw` bits of tensor data
-    per element.
+    per element. In the family `mlx` both are of tensor data as mlx-lm stores it, without the header of a file.
 
     `loss` is the sum over tensors, None where a tensor's is not known; `bound` a proven lower bound on it under the
     same limits, None where nobody looked for a better one.
@@ -67,6 +67,7 @@ class Recipe(_Record):
     format_version: Literal[1] = 1
     planner: str
     ggml: str
+    family: Literal["gguf", "mlx"] = "gguf"
     model: ModelSource
     imatrix: ImatrixSource | None
     sensitivity: str
@@ -106,6 +107,8 @@ def save_recipe(recipe: Recipe, path: Path, *, force: bool = True) -> None:
         raise OutputError(f"{path} exists.", "Choose another name, or overwrite it with --force.")
     data = recipe.model_dump(mode="json")
     tensors = data.pop("tensors")
+    if recipe.family == "gguf":
+        del data["family"]  # what a recipe is of that does not say
     head = json.dumps(data, indent=2, ensure_ascii=False).removesuffix("\n}")
     lines = ",\n".join("    " + json.dumps(tensor, ensure_ascii=False) for tensor in tensors)
     write_atomically(path, f'{head},\n  "tensors": [\n{lines}\n  ]\n}}\n'.encode("utf-8", "surrogateescape"))

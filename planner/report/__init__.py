@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from planner.report.tables import explanation, limit_line, role_table
+from planner.report.tables import explanation, limit_line, next_step, role_table, size_line
 
-__all__ = ["explanation", "limit_line", "role_table"]
+__all__ = ["explanation", "limit_line", "next_step", "role_table", "size_line"]

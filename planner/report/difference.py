@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from planner.ggml import formats
+from planner.formats import all_formats
 from planner.sensitivity import role_of
 from planner.text import plain
 
@@ -192,7 +192,7 @@ def _loss_change(a: Side, b: Side, names: Sequence[str]) -> str:
 
 
 def _of(fmt: str) -> float:
-    entry = formats().get(fmt)
+    entry = all_formats().get(fmt)
     return entry.bpw if entry else 0.0
 
 

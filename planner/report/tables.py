@@ -15,7 +15,7 @@ from planner.text import plain
 if TYPE_CHECKING:
     from planner.plan import LimitUse, Plan  # whose imports `planner inspect` need not wait for
 
-__all__ = ["explanation", "limit_line", "role_table"]
+__all__ = ["explanation", "limit_line", "next_step", "role_table", "size_line"]
 
 _WIDTH = 80
 
@@ -35,6 +35,19 @@ def role_table(recipe: Recipe) -> str:
     if kept:
         rows.append(("left alone", str(len(kept)), _size(kept), "", _types(kept)))
     return "\n".join(_lines(rows))
+
+
+def size_line(recipe: Recipe) -> str:
+    """What the recipe's file weighs; of MLX's, the tensors in it."""
+    label, what = ("File", "") if recipe.family == "gguf" else ("Data", " of tensors")
+    return f"{label:<10} {recipe.size:,} bytes ({format_size(recipe.size)}){what}, {recipe.bpw:.4f} bpw"
+
+
+def next_step(recipe: Recipe, model: str, path: str) -> str:
+    """The command that makes something of a recipe; names as a shell takes them."""
+    return (
+        f"planner export {path} --to mlx-lm" if recipe.family == "mlx" else f"planner quantize {model} {path} OUT.gguf"
+    )
 
 
 def _share(recipe: Recipe, choices: Sequence[Choice]) -> str:

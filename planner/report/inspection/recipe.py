@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from planner.recipes import Choice, Recipe
 from planner.report.inspection.columns import labelled, shown, table
-from planner.report.tables import role_table
-from planner.sizes import format_size
+from planner.report.tables import next_step, role_table, size_line
 
 __all__ = ["RecipeFacts", "recipe_facts", "recipe_text"]
 
@@ -22,6 +21,7 @@ class RecipeFacts:
     path: str
     planner: str
     ggml: str
+    family: str
     model: str
     architecture: str
     model_digest: str
@@ -49,6 +49,7 @@ def recipe_facts(recipe: Recipe, path: str) -> RecipeFacts:
         path=path,
         planner=recipe.planner,
         ggml=recipe.ggml,
+        family=recipe.family,
         model=recipe.model.name,
         architecture=recipe.model.architecture,
         model_digest=recipe.model.digest,
@@ -77,7 +78,8 @@ def recipe_text(recipe: Recipe, facts: RecipeFacts, *, every_tensor: bool = Fals
     lines += labelled("Model", f"{name}, last seen at {shown(facts.model_path, 400)}")
     lines += labelled("Imatrix", shown(facts.imatrix, 400) if facts.imatrix else "none")
     lines += labelled("Budget", shown(facts.budget, 100))
-    lines += labelled("File", f"{facts.bytes:,} bytes ({format_size(facts.bytes)}), {facts.bpw:.4f} bpw")
+    label, _, size = size_line(recipe).partition(" ")
+    lines += labelled(label, size.strip())
     lines += labelled("Loss", _loss(facts))
     made = f"planner {shown(facts.planner, 30)}, ggml {shown(facts.ggml, 30)}"
     lines += labelled("Made with", f"{made}, seed {facts.seed}, tolerance {facts.tolerance:g}")
@@ -90,10 +92,8 @@ def recipe_text(recipe: Recipe, facts: RecipeFacts, *, every_tensor: bool = Fals
             numbers = f"{choice.bytes:,}", err, "" if choice.loss is None else f"{choice.loss:.3g}"
             rows.append((shown(choice.name, 36), shown(choice.format, 12), *numbers, shown(choice.why, 200)))
         lines += ["", *table(rows, "<<>>><")]
-    path = shlex.quote(shown(facts.path, 400))
-    return "\n".join(
-        [*lines, "", f"Next: planner quantize {shlex.quote(shown(facts.model_path, 400))} {path} OUT.gguf"]
-    )
+    step = next_step(recipe, shlex.quote(shown(facts.model_path, 400)), shlex.quote(shown(facts.path, 400)))
+    return "\n".join([*lines, "", f"Next: {step}"])
 
 
 def _loss(facts: RecipeFacts) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from planner.ggml import formats
+from planner.formats import all_formats, belongs
 from planner.gguf import requires_imatrix
 from planner.report.inspection.columns import labelled, shown, some, table, wrapped
 from planner.sizes import format_size
@@ -114,7 +114,7 @@ def state_facts(store: Store, path: str) -> StateFacts:
 
 
 def _formats(found: Iterable[Measurement], inventory: Inventory | None) -> list[FormatFacts]:
-    known = formats()
+    known = all_formats()
     lengths = Counter(t.row_length for t in inventory.tensors if t.left_alone is None) if inventory else Counter()
     groups: dict[str, list[Measurement]] = {}
     for record in found:
@@ -144,7 +144,8 @@ def state_text(facts: StateFacts, *, every_tensor: bool = False) -> str:
         lines += ["", *table(rows, "<<")]
     path = shlex.quote(shown(facts.path, 400))
     if facts.finished:
-        lines += ["", f"Next: planner solve --state {path} --budget SIZE"]
+        family = "" if any(belongs(fact.format, "gguf") for fact in facts.formats) else " --family mlx"
+        lines += ["", f"Next: planner solve --state {path}{family} --budget SIZE"]
     elif facts.model_path is not None:
         imatrix = f" --imatrix {shlex.quote(shown(facts.imatrix, 400))}" if facts.imatrix else ""
         model = shlex.quote(shown(facts.model_path, 400))
