@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 import gguf
 import numpy as np
-from memory import watch
+from memory import folder_for, watch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 LIMIT = 2e9
@@ -95,12 +94,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--keep", type=Path, help="folder for the files; they stay there")
     arguments = parser.parse_args()
-    if arguments.keep:
-        arguments.keep.mkdir(parents=True, exist_ok=True)
-        good = run(arguments.keep, arguments.tokens)
-    else:
-        with tempfile.TemporaryDirectory(prefix="planner-memory-") as folder:
-            good = run(Path(folder), arguments.tokens)
+    with folder_for(arguments.keep) as folder:
+        good = run(folder, arguments.tokens)
     raise SystemExit(0 if good else 1)
 
 

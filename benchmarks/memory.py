@@ -10,6 +10,7 @@ model (RssFile) are the page cache's: the kernel takes them back when it needs r
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -122,6 +123,17 @@ def watch(arguments: list[str], folder: Path) -> tuple[Peak, float]:
     return peak, time.perf_counter() - began
 
 
+@contextlib.contextmanager
+def folder_for(keep: Path | None) -> Iterator[Path]:
+    """A folder for large files: that one, or one for the time being."""
+    if keep:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep
+    else:
+        with tempfile.TemporaryDirectory(prefix="planner-memory-") as folder:
+            yield Path(folder)
+
+
 def run(folder: Path, types: str, threads: list[int]) -> bool:
     """Print the table; True if all stay below the limit."""
     if not (folder / "big.gguf").exists():
@@ -155,12 +167,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for the files; they stay there")
     arguments = parser.parse_args()
     threads = [int(count) for count in arguments.threads.split(",")]
-    if arguments.keep:
-        arguments.keep.mkdir(parents=True, exist_ok=True)
-        good = run(arguments.keep, arguments.types, threads)
-    else:
-        with tempfile.TemporaryDirectory(prefix="planner-memory-") as folder:
-            good = run(Path(folder), arguments.types, threads)
+    with folder_for(arguments.keep) as folder:
+        good = run(folder, arguments.types, threads)
     raise SystemExit(0 if good else 1)
 
 

@@ -12,46 +12,22 @@ from planner.families import in_family
 from planner.formats import Family, named_in
 from planner.ggml import Format, formats
 from planner.gguf import fallback
-from planner.passes import best_source, passes_of, sensitivities_of
+from planner.passes import Losses, best_source, passes_of, sensitivities_of
 from planner.recipes import Choice, Recipe
-from planner.sensitivity import Source, TensorSensitivity
-from state import Inventory, Measurement, Store, TensorRecord
+from planner.sensitivity import Source
+from state import Inventory, Store, TensorRecord
 
-__all__ = ["Assessment", "Losses", "assess", "losses_of", "reassess"]
-
-
-@dataclass(frozen=True)
-class Losses:
-    """What a state knows: measurements by tensor and format, and sensitivities by `source`."""
-
-    source: Source
-    sensitivities: Mapping[str, TensorSensitivity]
-    measured: Mapping[tuple[str, str], Measurement]
-    source_formats: Mapping[str, str]  # what each tensor is stored in, where it loses nothing
-
-    def of(self, tensor: str, fmt: str) -> tuple[float, float] | None:
-        """Relative error and loss of a tensor in a format; None where it was not measured."""
-        if self.source_formats.get(tensor) == fmt:
-            return 0.0, 0.0
-        entry = self.measured.get((tensor, fmt))
-        if entry is None:
-            return None
-        loss = self.sensitivities[tensor].loss(entry.err_var, entry.err_mean, entry.err_massive)
-        return max(entry.err_var + entry.err_mean, 0.0), loss
+__all__ = ["Assessment", "assess", "losses_of", "reassess"]
 
 
 def losses_of(store: Store, inventory: Inventory, source: Source | None = None) -> Losses | None:
     """What the state's finished measurements say, by `source` (default: the best); None where there are none."""
-    measured = {(entry.tensor, entry.format): entry for entry in store.measurements(selected=True).values()}
+    measured = list(store.measurements(selected=True).values())
     if not measured:
         return None
     passes = passes_of(store)
     chosen = source or best_source(inventory, passes)
-    return Losses(chosen, sensitivities_of(store, inventory, chosen, passes), measured, _stored(inventory))
-
-
-def _stored(inventory: Inventory) -> dict[str, str]:
-    return {tensor.name: tensor.source_format for tensor in inventory.tensors}
+    return Losses.made(inventory, chosen, sensitivities_of(store, inventory, chosen, passes), measured)
 
 
 @dataclass(frozen=True)
@@ -180,7 +156,8 @@ def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Ass
     family = recipe.family
     inventory = in_family(inventory, family)
     if losses is not None:
-        losses = replace(losses, source_formats=_stored(inventory))
+        stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
+        losses = replace(losses, source_formats=stored)
     found = assess(
         inventory, recipe.formats, losses, family=family, why="imported", budget=recipe.budget, status="edited"
     )

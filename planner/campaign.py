@@ -8,7 +8,6 @@ Everything kept has a key that covers all it depends on, so nothing stale is use
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from planner.measure import (
     moments,
     survey_tensor,
 )
-from planner.provenance import provenance_pairs
+from planner.provenance import digest, provenance_pairs
 from planner.sensitivity import STRUCTURE_VERSION, Facts, block_facts, global_facts, read_anatomy, role_of
 from state import Energies, Inventory, Measurement, Store, TensorRecord
 
@@ -216,7 +215,7 @@ class Campaign:
         """Find the block's facts in the state and, if they are there, which measurements are missing."""
         shared = self._facts_basis(block)
         for target in block.targets:
-            target.facts_key = _digest(*shared, target.tensor.name)
+            target.facts_key = digest(*shared, target.tensor.name)
         stored = self._store.energies([target.facts_key for target in block.targets])
         block.known = len(stored) == len(block.targets)
         if block.known:
@@ -257,7 +256,7 @@ class Campaign:
         tensor, settings = target.tensor, self._settings
         where = (tensor.name, repr(tensor.shape), tensor.format, target.digest, self._entry_digest(tensor))
         how = (repr(settings.seed), repr(settings.tolerance), str(METRIC_VERSION), *kernel_of(fmt))
-        return _digest(*where, fmt.name, *how)
+        return digest(*where, fmt.name, *how)
 
     # Doing it
 
@@ -324,10 +323,6 @@ class Campaign:
             for target in block.targets:
                 yield target.facts_key
                 yield from self._store.measurements(self._key(target, fmt) for fmt in every)
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _batches(blocks: Iterable[_Block]) -> Iterator[list[_Block]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 
 from planner.errors import RecipeError
 from planner.ggml import formats
 from planner.passes import subject_of
+from planner.provenance import digest
 from planner.recipes.bpw_state import Tried
 from planner.recipes.imports import nearest_known
 from planner.sensitivity import role_of
@@ -44,7 +44,7 @@ def add_fork_errors(store: Store, inventory: Inventory, tried: Mapping[str, Trie
             if fmt == tensor.source_format or not formats()[fmt].fits(tensor.row_length):
                 continue
             value = error / rows * (2 if by_angle else 1)
-            key = _digest(FORK_METRIC, inventory.model_digest, tensor.name, fmt, repr(value))
+            key = digest(FORK_METRIC, inventory.model_digest, tensor.name, fmt, repr(value))
             records.append(
                 Measurement(
                     key=key, tensor=tensor.name, format=fmt, err_var=value, err_mean=0.0, err_massive=0.0, stderr=0.0,
@@ -98,7 +98,7 @@ def add_divergences(store: Store, inventory: Inventory, table: Mapping[str, Mapp
         for names, kld in _together(name_and_kld for name_and_kld in klds.items() if (name_and_kld[0], fmt) in errors):
             passes.append(
                 Pass(
-                    key=_digest("kld table", subject, kind, fmt, *names, repr(kld)), subject=subject,
+                    key=digest("kld table", subject, kind, fmt, *names, repr(kld)), subject=subject,
                     label=f"GGUF-Tool-Suite {kind}", formats=dict.fromkeys(names, fmt),
                     errors={name: errors[name, fmt] for name in names}, kld=kld,
                     stderr=max(floor, _LEAST_SPREAD * kld), tokens=0, seconds=0.0,
@@ -134,7 +134,3 @@ def _stand_in(kind: str, measured: Iterable[str]) -> str:
         raise RecipeError(f"The table is of a type that nobody knows: {kind}.", "Give a kld_results.csv.")
     bits = table[wanted.lower()]
     return min(known.values(), key=lambda name: (abs(formats()[name].bpw - bits), name))
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()

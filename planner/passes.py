@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 from planner.errors import UsageError
 from planner.sensitivity import (
@@ -18,7 +20,39 @@ from planner.sensitivity import (
 )
 from state import Inventory, Measurement, Pass, Store
 
-__all__ = ["best_source", "calibration", "passes_of", "sensitivities_of", "subject_of"]
+__all__ = ["Losses", "best_source", "calibration", "passes_of", "sensitivities_of", "subject_of"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a state knows: measurements by tensor and format, and sensitivities by `source`."""
+
+    source: Source
+    sensitivities: Mapping[str, TensorSensitivity]
+    measured: Mapping[tuple[str, str], Measurement]
+    source_formats: Mapping[str, str]  # what each tensor is stored in, where it loses nothing
+
+    @classmethod
+    def made(
+        cls,
+        inventory: Inventory,
+        source: Source,
+        sensitivities: Mapping[str, TensorSensitivity],
+        measured: Iterable[Measurement],
+    ) -> Self:
+        """From the measurements of an inventory's tensors."""
+        stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
+        return cls(source, sensitivities, {(entry.tensor, entry.format): entry for entry in measured}, stored)
+
+    def of(self, tensor: str, fmt: str) -> tuple[float, float] | None:
+        """Relative error and loss of a tensor in a format; None where it was not measured."""
+        if self.source_formats.get(tensor) == fmt:
+            return 0.0, 0.0
+        entry = self.measured.get((tensor, fmt))
+        if entry is None:
+            return None
+        loss = self.sensitivities[tensor].loss(entry.err_var, entry.err_mean, entry.err_massive)
+        return max(entry.err_var + entry.err_mean, 0.0), loss
 
 
 def best_source(inventory: Inventory, passes: Sequence[Pass] = ()) -> Source:
@@ -65,32 +99,17 @@ def passes_of(store: Store) -> tuple[Pass, ...]:
     return tuple(entry for entry in every if entry.subject == subject)
 
 
-def calibration(
-    passes: Sequence[Pass],
-    inventory: Inventory,
-    measured: Sequence[Measurement],
-    sensitivities: Mapping[str, TensorSensitivity],
-) -> list[Point]:
+def calibration(passes: Sequence[Pass], inventory: Inventory, losses: Losses) -> list[Point]:
     """Files that were evaluated, with the losses that present sensitivities give their recipes; those with a format
     that was not measured are left out."""
-    found = {(entry.tensor, entry.format): entry for entry in measured}
+    free = [tensor for tensor in inventory.tensors if tensor.left_alone is None]
     points = []
     for entry in passes:
-        if entry.errors:
-            continue
-        loss, known = 0.0, True
-        for tensor in inventory.tensors:
-            fmt = entry.formats.get(tensor.name, tensor.source_format)
-            if tensor.left_alone is not None or fmt == tensor.source_format:
-                continue
-            measurement = found.get((tensor.name, fmt))
-            if measurement is None:
-                known = False
-                break
-            errors = measurement.err_var, measurement.err_mean, measurement.err_massive
-            loss += sensitivities[tensor.name].loss(*errors)
-        if known:
-            points.append(Point(loss, entry.kld, entry.stderr))
+        if not entry.errors:
+            found = [losses.of(tensor.name, entry.formats.get(tensor.name, tensor.source_format)) for tensor in free]
+            known = [loss for _, loss in filter(None, found)]
+            if len(known) == len(found):
+                points.append(Point(sum(known), entry.kld, entry.stderr))
     return points
 
 

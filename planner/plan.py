@@ -16,7 +16,7 @@ from planner.families import fused_ties, in_family
 from planner.formats import Family, belongs
 from planner.ggml import Format, formats
 from planner.limits import FILE, SizeLimit, causes, check_names, padded, size_limits
-from planner.passes import best_source, calibration, passes_of, sensitivities_of
+from planner.passes import Losses, best_source, calibration, passes_of, sensitivities_of
 from planner.recipes import Choice, Recipe
 from planner.rules import Device, Rule, Tie
 from planner.sensitivity import Prediction, Source, fit_link
@@ -176,7 +176,9 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
     ]
     prediction = None
     if source == "measured" and recipe.loss is not None:
-        prediction = fit_link(calibration(passes, stored, everything, by_tensor)).predict(recipe.loss)
+        prediction = fit_link(calibration(passes, stored, Losses.made(stored, source, by_tensor, everything))).predict(
+            recipe.loss
+        )
     return Plan(
         recipe=recipe,
         limits=tuple(uses),

@@ -7,7 +7,12 @@ from collections.abc import Mapping
 
 from planner import __version__
 
-__all__ = ["provenance_pairs", "recipe_digest"]
+__all__ = ["digest", "provenance_pairs", "recipe_digest"]
+
+
+def digest(*parts: str) -> str:
+    """SHA-256 (hex) over texts, in their order."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def recipe_digest(formats: Mapping[str, str]) -> str:

@@ -212,13 +212,8 @@ class _Run:
             tensor = placed.tensor
             changes = placed.format.name != tensor.format
             values = self.imatrix.weights(tensor) if self.imatrix and changes else None
-            step = max(1, _CHUNK // tensor.row_length)
-            for matrix in range(tensor.matrices):
-                weights = None if values is None else values[matrix]
-                begin = matrix * tensor.rows_per_matrix
-                end = begin + tensor.rows_per_matrix
-                for start in range(begin, end, step):
-                    yield _Chunk(placed, start, min(start + step, end), weights)
+            for matrix, start, stop in tensor.slices(_CHUNK):
+                yield _Chunk(placed, start, stop, None if values is None else values[matrix])
 
     def convert(self, chunk: _Chunk) -> NDArray[np.uint8]:
         """Return the chunk's bytes in its format, checked on both sides as llama-quantize does."""

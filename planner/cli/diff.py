@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from planner.assess import Losses
+    from planner.passes import Losses
     from planner.report.difference import Side
 
 __all__ = ["diff"]

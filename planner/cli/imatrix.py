@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import threads_option
+from planner.cli.options import gpu_option, threads_option
 from planner.cli.progress import progress_bar
 from planner.errors import ImatrixError, Interrupted, UsageError
 
@@ -51,7 +51,7 @@ _paths = click.Path(path_type=Path)
 @click.option("--chunks", type=click.IntRange(min=1), help="Read at most so many chunks of each text.")
 @click.option("--process-output", is_flag=True, help="Collect for output.weight too.")
 @click.option("--parse-special", is_flag=True, help="Take <|im_start|> and its like in --text for special tokens.")
-@click.option("-ngl", "--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1: all.")
+@gpu_option
 @threads_option
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output, and the progress of another run.")
 def imatrix(

@@ -11,7 +11,8 @@ import click
 from planner.errors import UsageError
 
 if TYPE_CHECKING:
-    from planner.assess import Assessment, Losses
+    from planner.assess import Assessment
+    from planner.passes import Losses
     from state import Inventory
 
 __all__ = ["import_recipe", "open_basis"]

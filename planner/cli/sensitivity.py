@@ -114,8 +114,8 @@ def _run(run: Trials, trials: list[Trial], stretch: str) -> None:
         err=True,
     )
     with progress_bar("passes") as advance:
-        for step in run.run(missing):
-            advance(step.entry.label, step.number, step.total)
+        for number, entry in enumerate(run.run(missing), start=1):
+            advance(entry.label, number, len(missing))
 
 
 def _calibrate(sources: Sources, run: Trials, threads: int, gpu_layers: int) -> None:

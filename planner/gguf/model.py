@@ -8,12 +8,11 @@ import mmap
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.closing import Closing
 from planner.errors import ModelError
 from planner.ggml import Format, dequantize_rows, formats
 from planner.gguf.metadata import Metadata
@@ -32,7 +31,7 @@ def split_path(stem: Path, index: int, count: int) -> Path:
     return stem.with_name(f"{stem.name}-{index + 1:05d}-of-{count:05d}.gguf")
 
 
-class Model:
+class Model(Closing):
     """An open model. Close it, or use it in a `with` statement; arrays that `raw_rows` gave stay valid.
 
     `tensors` are in file order, part after part; `metadata` is the first part's, which is the one that llama.cpp
@@ -52,14 +51,6 @@ class Model:
         architecture = first.metadata.text("general.architecture")
         assert architecture is not None  # open_model has seen to it
         self.architecture: str = architecture
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Unmap the files, except those that arrays still point into: these go with their last array."""

@@ -14,6 +14,7 @@ import mmap
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -67,6 +68,16 @@ class Tensor:
     def matrices(self) -> int:
         """Matrices stacked in the tensor: its experts, or 1."""
         return prod(self.shape[2:])
+
+    def slices(self, weights: int) -> Iterator[tuple[int, int, int]]:
+        """(matrix, first row, last row + 1) over all rows, at most so many `weights` (but a row at least) at a time;
+        none crosses matrices. Rows are numbered over all matrices."""
+        step = max(1, weights // self.row_length)
+        for matrix in range(self.matrices):
+            begin = matrix * self.rows_per_matrix
+            end = begin + self.rows_per_matrix
+            for start in range(begin, end, step):
+                yield matrix, start, min(start + step, end)
 
     @property
     def elements(self) -> int:

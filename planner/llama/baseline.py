@@ -12,12 +12,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.closing import Closing
 from planner.errors import BaselineError, InferenceError
 from planner.files import atomic_file
 from planner.llama import logprobs
@@ -33,7 +33,7 @@ _LOWEST = -200.0  # of a row: 16 nats and the logarithm of the vocabulary, and r
 _ELEMENTS_AT_A_TIME = 1 << 22  # of logits, in each thread
 
 
-class Baseline:
+class Baseline(Closing):
     """An open file of log-probabilities; a context manager.
 
     `tokens` are the windows, i32[windows, context]; `vocabulary` is how many words a row has.
@@ -78,14 +78,6 @@ class Baseline:
         except BaseException:
             file.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; a temporary one is gone with it."""

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +18,7 @@ from planner.gguf import Imatrix, Model, open_model
 from planner.llama.baseline import Baseline
 from planner.llama.engine import Engine
 from planner.llama.evaluate import Progress, diverge
-from planner.llama.library import llama_version
-from planner.llama.sensitivity import mean_kld
+from planner.llama.sensitivity import by_window, mean_kld, pass_key
 from planner.passes import subject_of
 from planner.plan import Request, make_plan
 from planner.quantize import quantize_model
@@ -76,7 +73,7 @@ def calibrate(
     assert subject is not None, "recipes are made from finished measurements"
     known = {entry.key: entry for entry in store.passes(subject)}
     for recipe in recipes:
-        key = _key(subject, baseline, recipe.formats)
+        key = pass_key(subject, baseline.tokens, recipe.formats)
         if key in known:
             yield known[key]
             continue
@@ -107,22 +104,16 @@ def remember(store: Store, file: Path, baseline: Baseline, klds: NDArray[np.floa
             f"{file} has not the tensors of {inventory.model_name}, which {store.path} is about.",
             "Give the state of the model that was quantized.",
         )
-    key = _key(subject, baseline, used)
+    key = pass_key(subject, baseline.tokens, used)
     if key not in {entry.key for entry in store.passes(subject)}:
         store.add_passes([_entry(subject, baseline, used, klds, file.name, 0.0)])
-
-
-def _key(subject: str, baseline: Baseline, used: Mapping[str, str]) -> str:
-    text = hashlib.sha256(baseline.tokens.astype("<i4").tobytes()).hexdigest()
-    where = [subject, text, str(baseline.context), llama_version(), sorted(used.items())]
-    return hashlib.sha256(json.dumps(where).encode()).hexdigest()
 
 
 def _entry(
     subject: str, baseline: Baseline, used: Mapping[str, str], klds: NDArray[np.float32], label: str, seconds: float
 ) -> Pass:
-    kld, stderr = mean_kld(klds.astype(np.float64).reshape(baseline.windows, baseline.scored))
+    kld, stderr = mean_kld(by_window(klds, baseline))
     return Pass(
-        key=_key(subject, baseline, used), subject=subject, label=label, formats=dict(used), errors={},
+        key=pass_key(subject, baseline.tokens, used), subject=subject, label=label, formats=dict(used), errors={},
         kld=kld, stderr=stderr, tokens=baseline.tokens.size, seconds=seconds,
     )  # fmt: skip

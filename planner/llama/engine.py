@@ -18,12 +18,12 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.closing import Closing
 from planner.errors import InferenceError, ModelError
 from planner.llama.library import GgmlTensor, ggml, last_complaint, llama
 
@@ -32,7 +32,6 @@ __all__ = ["Engine", "Node", "Observer", "Tensor", "cut"]
 _BATCH = 2048  # tokens a llama_decode, the default of llama.cpp's tools
 _LOGITS_BYTES = 512 << 20  # of one batch at most: vocabularies of 262,144 words are run window by window
 _MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
-_ABORTED = 2  # what llama_decode returns when the abort callback stopped it
 _LOAD_MODE_NONE = 0  # enum llama_load_mode: into memory of the process, which may be written to
 
 
@@ -98,7 +97,7 @@ class Observer(Protocol):
         """Look at the node's inputs; they are gone afterwards."""
 
 
-class Engine:
+class Engine(Closing):
     """A loaded model with one context; a context manager.
 
     `context` is the length of the windows in tokens. `writable` loads the weights into memory of the process, as
@@ -143,14 +142,6 @@ class Engine:
         self.windows_at_a_time = 1 if branches else windows_at_a_time or self._most_windows()
         self.branches = branches
         self._open_context()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free model and context; a second call does nothing."""

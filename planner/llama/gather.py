@@ -7,12 +7,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.closing import Closing
 from planner.errors import UsageError
 from planner.gguf import Imatrix, Model
 from planner.gguf.sums import merge_imatrices
@@ -48,7 +47,7 @@ class Request:
     force: bool = False
 
 
-class Gathering:
+class Gathering(Closing):
     """A run, from where an earlier one stopped; a context manager.
 
     `done` of `total` chunks are in `sums`, `saved` of them in the file `progress`. Raises UsageError for a text that
@@ -80,12 +79,8 @@ class Gathering:
             self.done = self.saved = found[0]
             self.sums.tensors.update(found[1].tensors)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Free the model; progress stays."""
         self._engine.close()
 
     def run(self, save_every: float = _SAVE_EVERY) -> Iterator[int]:

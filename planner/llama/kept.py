@@ -7,7 +7,6 @@ and time. A file without a note that fits is somebody else's, and is not written
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from planner.llama.baseline import Baseline, record
 from planner.llama.engine import Engine, cut
 from planner.llama.evaluate import Progress
 from planner.llama.library import llama_version
+from planner.provenance import digest
 
 __all__ = ["Request", "kept", "record_kept"]
 
@@ -47,7 +47,7 @@ class Request:
             for part in model.parts:
                 status = part.stat()
                 parts += [str(status.st_size), str(status.st_mtime_ns)]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return digest(*parts)
 
 
 def kept(request: Request, path: Path) -> Baseline | None:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InferenceError, UsageError
-from planner.ggml import Format, dequantize_rows, formats, quantize_rows
+from planner.formats import round_trip
+from planner.ggml import Format, formats, quantize_rows
 from planner.gguf import Imatrix, Model
 from planner.gguf import Tensor as FileTensor
 from planner.llama.engine import Engine, Node, Tensor
@@ -53,7 +54,7 @@ class Perturber:
         what the file holds, bit for bit."""
         for name in sorted(self._changed) if names is None else names:
             tensor = self._model[name]
-            for start, stop in _slices(tensor):
+            for _, start, stop in tensor.slices(_WEIGHTS_AT_A_TIME):
                 raw = np.ascontiguousarray(self._model.raw_rows(tensor, start, stop))
                 for weight in self.weights[name]:
                     weight.write(raw.reshape(-1), start * raw.shape[1])
@@ -66,7 +67,7 @@ class Perturber:
         tensor = self._model[name]
         for weight in self.weights[name]:
             held = weight.read()
-            for start, stop in _slices(tensor):
+            for _, start, stop in tensor.slices(_WEIGHTS_AT_A_TIME):
                 raw = self._model.raw_rows(tensor, start, stop)
                 here = held[start * raw.shape[1] : stop * raw.shape[1]]
                 if not np.array_equal(here, raw.reshape(-1)):
@@ -80,22 +81,21 @@ class Perturber:
         self._changed.add(tensor.name)
         survey = self._survey(tensor)
         stored = formats()[tensor.format]
-        match = self._imatrix.match(tensor) if self._imatrix else None
+        values = survey.moments.weights
 
-        def one(part: slice) -> NDArray[np.float64]:
-            matrix = part.start // tensor.rows_per_matrix
-            rows = self._model.rows(tensor, part.start, part.stop)
-            weights = None if match is None else np.ascontiguousarray(match.values[matrix], np.float32)
-            back = dequantize_rows(fmt, quantize_rows(fmt, rows, weights), tensor.row_length)
+        def one(part: tuple[int, int, int]) -> NDArray[np.float64]:
+            matrix, start, stop = part
+            rows = self._model.rows(tensor, start, stop)
+            back = round_trip(fmt, rows, None if values is None else values[matrix])
             raw = quantize_rows(stored, back, None)
             for weight in self.weights[tensor.name]:
-                weight.write(raw.reshape(-1), part.start * raw.shape[1])
+                weight.write(raw.reshape(-1), start * raw.shape[1])
             usage = float(survey.moments.usage[matrix])
             errors = errors_of(survey, matrix, back.astype(np.float64) - rows)
             return np.asarray(usage * errors.sum(axis=1), np.float64)
 
         with ThreadPoolExecutor(self.engine.threads, "perturb") as pool:
-            sums = np.sum(list(pool.map(one, (slice(*part) for part in _slices(tensor)))), axis=0)
+            sums = np.sum(list(pool.map(one, tensor.slices(_WEIGHTS_AT_A_TIME))), axis=0)
         energies = np.array([survey.energy, survey.energy, survey.energy_massive])
         var, mean, massive = np.divide(sums, energies, out=np.zeros(3), where=energies > 0).tolist()
         return var, mean, massive
@@ -152,12 +152,3 @@ def _as_stored(tensor: FileTensor, held: Collection[Tensor]) -> bool:
             "Sensitivities are measured on the original: give the F16, BF16 or F32 model.",
         )
     return all(weight.nbytes == tensor.nbytes and weight.type == stored.id for weight in held)
-
-
-def _slices(tensor: FileTensor) -> Iterator[tuple[int, int]]:
-    """(first row, last row + 1); no slice crosses matrices."""
-    step = max(1, _WEIGHTS_AT_A_TIME // tensor.row_length)
-    for matrix in range(tensor.matrices):
-        first = matrix * tensor.rows_per_matrix
-        for start in range(first, first + tensor.rows_per_matrix, step):
-            yield start, min(start + step, first + tensor.rows_per_matrix)

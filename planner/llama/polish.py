@@ -11,19 +11,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.accounting import compose_recipe
 from planner.assess import assess, losses_of
+from planner.closing import Closing
 from planner.ggml import formats
 from planner.llama.baseline import Baseline, record
 from planner.llama.evaluate import Progress, diverge
 from planner.llama.perturb import Perturber
-from planner.llama.sensitivity import mean_kld
+from planner.llama.sensitivity import by_window, mean_kld
 from planner.passes import passes_of, sensitivities_of
 from planner.plan import Plan, Request, make_plan
 from planner.recipes import Choice, Recipe
@@ -50,7 +49,7 @@ class Exchange:
     kept: bool
 
 
-class Polish:
+class Polish(Closing):
     """The improvement of one plan over windows of text, i32[n, context], on the model that a perturber holds; a context
     manager, which lets go of the original's log-probabilities."""
 
@@ -59,6 +58,9 @@ class Polish:
     ) -> None:
         self._store, self._perturber, self._windows = store, perturber, windows
         self.plan = plan
+        inventory = store.inventory()
+        assert inventory is not None, "there is a plan"
+        self._inventory = inventory
         # every further plan is by the same source, with this and that sensitivity multiplied
         self._request = replace(request, sensitivity=self.plan.source)
         self._factors: dict[str, float] = {}
@@ -67,12 +69,8 @@ class Polish:
         self._klds = np.zeros((0, 0))
         self.before = (0.0, 0.0)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the original's log-probabilities."""
         if self._baseline is not None:
             self._baseline.close()
 
@@ -128,25 +126,21 @@ class Polish:
 
     def _recipe(self) -> Recipe:
         solved = self.plan.recipe
-        inventory = self._store.inventory()
-        assert inventory is not None, "there is a plan"
-        losses = losses_of(self._store, inventory, self.plan.source)
-        polished = assess(inventory, self._formats, losses, why="polished").recipe
+        losses = losses_of(self._store, self._inventory, self.plan.source)
+        polished = assess(self._inventory, self._formats, losses, why="polished").recipe
 
         def choice(before: Choice, after: Choice) -> Choice:
             return before if before.format == after.format else after
 
         choices = [choice(*pair) for pair in zip(solved.tensors, polished.tensors, strict=True)]
         return compose_recipe(
-            inventory, choices, sensitivity=solved.sensitivity, budget=solved.budget, bound=solved.bound,
+            self._inventory, choices, sensitivity=solved.sensitivity, budget=solved.budget, bound=solved.bound,
             status=solved.status,
         )  # fmt: skip
 
     def _candidates(self) -> Iterator[tuple[str, float]]:
         """Tensors and factors of their sensitivities, those first whose loss is least certain."""
-        inventory = self._store.inventory()
-        assert inventory is not None, "there is a plan"
-        known = sensitivities_of(self._store, inventory, self.plan.source, passes_of(self._store))
+        known = sensitivities_of(self._store, self._inventory, self.plan.source, passes_of(self._store))
 
         def doubt(choice: Choice) -> float:
             return (choice.loss or 0.0) * (known[choice.name].deviation or _PRIOR_DEVIATION)
@@ -162,13 +156,10 @@ class Polish:
 
     def _apply(self, wanted: Mapping[str, str]) -> None:
         """Bring tensors in the engine's memory into these formats."""
-        inventory = self._store.inventory()
-        assert inventory is not None, "there is a plan"
-        stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
+        stored = {tensor.name: tensor.source_format for tensor in self._inventory.tensors}
         self._perturber.restore([name for name, fmt in wanted.items() if fmt == stored[name]])
         self._perturber.change({name: formats()[fmt] for name, fmt in wanted.items() if fmt != stored[name]})
 
     def _evaluate(self, progress: Progress | None = None) -> NDArray[np.float64]:
         assert self._baseline is not None, "start comes first"
-        klds = diverge(self._perturber.engine, self._baseline, progress).kld.astype(np.float64)
-        return klds.reshape(self._baseline.windows, self._baseline.scored)
+        return by_window(diverge(self._perturber.engine, self._baseline, progress).kld, self._baseline)

@@ -11,12 +11,11 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.closing import Closing
 from planner.errors import StateFileError
 from planner.ggml import Format, formats
 from planner.llama.baseline import Baseline, record
@@ -27,7 +26,7 @@ from planner.passes import best_source, sensitivities_of, subject_of
 from planner.sensitivity import Design, factored, most_telling, spread
 from state import Pass, Store
 
-__all__ = ["Done", "Trial", "Trials", "mean_kld", "plan_trials"]
+__all__ = ["Trial", "Trials", "by_window", "mean_kld", "pass_key", "plan_trials"]
 
 # What tensors are put through: a few formats of plain kernels, so that each can be given an error of a middling size
 _MIDDLING = ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "q4_0", "q5_0", "q8_0")
@@ -42,15 +41,6 @@ class Trial:
 
     label: str
     changes: Mapping[str, Format]
-
-
-@dataclass(frozen=True)
-class Done:
-    """A pass that was run, or was there already; `number` of `total`."""
-
-    entry: Pass
-    number: int
-    total: int
 
 
 def plan_trials(store: Store, design: Design | None, passes: int | None, *, affordable: int) -> list[Trial]:
@@ -91,7 +81,7 @@ def _middling(losses: Mapping[str, float], most: float) -> Format:
     return formats()[name]
 
 
-class Trials:
+class Trials(Closing):
     """Passes over one stretch of text, `windows` i32[n, context], of the model that a perturber holds; a context
     manager, which lets go of the unchanged model's log-probabilities."""
 
@@ -99,17 +89,11 @@ class Trials:
         subject = subject_of(store)
         assert subject is not None, "passes are planned from finished measurements"
         self._store, self._perturber, self._windows, self._subject = store, perturber, windows, subject
-        text = hashlib.sha256(np.ascontiguousarray(windows, "<i4").tobytes()).hexdigest()
-        self._where = [subject, text, str(windows.shape[1]), llama_version()]
         self._record: Baseline | None = None
         self._at_rest: NDArray[np.float64] | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the unchanged model's log-probabilities."""
         if self._record is not None:
             self._record.close()
 
@@ -129,17 +113,17 @@ class Trials:
         self._record = record(self._perturber.engine, self._windows, progress=progress)
         start = time.monotonic()
         # What 16 bits of log-probability leave of zero: the same in every pass, so it is taken off
-        self._at_rest = _by_window(diverge(self._perturber.engine, self.baseline).kld, self.baseline)
+        self._at_rest = by_window(diverge(self._perturber.engine, self.baseline).kld, self.baseline)
         return time.monotonic() - start
 
-    def run(self, trials: Sequence[Trial], progress: Progress | None = None) -> Iterator[Done]:
+    def run(self, trials: Sequence[Trial]) -> Iterator[Pass]:
         """Run passes one after the other, keeping each; `start` comes first. Weights are put back after every one."""
         assert self._at_rest is not None, "start comes first"
-        for number, trial in enumerate(trials, start=1):
+        for trial in trials:
             begun = time.monotonic()
             try:
                 errors = self._perturber.change(trial.changes)
-                klds = _by_window(diverge(self._perturber.engine, self.baseline, progress).kld, self.baseline)
+                klds = by_window(diverge(self._perturber.engine, self.baseline).kld, self.baseline)
             finally:
                 self._perturber.restore()
             kld, stderr = mean_kld(klds - self._at_rest)
@@ -149,23 +133,31 @@ class Trials:
                 kld=kld, stderr=stderr, tokens=self._windows.size, seconds=time.monotonic() - begun,
             )  # fmt: skip
             self._store.add_passes([entry])
-            yield Done(entry, number, len(trials))
+            yield entry
 
     def _reachable(self, trial: Trial) -> bool:
         return all(name in self._perturber.weights for name in trial.changes)
 
     def _key(self, trial: Trial) -> str:
-        what = sorted((name, fmt.name) for name, fmt in trial.changes.items())
-        return hashlib.sha256(json.dumps([*self._where, what]).encode()).hexdigest()
+        return pass_key(self._subject, self._windows, {name: fmt.name for name, fmt in trial.changes.items()})
 
 
-def mean_kld(by_window: NDArray[np.float64]) -> tuple[float, float]:
+def pass_key(subject: str, windows: NDArray[np.int32], used: Mapping[str, str]) -> str:
+    """Digest of all that a pass depends on: `subject`, windows of tokens i32[n, context], and the formats `used` by
+    tensor."""
+    text = hashlib.sha256(np.ascontiguousarray(windows, "<i4").tobytes()).hexdigest()
+    where = [subject, text, str(windows.shape[1]), llama_version(), sorted(used.items())]
+    return hashlib.sha256(json.dumps(where).encode()).hexdigest()
+
+
+def mean_kld(klds: NDArray[np.float64]) -> tuple[float, float]:
     """Mean and standard error of divergences f64[windows, tokens]: between windows, whose tokens go together, or where
     they are few between tokens."""
-    sample = by_window.mean(axis=1) if len(by_window) >= _FEWEST_WINDOWS else by_window.reshape(-1)
+    sample = klds.mean(axis=1) if len(klds) >= _FEWEST_WINDOWS else klds.reshape(-1)
     stderr = float(sample.std(ddof=1) / np.sqrt(len(sample))) if len(sample) > 1 else 0.0
     return float(sample.mean()), stderr
 
 
-def _by_window(values: NDArray[np.float32], baseline: Baseline) -> NDArray[np.float64]:
+def by_window(values: NDArray[np.float32], baseline: Baseline) -> NDArray[np.float64]:
+    """What `diverge` found, f32[windows * scored], as f64[windows, scored]."""
     return values.astype(np.float64).reshape(baseline.windows, baseline.scored)

@@ -7,7 +7,7 @@ speed of reading; the kernels then run on a sample.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -97,15 +97,6 @@ def massive_channels(moments: Moments, columns: Doubles) -> NDArray[np.bool_]:
     return (energy > _MASSIVE_RATIO * others) & (energy > _MASSIVE_SHARE * total)
 
 
-def _chunks(tensor: Tensor) -> Iterator[tuple[int, int, int]]:
-    """(matrix, first row, last row + 1) in global row numbers; no chunk crosses matrices."""
-    step = max(1, _CHUNK // tensor.row_length)
-    for matrix in range(tensor.matrices):
-        first = matrix * tensor.rows_per_matrix
-        for start in range(first, first + tensor.rows_per_matrix, step):
-            yield matrix, start, min(start + step, first + tensor.rows_per_matrix)
-
-
 def _pass(
     model: Model,
     tensor: Tensor,
@@ -121,7 +112,7 @@ def _pass(
     variance = np.where(massive, 0.0, moments.variance).astype(np.float32)
     second = _smooth(np.where(massive, 0.0, moments.second))
     massive_second = _smooth(np.where(massive, moments.second, 0.0))
-    for matrix, start, end in _chunks(tensor):
+    for matrix, start, end in tensor.slices(_CHUNK):
         if stop():
             raise Stopped
         raw = model.raw_rows(tensor, start, end)

@@ -102,7 +102,7 @@ def test_a_pass_is_repeatable_and_both_thread_counts_agree(example, cheap, monke
                 with Trials(store, changer, windows) as run:
                     run.start()
                     monkeypatch.setattr(store, "add_passes", lambda entries: None)  # else it is there the next time
-                    klds.append([done.entry.kld for done in run.run(trials)])
+                    klds.append([entry.kld for entry in run.run(trials)])
     assert klds[1] == klds[2]
     assert klds[0] == pytest.approx(klds[1], rel=0.02)
 
