@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,13 @@ from tests.models import CHEAP
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
+# A shell's background jobs, and so what they start, are born deaf to SIGINT
+_PLANNER = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from planner.cli import main
+main()
+"""
 _PATIENCE = 600  # seconds for another worker to measure
 
 
@@ -65,10 +71,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-def _hear_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.fixture(scope="session")
 def start() -> Callable[..., subprocess.Popen[str]]:
     """Start `planner ARGUMENTS…` as a process of its own, in `cwd`."""
@@ -76,15 +78,13 @@ def start() -> Callable[..., subprocess.Popen[str]]:
 
     def call(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", "from planner.cli import main; main()", *map(str, arguments)],
+            [sys.executable, "-X", "faulthandler", "-c", _PLANNER, *map(str, arguments)],
             cwd=cwd,
             env={**os.environ, "PYTHONPATH": paths},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # a shell's background jobs, and so what they start, are born deaf to SIGINT
-            preexec_fn=_hear_interrupts,
         )
 
     return call

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -146,20 +145,15 @@ def _write(
     file.write(_MAGIC + np.array([context, engine.vocabulary_size, count], "<i4").tobytes())
     file.write(windows.astype("<i4").tobytes())
     scored = logprobs.scored(context)
-    with ThreadPoolExecutor(engine.threads, "encode") as pool:
-        for number, logits in engine.windows(windows, first=scored.start):
-            for rows in _encoded(logits[: scored.stop - scored.start], pool):
-                if not np.isfinite(np.ascontiguousarray(rows[:, :4]).view(np.float32)).all():
-                    raise InferenceError(
-                        f"{engine.path}: what it predicts in window {number} is not a number.",
-                        "The file or its conversion is broken: planner inspect shows its weights.",
-                    )
-                file.write(rows.data)
-            if progress:
-                progress((number + 1) * context, windows.size)
-
-
-def _encoded(logits: NDArray[np.float32], pool: Executor) -> Iterator[NDArray[np.uint16]]:
-    step = max(1, _ELEMENTS_AT_A_TIME // logits.shape[1])
-    parts = [logits[start : start + step] for start in range(0, len(logits), step)]
-    return pool.map(logprobs.encode, parts)
+    length, step = scored.stop - scored.start, max(1, _ELEMENTS_AT_A_TIME // engine.vocabulary_size)
+    for number, logits in engine.windows(windows, first=scored.start):
+        parts = [logits[start:length][:step] for start in range(0, length, step)]
+        for rows in engine.workers.map(logprobs.encode, parts):
+            if not np.isfinite(np.ascontiguousarray(rows[:, :4]).view(np.float32)).all():
+                raise InferenceError(
+                    f"{engine.path}: what it predicts in window {number} is not a number.",
+                    "The file or its conversion is broken: planner inspect shows its weights.",
+                )
+            file.write(rows.data)
+        if progress:
+            progress((number + 1) * context, windows.size)

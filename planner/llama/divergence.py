@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.llama import logprobs
+from planner.llama.workers import Workers
 
 __all__ = ["Divergence", "compare", "join"]
 
@@ -40,10 +40,10 @@ class Divergence:
 
 
 def compare(
-    logits: NDArray[np.float32], base: NDArray[np.uint16], tokens: NDArray[np.int32], pool: Executor | None = None
+    logits: NDArray[np.float32], base: NDArray[np.uint16], tokens: NDArray[np.int32], workers: Workers | None = None
 ) -> Divergence:
     """Compare logits f32[n, vocabulary] with the original's rows u16[n, ...] (see `logprobs`), where tokens i32[n]
-    came. With a `pool` of threads in several of them."""
+    came. With `workers` in several threads."""
     count, vocabulary = logits.shape
     step = max(1, _ELEMENTS_AT_A_TIME // vocabulary)
     slices = [slice(start, start + step) for start in range(0, count, step)]
@@ -51,7 +51,7 @@ def compare(
     def some(rows: slice) -> Divergence:
         return _compare(logits[rows], base[rows], tokens[rows])
 
-    return join(list((pool.map if pool else map)(some, slices)))
+    return join(workers.map(some, slices) if workers else list(map(some, slices)))
 
 
 def join(parts: Sequence[Divergence]) -> Divergence:

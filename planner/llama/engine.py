@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from planner.closing import Closing
 from planner.errors import InferenceError, ModelError
 from planner.llama.library import GgmlTensor, ggml, last_complaint, llama
+from planner.llama.workers import Workers
 
 __all__ = ["Engine", "Node", "Observer", "Tensor", "cut"]
 
@@ -102,6 +103,7 @@ class Engine(Closing):
 
     `context` is the length of the windows in tokens. `writable` loads the weights into memory of the process, as
     they are in the file (not packed again for speed), so that they can be changed. `gpu_layers` as llama.cpp's -ngl.
+    `workers` are as many threads as llama.cpp has, idle while it runs, for work on its memory.
     With `branches`, there are no windows: `context` is the length of one memory that up to so many sequences share.
     Raises InferenceError without llama-cpp-python, ModelError for a file that llama.cpp does not load.
     """
@@ -120,33 +122,30 @@ class Engine(Closing):
     ) -> None:
         if branches > min(context, _MOST_SEQUENCES):  # llama.cpp would abort the process
             raise ValueError(f"{branches} branches need a context of as many tokens, and there are {context}")
-        api = llama()
+        llama()
         self.path, self.context = path, context
         self.threads: int = threads or os.cpu_count() or 1
         self._observer, self._stop = observer, threading.Event()
         self._failure: BaseException | None = None
         self._context: Any = None
         self._batch: Any = None
-        self._worker = concurrent.futures.ThreadPoolExecutor(1, "llama")
-        self._model = self._interruptible(lambda: self._load(gpu_layers, writable))
-        if not self._model:
-            said = last_complaint()
-            raise ModelError(
-                f"llama.cpp cannot load {path}{f': {said}' if said else '.'}",
-                "It may need a newer llama-cpp-python, or more memory.",
-            )
-        self._vocabulary = api.llama_model_get_vocab(self._model)
-        self.vocabulary_size: int = api.llama_vocab_n_tokens(self._vocabulary)
-        self.adds_bos: bool = api.llama_vocab_get_add_bos(self._vocabulary)
-        self.bos: int = api.llama_vocab_bos(self._vocabulary)
-        self.windows_at_a_time = 1 if branches else windows_at_a_time or self._most_windows()
-        self.branches = branches
-        self._open_context()
+        self._model: Any = None
+        self._caller = Workers(1, "llama")  # calls llama.cpp
+        self.workers = Workers(self.threads, "logits")  # for what is done with logits and weights
+        try:
+            self._open_model(gpu_layers, writable)
+            self.windows_at_a_time = 1 if branches else windows_at_a_time or self._most_windows()
+            self.branches = branches
+            self._open_context()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Free model and context; a second call does nothing."""
+        self._caller.close()
+        self.workers.close()
         api = llama()
-        self._worker.shutdown()
         if self._batch is not None:
             api.llama_batch_free(self._batch)
             self._batch = None
@@ -278,7 +277,7 @@ class Engine(Closing):
         fits = _LOGITS_BYTES // (self.context * self.vocabulary_size * 4)
         return int(max(1, min(_BATCH // self.context, fits, _MOST_SEQUENCES)))
 
-    def _load(self, gpu_layers: int, writable: bool) -> Any:
+    def _open_model(self, gpu_layers: int, writable: bool) -> None:
         api = llama()
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
@@ -288,7 +287,18 @@ class Engine(Closing):
 
         go_on = api.llama_progress_callback(lambda _done, _user_data: not self._stop.is_set())
         parameters.progress_callback = go_on
-        return api.llama_model_load_from_file(os.fsencode(self.path), parameters)
+        load = functools.partial(api.llama_model_load_from_file, os.fsencode(self.path), parameters)
+        self._model = self._interruptible(load)
+        if not self._model:
+            said = last_complaint()
+            raise ModelError(
+                f"llama.cpp cannot load {self.path}{f': {said}' if said else '.'}",
+                "It may need a newer llama-cpp-python, or more memory.",
+            )
+        self._vocabulary = api.llama_model_get_vocab(self._model)
+        self.vocabulary_size: int = api.llama_vocab_n_tokens(self._vocabulary)
+        self.adds_bos: bool = api.llama_vocab_get_add_bos(self._vocabulary)
+        self.bos: int = api.llama_vocab_bos(self._vocabulary)
 
     def _open_context(self) -> None:
         api = llama()
@@ -308,7 +318,6 @@ class Engine(Closing):
             parameters.cb_eval = self._eval
         self._context = api.llama_init_from_model(self._model, parameters)
         if not self._context:
-            self.close()
             raise InferenceError(
                 f"llama.cpp cannot make a context of {parameters.n_ctx} tokens for {self.path}: {last_complaint()}",
                 "It may need more memory: try a shorter --ctx.",
@@ -333,14 +342,16 @@ class Engine(Closing):
     def _interruptible(self, call: Callable[[], Any]) -> Any:
         """Run C code in a thread of its own, so that Ctrl-C is heard meanwhile, and stops it."""
         self._stop.clear()
-        future = self._worker.submit(call)
+        future = None
         try:
+            future = self._caller.submit(call)
             while not concurrent.futures.wait([future], timeout=0.5).done:
                 pass
             return future.result()
         except KeyboardInterrupt:
             self._stop.set()
-            concurrent.futures.wait([future])
+            if future is not None:
+                concurrent.futures.wait([future])
             raise
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,11 +31,10 @@ def diverge(engine: Engine, baseline: Baseline, progress: Progress | None = None
         )
     scored, parts = logprobs.scored(baseline.context), []
     length, total = scored.stop - scored.start, baseline.tokens.size
-    with ThreadPoolExecutor(engine.threads, "compare") as pool:
-        for number, logits in engine.windows(baseline.tokens, first=scored.start):
-            parts.append(compare(logits[:length], baseline.rows(number), baseline.targets(number), pool))
-            if progress:
-                progress((number + 1) * baseline.context, total)
+    for number, logits in engine.windows(baseline.tokens, first=scored.start):
+        parts.append(compare(logits[:length], baseline.rows(number), baseline.targets(number), engine.workers))
+        if progress:
+            progress((number + 1) * baseline.context, total)
     return join(parts)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +93,7 @@ class Perturber:
             errors = errors_of(survey, matrix, back.astype(np.float64) - rows)
             return np.asarray(usage * errors.sum(axis=1), np.float64)
 
-        with ThreadPoolExecutor(self.engine.threads, "perturb") as pool:
-            sums = np.sum(list(pool.map(one, tensor.slices(_WEIGHTS_AT_A_TIME))), axis=0)
+        sums = np.sum(self.engine.workers.map(one, tensor.slices(_WEIGHTS_AT_A_TIME)), axis=0)
         energies = np.array([survey.energy, survey.energy, survey.energy_massive])
         var, mean, massive = np.divide(sums, energies, out=np.zeros(3), where=energies > 0).tolist()
         return var, mean, massive

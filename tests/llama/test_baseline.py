@@ -20,6 +20,7 @@ from planner.llama import logprobs
 from planner.llama.baseline import Baseline, is_baseline, record
 from planner.llama.engine import Engine
 from planner.llama.evaluate import base_nll, diverge
+from planner.llama.workers import Workers
 
 CONTEXT, VOCABULARY = 8, 11
 
@@ -27,7 +28,7 @@ CONTEXT, VOCABULARY = 8, 11
 class Parrot:
     """An engine whose logits are random, the same for the same window."""
 
-    path, threads = Path("parrot.gguf"), 2
+    path, workers = Path("parrot.gguf"), Workers(2, "parrot")
 
     def __init__(self, vocabulary: int = VOCABULARY, *, noise: float = 0, fails_at: int | None = None) -> None:
         self.vocabulary_size, self.noise, self.fails_at = vocabulary, noise, fails_at

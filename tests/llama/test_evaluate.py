@@ -131,6 +131,7 @@ def test_interrupted(start, here, example):
     deadline = time.monotonic() + 60
     while not list(here.glob(".*kld*")) and time.monotonic() < deadline:  # it is computing
         time.sleep(0.05)
+    assert list(here.glob(".*kld*"))
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

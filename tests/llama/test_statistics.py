@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from planner.llama import divergence as module
 from planner.llama import logprobs
 from planner.llama.divergence import compare
 from planner.llama.statistics import statistics
+from planner.llama.workers import Workers
 
 
 def loops(logits, base, tokens):
@@ -92,8 +92,8 @@ def test_parts_and_threads_change_nothing(monkeypatch):
     tokens = rng.integers(33, size=50).astype(np.int32)
     whole = compare(logits, base, tokens)
     monkeypatch.setattr(module, "_ELEMENTS_AT_A_TIME", 100)
-    with ThreadPoolExecutor(3) as pool:
-        parts = compare(logits, base, tokens, pool)
+    with Workers(3, "test") as workers:
+        parts = compare(logits, base, tokens, workers)
     for field in ("nll", "nll_base", "kld", "top", "top_base", "tokens"):
         np.testing.assert_array_equal(getattr(whole, field), getattr(parts, field))
 

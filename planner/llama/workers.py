@@ -1,0 +1,54 @@
+"""Threads that work on memory of llama.cpp's: none of them may still do so when that memory is freed or put back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+from planner.closing import Closing
+
+__all__ = ["Workers"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Workers(Closing):
+    """So many threads, started at once; a context manager that ends when they have ended.
+
+    ThreadPoolExecutor starts a thread with its first piece of work, and one whose start a Ctrl-C interrupts is at work
+    without being on the executor's list: nobody would wait for it.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(count, name)
+        all_here = threading.Barrier(count + 1)
+        try:
+            for _ in range(count):
+                self._pool.submit(all_here.wait)
+            all_here.wait()
+        except BaseException:
+            all_here.abort()
+            self._pool.shutdown(wait=False)
+            raise
+
+    def close(self) -> None:
+        """Wait for all work, and end the threads; a second call does nothing."""
+        self._pool.shutdown()
+
+    def submit(self, work: Callable[[], R]) -> Future[R]:
+        """Have a thread do `work`."""
+        return self._pool.submit(work)
+
+    def map(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Results of all items, in their order. However this is left, no thread is at work on any of them any more."""
+        futures: list[Future[R]] = []
+        try:
+            futures.extend(self._pool.submit(work, item) for item in items)
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
