@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -139,6 +140,29 @@ def test_interrupted(start, here, example):
     assert out == ""
     assert "Stopped. 0 of 1 files" in err
     assert list(here.iterdir()) == []
+
+
+def test_interrupted_while_a_thread_starts(run, here, example, monkeypatch):
+    """Whichever thread it is: none may go on with logits that are freed under it, which crashes."""
+    start, left = threading.Thread.start, 0
+
+    def interrupted(thread):
+        nonlocal left
+        start(thread)
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    for number in range(10):
+        left = number
+        result = run("evaluate", example.model, *FEW, "-t", 1)
+        if result.status == 0:
+            break
+        assert result.status == 130, result.text
+        assert list(here.iterdir()) == []
+    assert number > 0
+    assert result.status == 0, result.text
 
 
 def test_bench(run, here, example, quant):
