@@ -48,12 +48,16 @@ def assess(
     budget: str = "as imported",
     status: str = "imported",
 ) -> Assessment:
-    """The recipe that gives tensors the formats `wanted` (in any case), all others what they are stored in. Formats and
-    inventory are of one `family`.
+    """The recipe that gives tensors the formats `wanted` (in any case), all others what they are stored in. Formats are
+    of one `family`.
 
     What llama.cpp leaves alone stays, and where blocks do not fill a row its substitute is taken; `notes` say so.
     Raises RecipeError for a format that ggml does not know, and where no tensor of the model is named.
     """
+    inventory = in_family(inventory, family)
+    if losses is not None:
+        stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
+        losses = replace(losses, source_formats=stored)
     names = {tensor.name for tensor in inventory.tensors}
     foreign = [name for name in wanted if name not in names]
     if wanted and len(foreign) == len(wanted):
@@ -154,10 +158,6 @@ def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Ass
             "Give the model or the state that it was made with.",
         )
     family = recipe.family
-    inventory = in_family(inventory, family)
-    if losses is not None:
-        stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
-        losses = replace(losses, source_formats=stored)
     found = assess(
         inventory, recipe.formats, losses, family=family, why="imported", budget=recipe.budget, status="edited"
     )
@@ -177,7 +177,9 @@ def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Ass
     if not changes and not found.notes:
         return Assessment(recipe, ())
     source = recipe.sensitivity if losses is None else losses.source
-    new = compose_recipe(inventory, choices, family=family, sensitivity=source, budget=recipe.budget, status="edited")
+    new = compose_recipe(
+        in_family(inventory, family), choices, family=family, sensitivity=source, budget=recipe.budget, status="edited"
+    )
     loss = f", loss {_number(recipe.loss)} → {_number(new.loss)}"
     changes.append(f"file: {recipe.size:,} → {new.size:,} bytes{loss}")
     return Assessment(new, (*found.notes, *changes))

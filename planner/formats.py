@@ -6,7 +6,7 @@ A family is what one engine can run: `gguf` has ggml's types, `mlx` MLX's affine
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
@@ -26,10 +26,21 @@ from planner.ggml import (
 )
 from planner.mlx import AFFINE, AFFINE_SETS, KERNEL, Affine, affine_named, round_trip_affine
 
-__all__ = ["Family", "all_formats", "belongs", "choose_formats", "kernel_of", "named_in", "round_trip"]
+__all__ = [
+    "Family",
+    "all_formats",
+    "belongs",
+    "block_of_activations",
+    "choose_formats",
+    "family_of",
+    "kernel_of",
+    "named_in",
+    "round_trip",
+]
 
 Family = Literal["gguf", "mlx"]
 _UNQUANTIZED = ("f16", "bf16")  # what MLX has besides
+_SUPERBLOCK = 256  # QK_K of ggml-common.h
 
 
 @functools.cache
@@ -41,6 +52,11 @@ def all_formats() -> Mapping[str, Format]:
 def belongs(name: str, family: Family) -> bool:
     """Whether a tensor can be quantized to the format of this name within the family."""
     return name in AFFINE if family == "mlx" else name in formats()
+
+
+def family_of(names: Iterable[str]) -> Family:
+    """The family that formats of these names, in any case, are of: `gguf` unless MLX's own are among them."""
+    return "mlx" if any(name.lower() in AFFINE for name in names) else "gguf"
 
 
 def named_in(family: Family, name: str) -> Format:
@@ -63,6 +79,14 @@ def choose_formats(family: Family, choice: str | Sequence[str]) -> tuple[Format,
 def kernel_of(fmt: Format) -> tuple[str, ...]:
     """What the format's results depend on besides their inputs: a title, and where it does not say all, a digest."""
     return (KERNEL,) if isinstance(fmt, Affine) else (f"ggml {library_version()}", library_digest())
+
+
+def block_of_activations(fmt: Format) -> int:
+    """How many activations share a scale where llama.cpp's CPU kernels round them to 8 bits for products with this
+    format (`vec_dot_type` of ggml-cpu.c): 256 or 32; 0 where they are not rounded, as MLX never does."""
+    if isinstance(fmt, Affine) or not fmt.quantized:
+        return 0
+    return _SUPERBLOCK if fmt.block == _SUPERBLOCK else 32
 
 
 def round_trip(fmt: Format, rows: NDArray[np.float32], weights: NDArray[np.float32] | None) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["import_recipe", "open_basis"]
 
 # As in planner.recipes.imports, which would be slow to import for --help; a test compares
-_DIALECTS = ["llama-quantize", "ik_llama", "gguf-tool-suite", "evopress", "csv", "auto-round"]
+_DIALECTS = ["llama-quantize", "ik_llama", "gguf-tool-suite", "evopress", "csv", "mlx-lm", "auto-round"]
 
 
 @click.command(name="import")
@@ -41,8 +41,9 @@ def import_recipe(
     force: bool,
 ) -> None:
     """Make a recipe of FILE: any GGUF (which type has each of its tensors?), a tensor-type file, a .recipe, --custom-q
-    rules (a file, or the rules themselves), a table, or a recipe that was edited by hand. A .bpw_state of --target-bpw
-    and a kld_results.csv of the GGUF-Tool-Suite become measurements in the state instead.
+    rules (a file, or the rules themselves), a table, the config.json of a model that MLX quantized, or a recipe that
+    was edited by hand. A .bpw_state of --target-bpw and a kld_results.csv of the GGUF-Tool-Suite become measurements in
+    the state instead.
 
     Sizes and losses are worked out for --model, for the model of --state, or of the only state file in this directory.
     Without any of these, a GGUF's recipe is for itself. Whatever could not be taken over as it was is said.
@@ -113,6 +114,7 @@ def _assessed(
     file: str, basis: tuple[Inventory, Losses | None] | None, dialect: str | None, *, nearest: bool
 ) -> Assessment:
     from planner.assess import Assessment, assess, reassess
+    from planner.formats import family_of
     from planner.recipes import load_recipe
     from planner.recipes.imports import guess_dialect, read_choices, read_text
 
@@ -134,7 +136,8 @@ def _assessed(
     inventory, losses = basis
     names = [tensor.name for tensor in inventory.tensors]
     found = read_choices(text, dialect, names, inventory.architecture, where, nearest=nearest)
-    made = assess(inventory, found.formats, losses, why=f"imported from {path.name if exists else 'rules'}")
+    why = f"imported from {path.name if exists else 'rules'}"
+    made = assess(inventory, found.formats, losses, family=family_of(found.formats.values()), why=why)
     return Assessment(made.recipe, (*found.notes, *made.notes))
 
 

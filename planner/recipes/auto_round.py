@@ -7,16 +7,19 @@ AutoRound's presets of GGUF types: it has the legacy and the K types, and no IQ 
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from planner.errors import RecipeError
 from planner.ggml import formats
-from planner.recipes.dialect import Exported, changing
+from planner.recipes.dialect import Exported, changing, read_dictionary
 from planner.recipes.modules import Module, module_of
 from planner.recipes.patterns import any_of, numbers
 from planner.recipes.recipe import Choice, Recipe
+from planner.recipes.regex import Regex
 
 __all__ = ["export_auto_round", "layer_config", "read_auto_round"]
 
@@ -27,6 +30,7 @@ _PRESETS = {
 }  # fmt: skip
 _PLAIN = {"bits": 16, "act_bits": 16, "data_type": "float", "act_data_type": "float"}  # what ignore_layers sets
 _FLOATS = ("f32", "f16", "bf16")
+_LONE_DOT = re.compile(r"(?<!\\)\.(?!\*)")  # to_standard_regex escapes it
 
 Entry = str | dict[str, object]
 
@@ -106,21 +110,25 @@ def _type_of(preset: str) -> str:
     return next(name for name, known in _PRESETS.items() if known == preset)
 
 
-def read_auto_round(text: str, names: list[str], architecture: str, where: str) -> dict[str, str]:
-    """Tensor → type, of a dictionary as written here without `--compact`. Raises RecipeError."""
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{where} is not JSON: {error}.", "Give AutoRound's layer_config as JSON.") from error
-    if not isinstance(config, dict):
-        raise RecipeError(f"{where} holds no dictionary.", "Give AutoRound's layer_config as JSON.")
-    found: dict[str, str] = {}
+def read_auto_round(text: str, names: Sequence[str], architecture: str, where: str) -> dict[str, str]:
+    """Tensor → type; of several keys that find a module, the last one counts. Raises RecipeError."""
+    config = read_dictionary(text, where, "AutoRound's layer_config")
+    types = {preset: fmt for fmt, preset in _PRESETS.items()}
+    paths: dict[str, str] = {}
     for name in names:
-        try:
-            value = config.get(_key(module_of(name, architecture)))
-        except RecipeError:
-            continue
-        fmt = next((known for known, preset in _PRESETS.items() if preset == value), None)
-        if fmt is not None:
-            found[name] = fmt
-    return found
+        with contextlib.suppress(RecipeError):  # AutoRound does not have it either
+            paths[name] = module_of(name, architecture).path.replace("*", "0")  # all experts are alike
+    literal = set(paths.values())
+    chosen: dict[str, str | None] = {}
+    for key, value in config.items():
+        fmt = types.get(value) if isinstance(value, str) else None
+        if fmt is None and not (isinstance(value, dict) and value.get("bits") == _PLAIN["bits"]):
+            raise RecipeError(
+                f"{where} has {str(value)[:80]} for {key[:80]!r}, which is no type of GGUF.",
+                f"Known are {', '.join(types)}.",
+            )
+        regex = None if key in literal else Regex(_LONE_DOT.sub(r"\\.", key), "ecmascript", where)
+        for name, path in paths.items():
+            if path == key if regex is None else regex.search(path):
+                chosen[name] = fmt
+    return {name: fmt for name, fmt in chosen.items() if fmt is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from planner.errors import RecipeError
 from planner.recipes.recipe import Choice, Recipe
 from planner.recipes.regex import Regex
 
-__all__ = ["Exported", "Rule", "changing", "first_match", "is_left_alone", "refuse", "type_names"]
+__all__ = ["Exported", "Rule", "changing", "first_match", "is_left_alone", "read_dictionary", "refuse", "type_names"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,17 @@ def type_names(recipe: Recipe, known: Iterable[str], who: str) -> None:
                 f"{who} has no type {choice.format}, which {choice.name} has.",
                 "Solve again without it: --types all,-" + choice.format + ".",
             )
+
+
+def read_dictionary(text: str, where: str, what: str) -> dict[str, object]:
+    """JSON of a dictionary. Raises RecipeError, saying `what` it should be."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{where} is not JSON: {error}.", f"Give {what} as JSON.") from error
+    if not isinstance(found, dict):
+        raise RecipeError(f"{where} holds no dictionary.", f"Give {what} as JSON.")
+    return found
 
 
 def first_match(rules: Sequence[Rule], names: Iterable[str]) -> dict[str, str]:

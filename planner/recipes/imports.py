@@ -16,6 +16,7 @@ from planner.recipes.dialect import Rule, first_match
 from planner.recipes.evopress import read_evopress
 from planner.recipes.ik_llama import read_ik_llama
 from planner.recipes.llama_quantize import read_llama_quantize
+from planner.recipes.mlx_lm import read_mlx_lm
 from planner.recipes.table import read_table
 from planner.recipes.tool_suite import read_tool_suite
 
@@ -28,7 +29,10 @@ _PATTERNS: Mapping[str, Callable[[str, str], list[Rule]]] = {
     "gguf-tool-suite": read_tool_suite,
 }
 _TABLES: Mapping[str, Callable[[str, str], dict[str, str]]] = {"evopress": read_evopress, "csv": read_table}
-IMPORTS = (*_PATTERNS, *_TABLES, "auto-round")
+_MODULES: Mapping[str, Callable[[str, Sequence[str], str, str], dict[str, str]]] = {
+    "mlx-lm": read_mlx_lm, "auto-round": read_auto_round,
+}  # fmt: skip
+IMPORTS = (*_PATTERNS, *_TABLES, *_MODULES)
 """Dialects that can be read; GGUF files, states of --target-bpw and tables of KL divergences are told by content."""
 
 # Bits per weight of types that only ik_llama.cpp has, by the sizes of their blocks in ggml/src/ggml-common.h there
@@ -55,7 +59,7 @@ def guess_dialect(path: Path, text: str) -> str:
         return by_suffix
     begin = text.lstrip()[:4000]
     if begin.startswith("{"):
-        return "auto-round"
+        return "mlx-lm" if re.search(r'"quantization(_config)?"\s*:\s*\{', text) else "auto-round"
     if re.search(r"(?m)^\S.*: *[\d.]+ *\([\d.]+-\w+\.pth\)$", begin):
         return "evopress"
     lines = [line for line in begin.splitlines() if line.strip()]
@@ -87,7 +91,7 @@ def read_choices(
     elif dialect in _TABLES:
         formats = _TABLES[dialect](text, where)
     else:
-        formats = read_auto_round(text, list(names), architecture, where)
+        formats = _MODULES[dialect](text, names, architecture, where)
     return _known(formats, where, nearest=nearest)
 
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from planner.errors import RecipeError
 from planner.formats import all_formats
 from planner.mlx import AFFINE, Affine
-from planner.recipes.dialect import Exported, changing
+from planner.recipes.dialect import Exported, changing, read_dictionary
 from planner.recipes.modules import module_of
 from planner.recipes.patterns import compacted, escaped
 from planner.recipes.recipe import Choice, Recipe
 
-__all__ = ["export_mlx_lm", "module_paths", "nearest_affine"]
+__all__ = ["export_mlx_lm", "module_paths", "nearest_affine", "read_mlx_lm"]
 
 _PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 # Vision models, whose language model mlx-lm calls so even where it is alone
@@ -129,6 +129,53 @@ def export_mlx_lm(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, t
         "mlx_lm.convert(HF_MODEL, quantize=True, q_group_size=32, quant_predicate=predicate)"
     )
     return Exported(files, f"python -c {shlex.quote(f'import mlx_lm, runpy{chr(10)}{call}')}", notes)
+
+
+def read_mlx_lm(text: str, names: Sequence[str], architecture: str, where: str) -> dict[str, str]:
+    """Tensor → format, of a config.json or what is exported here, as `class_predicate` of mlx_lm.utils.load_model reads
+    it; tensors that it does not quantize are left out.
+
+    Raises RecipeError, also for what MLX has besides its affine formats.
+    """
+    config = read_dictionary(text, where, "the config.json of a quantized model")
+    modules = config.get("quantization", config.get("quantization_config"))
+    if not isinstance(modules, dict):
+        raise RecipeError(f"{where} has no quantization in it.", "Give the config.json of a model that MLX quantized.")
+    usual = _affine(modules, modules, where, "all modules")
+    found: dict[str, str] = {}
+    for name in names:
+        try:
+            paths = module_paths(name, architecture)
+        except RecipeError:
+            continue  # mlx-lm does not quantize it
+        own = {_affine(modules.get(path, True), modules, where, path) for path in paths}
+        if len(own) > 1:
+            raise RecipeError(
+                f"{where} gives {' and '.join(paths)} different formats, and they are one tensor: {name}.",
+                "Give them the same.",
+            )
+        fmt = own.pop()
+        if fmt is not None:
+            found[name] = fmt
+    if usual is not None and not found:
+        raise RecipeError(f"{where} quantizes none of the model's tensors.", "Give the model that it is for.")
+    return found
+
+
+def _affine(value: object, usual: Mapping[str, object], where: str, path: str) -> str | None:
+    """The format that a module's entry means; None: 16 bits."""
+    if value is False:
+        return None
+    entry = usual if value is True else value
+    if isinstance(entry, dict) and entry.get("mode", "affine") == "affine":
+        name = f"mlx_q{entry.get('bits')}_g{entry.get('group_size')}"
+        if name in AFFINE:
+            return name
+    shown = {key: entry.get(key) for key in ("mode", "bits", "group_size")} if isinstance(entry, dict) else entry
+    raise RecipeError(
+        f"{where} has {str(shown)[:80]} for {path}, which is none of MLX's affine formats.",
+        "Bits are 2, 3, 4, 5, 6 or 8, in groups of 32, 64 or 128.",
+    )
 
 
 def _predicate(recipe: Recipe, chosen: Mapping[str, Affine | None], *, compact: bool) -> str:

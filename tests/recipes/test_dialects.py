@@ -217,9 +217,27 @@ def test_auto_round(model, compact):
     for name, path in paths.items():
         preset = found[path.replace("*", "7")]
         assert preset.removeprefix("GGUF:").removesuffix("_S").lower() == wanted[name].lower(), name
-    if not compact:
-        back = read_choices(json.dumps(config), "auto-round", list(wanted), known.architecture, "it")
-        assert back.formats == wanted
+    back = read_choices(json.dumps(config), "auto-round", list(wanted), known.architecture, "it")
+    assert back.formats == wanted
+
+
+def test_auto_round_of_others():
+    """The last key that finds a module counts; what is no type of GGUF is refused."""
+    names = [f"blk.{block}.{role}.weight" for block in range(12) for role in ("attn_q", "ffn_down")]
+    config = {
+        "model.layers.1.self_attn.q_proj": "GGUF:Q6_K",
+        "mlp.down_proj": "GGUF:Q3_K_S",
+        "layers.1.": "GGUF:Q8_0",
+        "model.layers.2.mlp.down_proj": {"bits": 16, "data_type": "float"},
+    }
+    found = read_choices(json.dumps(config), "auto-round", names, "llama", "it").formats
+    assert found == {
+        "blk.1.attn_q.weight": "q8_0", "blk.1.ffn_down.weight": "q8_0",
+        **{f"blk.{block}.ffn_down.weight": "q3_K" for block in range(12) if block not in (1, 2)},
+    }  # fmt: skip
+    for value in ("W4A16", {"bits": 4, "group_size": 128}, 4, None):
+        with pytest.raises(RecipeError, match=r"for 'model\.layers\.0\.mlp\.up_proj', which is no type of GGUF"):
+            read_choices(json.dumps({"model.layers.0.mlp.up_proj": value}), "auto-round", names, "llama", "it")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

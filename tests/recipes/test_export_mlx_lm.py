@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planner.assess import assess
 from planner.errors import RecipeError
+from planner.families import in_family
+from planner.formats import family_of
 from planner.ggml import formats
+from planner.mlx import AFFINE
 from planner.recipes.exports import export_recipe
-from planner.recipes.mlx_lm import module_paths, nearest_affine
-from tests.recipes.inventories import recipe_of
+from planner.recipes.imports import guess_dialect, read_choices
+from planner.recipes.mlx_lm import module_paths, nearest_affine, read_mlx_lm
+from planner.recipes.modules import ARCHITECTURES
+from tests.recipes.inventories import MODELS, inventory, recipe_of
 
 BLOCK = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 # Modules of mlx-lm's models (0.32): what `named_modules` gives where `to_quantized` is there, without routers
@@ -96,3 +103,75 @@ def test_other_architectures_and_recipes_without_shapes(tmp_path):
     bare = recipe.model_copy(update={"tensors": (recipe.tensors[0].model_copy(update={"shape": ()}),)})
     with pytest.raises(RecipeError, match="shapes"):
         export_recipe(bare, "mlx-lm", tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("model", [name for name, architecture in MODELS.items() if architecture in ARCHITECTURES])
+def test_recipes_of_mlx_come_back(model, seed, tmp_path):
+    known = in_family(inventory(model), "mlx")
+    rng = random.Random(f"{model} {seed}")
+    wanted = {}
+    for tensor in known.tensors:
+        if tensor.left_alone is None:
+            fits = [name for name, fmt in AFFINE.items() if fmt.fits(tensor.row_length)]
+            wanted[tensor.name] = rng.choice([*fits, tensor.source_format])
+    for path_names in _modules(known, wanted).values():  # what is one module has one format
+        wanted |= dict.fromkeys(path_names, wanted[path_names[0]])
+    recipe = assess(inventory(model), wanted, None, family="mlx", why="solved").recipe
+    names = [tensor.name for tensor in inventory(model).tensors]
+    texts, _ = export_recipe(recipe, "mlx-lm", tmp_path / "r.json")
+    table, _ = export_recipe(recipe, "csv", tmp_path / "r.json")
+    text = texts[tmp_path / "r.mlx.json"]
+    assert guess_dialect(tmp_path / "config.json", text) == "mlx-lm"
+    for dialect, source in (("mlx-lm", text), ("csv", table[tmp_path / "r.csv"])):
+        found = read_choices(source, dialect, names, known.architecture, "it").formats
+        assert family_of(found.values()) == "mlx"
+        back = assess(inventory(model), found, None, family="mlx", why="solved").recipe
+        assert (back.formats, back.size, back.family) == (recipe.formats, recipe.size, "mlx")
+
+
+def _modules(known, wanted):
+    found: dict[str, list[str]] = {}
+    for name in wanted:
+        for path in module_paths(name, known.architecture):
+            found.setdefault(path, []).append(name)
+    return found
+
+
+def read(config, names=("blk.0.attn_q.weight", "blk.0.ffn_down.weight", "output.weight", "output_norm.weight")):
+    return read_mlx_lm(config if isinstance(config, str) else json.dumps(config), names, "llama", "it")
+
+
+def test_the_config_of_a_published_model():
+    usual = {"group_size": 64, "bits": 4}
+    config = {"model_type": "llama", "quantization": usual, "quantization_config": usual}
+    assert read(config) == dict.fromkeys(
+        ("blk.0.attn_q.weight", "blk.0.ffn_down.weight", "output.weight"), "mlx_q4_g64"
+    )
+    usual |= {"mode": "affine", "lm_head": {"group_size": 32, "bits": 8}, "model.layers.0.self_attn.q_proj": False}
+    assert read(config) == {"blk.0.ffn_down.weight": "mlx_q4_g64", "output.weight": "mlx_q8_g32"}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds no dictionary"),
+        ({"model_type": "llama"}, "has no quantization in it"),
+        ({"quantization": {"group_size": 64, "bits": 7}}, "none of MLX's affine formats"),
+        ({"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}, "mxfp4"),
+        ({"quantization": {"group_size": 32, "bits": 4, "lm_head": 3}}, "has 3 for lm_head"),
+        ({"quantization": {"group_size": 64, "bits": 4, "lm_head": {"bits": [2]}}}, "for lm_head"),
+    ],
+)
+def test_what_is_no_config_of_mlx(config, words):
+    with pytest.raises(RecipeError, match=words):
+        read(config)
+
+
+def test_a_module_that_is_two_in_mlx_has_one_format():
+    path = "model.layers.0.self_attn."
+    entries = {f"{path}embed_q": {"group_size": 64, "bits": 4}, f"{path}unembed_out": {"group_size": 64, "bits": 8}}
+    config = json.dumps({"quantization": {"group_size": 64, "bits": 4, **entries}})
+    with pytest.raises(RecipeError, match=r"they are one tensor: blk\.0\.attn_kv_b"):
+        read_mlx_lm(config, ["blk.0.attn_kv_b.weight"], "deepseek2", "it")
