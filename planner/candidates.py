@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.errors import UsageError
-from planner.formats import all_formats
+from planner.formats import all_formats, block_of_activations
 from planner.ggml import Format
 from planner.rules import Rule, Tie, match_rules, tied
 from planner.sensitivity import TensorSensitivity
@@ -119,7 +119,9 @@ def _candidate(tensor: TensorRecord, fmt: Format, measured: Measurement | None, 
     if measured is None:
         return Candidate(fmt, nbytes, 0.0, 0.0)
     err = measured.err_var + measured.err_mean
-    return Candidate(fmt, nbytes, err, weight.loss(measured.err_var, measured.err_mean, measured.err_massive))
+    block = block_of_activations(fmt)
+    loss = weight.loss(measured.err_var, measured.err_mean, measured.err_massive, block)
+    return Candidate(fmt, nbytes, err, loss)
 
 
 def _pinned(tensor: TensorRecord, rule: Rule, candidates: Sequence[Candidate]) -> Candidate:

@@ -11,17 +11,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from planner.errors import InferenceError, ModelError
+from planner.errors import ModelError
 from planner.gguf.sums import Sums, TensorSums
-from planner.llama.engine import Engine, Node, Tensor
+from planner.llama.activations import Group, activations_of
+from planner.llama.engine import Engine, Node
 
 __all__ = ["Collector", "Text", "collect"]
 
 Floats = NDArray[np.float32]
 
-_F32, _I32 = 0, 26  # enum ggml_type
+_F32 = 0  # enum ggml_type
 _BLOCK_BYTES = 1 << 19  # of rows and squares at a time, which stay in the cache
 _LEAST_COLUMNS = 16  # smaller batches are left out, as llama-imatrix does
 _OUTPUT = "output.weight"
@@ -33,14 +34,6 @@ class Text:
 
     name: str
     windows: NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Rows that one of the weight's matrices sees, f32[rows, n], in the order in which llama-imatrix adds them."""
-
-    matrix: int
-    rows: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +82,7 @@ class Collector:
         key = routed, matrices, *((source.address, source.name) for source in node.sources[1:])
         step = self._last[1] if self._last is not None and self._last[0] == key else None
         if step is None or not np.array_equal(_totals(entry, step.matrices, width), step.before):
-            step = _reckon(entry, _of_experts(node) if routed else _of_matrices(node), width)
+            step = _reckon(entry, activations_of(node), width)
             if not np.isfinite(step.after).all():
                 raise ModelError(
                     f"NaN or infinite activations go into {weight.name}.",
@@ -133,11 +126,6 @@ def collect(engine: Engine, texts: Sequence[Text], start: int = 0) -> Iterator[i
             yield start + done
 
 
-def _array(tensor: Tensor, dtype: DTypeLike) -> NDArray[np.generic]:
-    """The tensor's values in numpy's order of dimensions, however they are laid out."""
-    return np.ndarray(tensor.shape[::-1], dtype, tensor.read(), strides=tensor.strides[::-1])
-
-
 def _totals(entry: TensorSums, matrices: NDArray[np.intp], width: int) -> Floats:
     """f32[matrices, 2, n]: sums of squares and of activations so far, zeros where these are not known."""
     sum2 = entry.sum2.reshape(-1, width)[matrices]
@@ -145,7 +133,7 @@ def _totals(entry: TensorSums, matrices: NDArray[np.intp], width: int) -> Floats
     return np.stack([sum2, sums], axis=1)
 
 
-def _reckon(entry: TensorSums, groups: Sequence[_Group], width: int) -> _Step:
+def _reckon(entry: TensorSums, groups: Sequence[Group], width: int) -> _Step:
     matrices = np.unique(np.array([group.matrix for group in groups], np.intp))
     rows = np.zeros(len(matrices), np.int64)
     before = _totals(entry, matrices, width)
@@ -171,36 +159,3 @@ def _add_rows(total: Floats, rows: Floats) -> None:
             used[1:, 1] = some
             # along the first axis numpy adds row to row, with no regrouping
             np.add.reduce(used, axis=0, out=total)
-
-
-def _of_matrices(node: Node) -> list[_Group]:
-    """Each matrix of the weight sees the activations of its index; a single one sees all."""
-    weight, activations = node.sources[:2]
-    values: Floats = _array(activations, np.float32)  # type: ignore[assignment]
-    inner, outer = weight.shape[2:4]
-    if inner * outer == 1:
-        return [_Group(0, values.reshape(-1, values.shape[3]))]
-    return [
-        _Group((third % outer) * inner + second % inner, values[third, second])
-        for third in range(values.shape[0])
-        for second in range(values.shape[1])
-    ]
-
-
-def _of_experts(node: Node) -> list[_Group]:
-    """`ids` [experts used, tokens] says which experts a token goes to; `activations` [n, experts used or 1, tokens]
-    what each of them sees of it."""
-    weight, activations, ids = node.sources
-    experts = weight.shape[2]
-    width, variants, tokens, outer = activations.shape
-    chosen = _array(ids, np.int32)[0, 0].T  # [used, tokens], and in this order they are added up
-    if outer != 1 or ids.type != _I32 or chosen.shape[1] != tokens:
-        raise InferenceError(f"llama.cpp routes to experts in a way that is not known here: {ids.name}.")
-    if chosen.size and not 0 <= chosen.min() <= chosen.max() < experts:
-        raise InferenceError(f"llama.cpp routes to experts from {chosen.min()} to {chosen.max()}, of {experts}.")
-    order = np.argsort(chosen, axis=None, kind="stable")
-    slot, token = np.divmod(order, tokens)
-    values = _array(activations, np.float32).reshape(tokens * variants, width)
-    grouped: Floats = values[token * variants + slot % variants]
-    present, begins = np.unique(chosen.reshape(-1)[order], return_index=True)
-    return [_Group(int(matrix), rows) for matrix, rows in zip(present, np.split(grouped, begins[1:]), strict=True)]

@@ -104,7 +104,8 @@ class Engine(Closing):
     `context` is the length of the windows in tokens. `writable` loads the weights into memory of the process, as
     they are in the file (not packed again for speed), so that they can be changed. `gpu_layers` as llama.cpp's -ngl.
     `workers` are as many threads as llama.cpp has, idle while it runs, for work on its memory.
-    With `branches`, there are no windows: `context` is the length of one memory that up to so many sequences share.
+    Another `observer`, or None, may take the place of one that was given. With `branches`, there are no windows:
+    `context` is the length of one memory that up to so many sequences share.
     Raises InferenceError without llama-cpp-python, ModelError for a file that llama.cpp does not load.
     """
 
@@ -125,7 +126,7 @@ class Engine(Closing):
         llama()
         self.path, self.context = path, context
         self.threads: int = threads or os.cpu_count() or 1
-        self._observer, self._stop = observer, threading.Event()
+        self.observer, self._stop = observer, threading.Event()
         self._failure: BaseException | None = None
         self._context: Any = None
         self._batch: Any = None
@@ -313,7 +314,7 @@ class Engine(Closing):
         # callbacks have to live as long as the context
         self._abort = api.ggml_abort_callback(lambda _user_data: self._stop.is_set())
         parameters.abort_callback = self._abort
-        if self._observer is not None:
+        if self.observer is not None:
             self._eval = api.ggml_backend_sched_eval_callback(self._observe)
             parameters.cb_eval = self._eval
         self._context = api.llama_init_from_model(self._model, parameters)
@@ -325,14 +326,16 @@ class Engine(Closing):
         self._batch = api.llama_batch_init(self.batch_tokens, 0, max(1, self.branches))
 
     def _observe(self, address: int, asks: bool, _user_data: object) -> bool:
-        assert self._observer is not None
+        observer = self.observer
+        if observer is None:
+            return False
         if self._failure is not None:  # the rest of the graph, which does not matter any more
             return False
         try:
             node = Node(address)
             if asks:
-                return self._observer.wants(node)
-            self._observer.see(node)
+                return observer.wants(node)
+            observer.see(node)
         except BaseException as error:  # C cannot pass it on: it is raised again when llama_decode returns
             self._failure = error
             self._stop.set()

@@ -8,6 +8,7 @@ from planner.sensitivity.design import DESIGNS, Design, factored, most_telling
 from planner.sensitivity.link import Link, Point, Prediction, fit_link
 from planner.sensitivity.measured import Observation, spread
 from planner.sensitivity.prior import Prior, prior, role_of
+from planner.sensitivity.rounding import NOT_ROUNDED, Rounding
 from planner.sensitivity.sources import (
     SOURCES,
     Source,
@@ -20,6 +21,7 @@ from planner.sensitivity.structure import STRUCTURE_VERSION, Facts, block_facts,
 
 __all__ = [
     "DESIGNS",
+    "NOT_ROUNDED",
     "SOURCES",
     "STRUCTURE_VERSION",
     "Anatomy",
@@ -30,6 +32,7 @@ __all__ = [
     "Point",
     "Prediction",
     "Prior",
+    "Rounding",
     "Source",
     "TensorSensitivity",
     "block_facts",

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from planner.sensitivity.measured import Observation, correct, spread
 from planner.sensitivity.prior import prior, role_of
+from planner.sensitivity.rounding import NOT_ROUNDED, Rounding
 from planner.sensitivity.structure import Facts, stream_shares
 
 __all__ = ["SOURCES", "Source", "TensorSensitivity", "default_source", "measured_sensitivities", "sensitivities"]
@@ -19,17 +20,20 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 
 @dataclass(frozen=True, slots=True)
 class TensorSensitivity:
-    """Loss per unit of a tensor's relative error, by component; `source` is what it came from."""
+    """Loss per unit of a tensor's relative error, by component; `source` is what it came from. `rounding` is what
+    its activations add to the error, where that is known."""
 
     var: float
     mean: float
     massive: float
     source: Source
     deviation: float = 0.0  # of the logarithm, where it is known
+    rounding: Rounding = NOT_ROUNDED
 
-    def loss(self, err_var: float, err_mean: float, err_massive: float) -> float:
-        """Loss of errors of this tensor; never negative."""
-        return max(self.var * err_var + self.mean * err_mean + self.massive * err_massive, 0.0)
+    def loss(self, err_var: float, err_mean: float, err_massive: float, block: int = 0) -> float:
+        """Loss of errors of this tensor, and of activations rounded in such blocks; never negative."""
+        noise = err_var + self.rounding.of(block)
+        return max(self.var * noise + self.mean * err_mean + self.massive * err_massive, 0.0)
 
     def times(self, factor: float) -> TensorSensitivity:
         """The same, larger."""
