@@ -14,7 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from planner.campaign import Campaign
-from planner.ggml import select_formats
+from planner.formats import block_of_activations
+from planner.ggml import formats, select_formats
 from planner.gguf import open_model, read_imatrix
 from planner.measure import Settings
 from planner.plan import Request, make_plan
@@ -47,7 +48,8 @@ def main(model_path: str, imatrix_path: str) -> None:
                         "structure", list(model.by_name), facts, blocks=model.parameter("block_count") or 0
                     )
                     for m in found:
-                        loss = weights[m.tensor].loss(m.err_var, m.err_mean, m.err_massive)
+                        block = block_of_activations(formats()[m.format])
+                        loss = weights[m.tensor].loss(m.err_var, m.err_mean, m.err_massive, block)
                         true_loss[m.tensor, m.format] = loss
                     best = {size: recipe.loss for size, recipe in recipes.items()}
             share = sum(m.rows for m in found) / sum(m.rows_total for m in found)

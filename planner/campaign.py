@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from planner.errors import ModelError, UsageError
 from planner.families import can_quantize, check_architecture
@@ -30,7 +30,15 @@ from planner.measure import (
     survey_tensor,
 )
 from planner.provenance import digest, provenance_pairs
-from planner.sensitivity import STRUCTURE_VERSION, Facts, block_facts, global_facts, read_anatomy, role_of
+from planner.sensitivity import (
+    STRUCTURE_VERSION,
+    Facts,
+    block_facts,
+    global_facts,
+    read_anatomy,
+    role_of,
+    rounding_of,
+)
 from state import Energies, Inventory, Measurement, Store, TensorRecord
 
 __all__ = ["Campaign", "Step", "take_inventory"]
@@ -244,7 +252,8 @@ class Campaign:
         own = anatomy.blocks.get(block.number) if block.number is not None else None
         vectors = {name: vector.tobytes() for name, vector in own.vectors.items()} if own else {}
         sizes = (own.heads, own.kv_heads, own.key_length, own.value_length) if own else ()
-        scales = (anatomy.embedding_scale, anatomy.residual_scale, anatomy.activation, anatomy.rotary)
+        norm = b"" if block.number is not None or anatomy.output_norm is None else anatomy.output_norm.tobytes()
+        scales = (anatomy.embedding_scale, anatomy.residual_scale, anatomy.activation, anatomy.rotary, norm)
         return (anatomy.architecture, *scales, anatomy.experts, anatomy.experts_used, sizes, sorted(vectors.items()))
 
     def _entry_digest(self, tensor: Tensor) -> str:
@@ -280,7 +289,7 @@ class Campaign:
                 Energies(
                     key=target.facts_key,
                     tensor=target.tensor.name,
-                    values=facts.get(target.tensor.name, {}),
+                    values=facts[target.tensor.name],
                     notes=json.dumps({"content": target.digest}),
                 )
                 for target in block.targets
@@ -290,12 +299,16 @@ class Campaign:
         return [Job(by_name[t.tensor.name].slim(), t.missing) for t in block.targets if t.missing]
 
     def _facts(self, block: _Block, surveys: Sequence[Survey]) -> dict[str, Facts]:
-        if block.number is not None:
-            return block_facts(surveys, self._anatomy, block.number)
-        (survey,) = surveys
         tied = "output.weight" not in self._model.by_name
-        facts = global_facts(survey, self._anatomy, tied=tied)
-        return {survey.tensor.name: facts} if facts else {}
+        if block.number is not None:
+            placed = block_facts(surveys, self._anatomy, block.number)
+        else:
+            placed = {survey.tensor.name: global_facts(survey, self._anatomy, tied=tied) for survey in surveys}
+        return {
+            survey.tensor.name: placed.get(survey.tensor.name, {})
+            | asdict(rounding_of(survey, self._anatomy, tied=tied))
+            for survey in surveys
+        }
 
     def _records(self, target: _Target, found: Measured) -> Iterator[Measurement]:
         for fmt in target.missing:

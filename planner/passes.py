@@ -5,32 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 from planner.errors import UsageError
 from planner.formats import all_formats, block_of_activations
-from planner.provenance import digest
 from planner.sensitivity import (
-    NOT_ROUNDED,
     Observation,
     Point,
-    Rounding,
     Source,
     TensorSensitivity,
     default_source,
     measured_sensitivities,
     sensitivities,
 )
-from state import Energies, Inventory, Measurement, Pass, Store
+from state import Inventory, Measurement, Pass, Store
 
 __all__ = [
     "Losses",
-    "add_rounding",
     "best_source",
     "calibration",
     "passes_of",
-    "rounding_of",
     "sensitivities_of",
     "subject_of",
 ]
@@ -81,48 +76,20 @@ def best_source(inventory: Inventory, passes: Sequence[Pass] = ()) -> Source:
 def sensitivities_of(
     store: Store, inventory: Inventory, source: Source, passes: Sequence[Pass] = ()
 ) -> dict[str, TensorSensitivity]:
-    """Sensitivities of all tensors of the inventory, with what is known of their activations beside `passes`.
-
-    Raises UsageError for `measured` without passes.
-    """
-    found = _of_weights(store, inventory, source, passes)
-    rounding = rounding_of(store, inventory, passes[0].subject) if passes else {}
-    return {name: replace(entry, rounding=rounding.get(name, NOT_ROUNDED)) for name, entry in found.items()}
-
-
-def _of_weights(
-    store: Store, inventory: Inventory, source: Source, passes: Sequence[Pass]
-) -> dict[str, TensorSensitivity]:
+    """Sensitivities of all tensors of the inventory. Raises UsageError for `measured` without passes."""
+    facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values()}
+    names = [tensor.name for tensor in inventory.tensors]
+    blocks = inventory.metadata.get("block_count", 0)
+    reference = best_source(inventory) if source == "measured" else source
+    found = sensitivities(reference, names, facts, blocks=0 if isinstance(blocks, str) else int(blocks))
     if source == "measured":
         if not any(entry.errors for entry in passes):
             raise UsageError(
                 f"{store.path} holds no passes of this model, with this imatrix.",
                 "Run them first: planner sensitivity MODEL --text FILE",
             )
-        reference = _of_weights(store, inventory, best_source(inventory), ())
-        return measured_sensitivities(reference, _observations(passes, reference))
-    facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values() if entry.values}
-    blocks = inventory.metadata.get("block_count", 0)
-    names = [tensor.name for tensor in inventory.tensors]
-    return sensitivities(source, names, facts, blocks=0 if isinstance(blocks, str) else int(blocks))
-
-
-def rounding_of(store: Store, inventory: Inventory, subject: str) -> dict[str, Rounding]:
-    """What is known of the activations of a `subject`'s tensors, by name; empty where nothing is."""
-    keys = [_rounding_key(subject, tensor.name) for tensor in inventory.tensors]
-    return {entry.tensor: Rounding(**entry.values) for entry in store.energies(keys).values()}
-
-
-def add_rounding(store: Store, inventory: Inventory, subject: str, found: Mapping[str, Rounding]) -> None:
-    """Keep what was found of them; nothing is lost in tensors that are not multiplied with any."""
-    values = {tensor.name: asdict(found.get(tensor.name, NOT_ROUNDED)) for tensor in inventory.tensors}
-    store.add_energies(
-        Energies(key=_rounding_key(subject, name), tensor=name, values=entry) for name, entry in values.items()
-    )
-
-
-def _rounding_key(subject: str, tensor: str) -> str:
-    return digest("rounding of activations", subject, tensor)
+        found = measured_sensitivities(found, _observations(passes, found))
+    return found
 
 
 def subject_of(store: Store) -> str | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
-from typing import cast
+from typing import Literal, cast
 
 from planner.accounting import compose_recipe, left_alone
 from planner.candidates import Candidate, Candidates
@@ -19,7 +19,7 @@ from planner.limits import FILE, SizeLimit, causes, check_names, padded, size_li
 from planner.passes import Losses, best_source, calibration, passes_of, sensitivities_of
 from planner.recipes import Choice, Recipe
 from planner.rules import Device, Rule, Tie
-from planner.sensitivity import Prediction, Source, fit_link
+from planner.sensitivity import NOT_ROUNDED, Prediction, Source, fit_link
 from solvers import (
     Change,
     Explanation,
@@ -36,14 +36,16 @@ from solvers import (
 )
 from state import Inventory, Store, TensorRecord
 
-__all__ = ["LimitUse", "Plan", "Request", "make_plan"]
+__all__ = ["LimitUse", "Plan", "Request", "RunOn", "make_plan"]
+
+RunOn = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
 class Request:
     """What is asked of a plan. At least one limit: `budget` (bytes of the file), `bpw` (bits of tensor data per
     element), `devices` (bytes of the tensors on each), `active` (bytes that generating one token reads). Formats and
-    rules are of one `family`."""
+    rules are of one `family`. What rounded activations cost counts for files that `run_on` a CPU."""
 
     budget: int | None = None
     bpw: Fraction | None = None
@@ -56,6 +58,7 @@ class Request:
     caps: tuple[Rule, ...] = ()
     ties: tuple[Tie, ...] = ()
     sensitivity: Source | None = None
+    run_on: RunOn = "cpu"
     method: str = "auto"
     gap: float = 1e-6
     time_limit: float | None = 10.0
@@ -145,8 +148,11 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
     _check_measured(inventory, {entry.format for entry in measured}, request.formats or ())
     passes = passes_of(store)
     source = request.sensitivity or best_source(stored, passes)
-    by_tensor = sensitivities_of(store, stored, source, passes)
-    by_tensor |= {name: by_tensor[name].times(factor) for name, factor in (factors or {}).items()}
+    known = sensitivities_of(store, stored, source, passes)
+    known |= {name: known[name].times(factor) for name, factor in (factors or {}).items()}
+    by_tensor = known
+    if request.run_on == "gpu":
+        by_tensor = {name: replace(entry, rounding=NOT_ROUNDED) for name, entry in known.items()}
     candidates = Candidates(
         inventory, measured, by_tensor, allowed=request.formats, pins=request.pins, floors=request.floors,
         caps=request.caps,
@@ -176,9 +182,9 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
     ]
     prediction = None
     if source == "measured" and recipe.loss is not None:
-        prediction = fit_link(calibration(passes, stored, Losses.made(stored, source, by_tensor, everything))).predict(
-            recipe.loss
-        )
+        # files were evaluated on a CPU, wherever this one will run
+        points = calibration(passes, stored, Losses.made(stored, source, known, everything))
+        prediction = fit_link(points).predict(recipe.loss)
     return Plan(
         recipe=recipe,
         limits=tuple(uses),

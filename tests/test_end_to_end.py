@@ -56,7 +56,8 @@ def options(state):
             for entry in found:
                 if entry.tensor == tensor.name:
                     nbytes = tensor.elements // formats()[entry.format].block * formats()[entry.format].block_bytes
-                    loss = weights[tensor.name].loss(entry.err_var, entry.err_mean, entry.err_massive)
+                    block = 256 if formats()[entry.format].block == 256 else 32 * formats()[entry.format].quantized
+                    loss = weights[tensor.name].loss(entry.err_var, entry.err_mean, entry.err_massive, block)
                     every[tensor.name].append((-(-nbytes // 32) * 32, loss, entry.format))
     return every
 

@@ -110,7 +110,8 @@ def facts(name: str, rng: random.Random) -> dict[str, float] | None:
     energy = rng.uniform(0.1, 10)
     stage = -1.0 if name.startswith("token") else 1.0
     write = 0.0 if "attn_q" in name else energy
-    return {"var": energy, "mean": energy / 2, "massive": 0.0, "write": write, "stage": stage}
+    rounding = {"fine": 1e-4 * rng.random(), "coarse": 0.01 * rng.random()}
+    return {"var": energy, "mean": energy / 2, "massive": 0.0, "write": write, "stage": stage} | rounding
 
 
 def plan(path: Path, **request: object):
@@ -138,7 +139,8 @@ def everything(path: Path, source: str) -> tuple[list[str], list[list[tuple[str,
         own = [(tensor.source_format, tensor.nbytes, 0.0)]
         for entry in measured:
             if entry.tensor == tensor.name:
-                loss = weights[tensor.name].loss(entry.err_var, entry.err_mean, entry.err_massive)
+                block = 256 if formats()[entry.format].block == 256 else 32 * formats()[entry.format].quantized
+                loss = weights[tensor.name].loss(entry.err_var, entry.err_mean, entry.err_massive, block)
                 own.append((entry.format, formats()[entry.format].row_bytes(tensor.row_length) * tensor.shape[1], loss))
         names.append(tensor.name)
         options.append(own)
@@ -225,6 +227,29 @@ def test_plans_are_the_best_of_all_recipes(states, which, share, source, by_size
     assert made.recipe.loss == pytest.approx(optimum, rel=2e-6)
     assert made.recipe.sensitivity == source
     check(made.recipe, path, source)
+
+
+def test_rounded_activations_count_where_they_are_rounded(states):
+    """On a CPU the recipe is the best with what they cost; on a GPU, the best without."""
+    moved = 0
+    for path, share in itertools.product(states, (0.3, 0.5, 0.7)):
+        on = {where: plan(path, budget=between(path, share), sensitivity="structure", run_on=where).recipe
+              for where in ("cpu", "gpu")}  # fmt: skip
+        cost = {}
+        for block in (256, 32):
+            with Store.open(path, read_only=True) as store:
+                facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values()}
+            known = sensitivities("structure", NAMES, facts, blocks=2)
+            cost[block] = {name: known[name].loss(0, 0, 0, block) for name in known}
+
+        def rounded(recipe, cost=cost):
+            blocks = {choice.name: formats()[choice.format].block for choice in recipe.tensors}
+            return sum(cost[block if block == 256 else 32][name] for name, block in blocks.items() if block > 1)
+
+        assert on["gpu"].loss + rounded(on["gpu"]) >= on["cpu"].loss * (1 - 1e-5)
+        assert on["cpu"].loss - rounded(on["cpu"]) >= on["gpu"].loss * (1 - 1e-5)
+        moved += on["cpu"].formats != on["gpu"].formats
+    assert moved > 3
 
 
 @FAST

@@ -85,8 +85,6 @@ def sensitivity(
                 ) as changer:
                     stretches = spread_windows(changer.engine, text, context, tokens, repeat)
                     runs = [kept.enter_context(Trials(sources.store, changer, windows)) for windows in stretches]
-                    if gpu_layers == 0:  # as elsewhere it is done otherwise
-                        runs[0].measure_rounding()
                     for number, run in enumerate(runs, start=1):
                         _run(run, trials, f"stretch {number} of {repeat}: " if repeat > 1 else "")
                 if calibrate:  # the original is not in memory any more

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from planner.cli.options import Sources
     from planner.formats import Family
     from planner.ggml import Format
-    from planner.plan import Plan, Request
+    from planner.plan import Plan, Request, RunOn
     from planner.sensitivity import Source
 
 __all__ = ["solve"]
@@ -60,6 +60,13 @@ _OPTIMAL = 1e-9  # what the rounding of sums leaves of a gap
 @click.option(
     "--polish-passes", type=click.IntRange(min=1), default=50, show_default=True, help="Exchanges to try at the most."
 )
+@click.option(
+    "--run-on",
+    type=click.Choice(["cpu", "gpu"]),
+    default="cpu",
+    show_default=True,
+    help="Where the file will run. A CPU rounds activations to 8 bits, most coarsely for k- and i-quants.",
+)
 @gpu_option
 @family_option
 @measuring_options
@@ -81,6 +88,7 @@ def solve(
     time_limit: float,
     polish: Path | None,
     polish_passes: int,
+    run_on: str,
     gpu_layers: int,
     family: str,
     **measuring: Unpack[Measuring],
@@ -115,6 +123,7 @@ def solve(
         caps=tuple(parse_rule(text, default_pattern="", family=kind) for text in caps),
         ties=tuple(tie for text in ties for tie in parse_tie(text)),
         sensitivity=cast("Source | None", sensitivity),
+        run_on=cast("RunOn", run_on),
         method=method,
         gap=gap,
         time_limit=time_limit,

@@ -22,8 +22,7 @@ from planner.llama.baseline import Baseline, record
 from planner.llama.evaluate import Progress, diverge
 from planner.llama.library import llama_version
 from planner.llama.perturb import Perturber
-from planner.llama.rounding import measure_rounding
-from planner.passes import add_rounding, best_source, rounding_of, sensitivities_of, subject_of
+from planner.passes import best_source, sensitivities_of, subject_of
 from planner.sensitivity import Design, factored, most_telling, spread
 from state import Pass, Store
 
@@ -116,14 +115,6 @@ class Trials(Closing):
         # What 16 bits of log-probability leave of zero: the same in every pass, so it is taken off
         self._at_rest = by_window(diverge(self._perturber.engine, self.baseline).kld, self.baseline)
         return time.monotonic() - start
-
-    def measure_rounding(self) -> None:
-        """Find out what is lost where activations are rounded, unless the state knows."""
-        inventory = self._store.inventory()
-        assert inventory is not None, "passes are planned from finished measurements"
-        if not rounding_of(self._store, inventory, self._subject):
-            found = measure_rounding(self._perturber.engine, self._perturber.model, self._windows)
-            add_rounding(self._store, inventory, self._subject, found)
 
     def run(self, trials: Sequence[Trial]) -> Iterator[Pass]:
         """Run passes one after the other, keeping each; `start` comes first. Weights are put back after every one."""

@@ -8,7 +8,7 @@ from planner.sensitivity.design import DESIGNS, Design, factored, most_telling
 from planner.sensitivity.link import Link, Point, Prediction, fit_link
 from planner.sensitivity.measured import Observation, spread
 from planner.sensitivity.prior import Prior, prior, role_of
-from planner.sensitivity.rounding import NOT_ROUNDED, Rounding
+from planner.sensitivity.rounding import NOT_ROUNDED, Rounding, rounding_of
 from planner.sensitivity.sources import (
     SOURCES,
     Source,
@@ -45,6 +45,7 @@ __all__ = [
     "prior",
     "read_anatomy",
     "role_of",
+    "rounding_of",
     "sensitivities",
     "spread",
 ]

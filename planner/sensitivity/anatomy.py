@@ -56,7 +56,8 @@ class BlockAnatomy:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The whole model. `embedding_scale` and `residual_scale` multiply embeddings and what blocks write."""
+    """The whole model. `embedding_scale` and `residual_scale` multiply embeddings and what blocks write; `output_norm`
+    are the weights of the last norm, float64, where there are any."""
 
     architecture: str
     embedding_scale: float
@@ -66,6 +67,7 @@ class Anatomy:
     experts_used: int
     neighbour_rope: bool
     rotary: int
+    output_norm: Doubles | None
     blocks: Mapping[int, BlockAnatomy]
 
 
@@ -80,6 +82,8 @@ def read_anatomy(model: Model) -> Anatomy:
             vectors.setdefault(block, {})[role] = model.rows(tensor, 0, 1)[0].astype(np.float64)
     count = min(model.parameter("block_count") or 0, len(model.tensors))
     numbers = sorted(set(vectors) | set(range(count)))
+    last = model.by_name.get("output_norm.weight")
+    known = last is not None and last.rows == 1 and model.format(last).for_weights
 
     def per_block(key: str, default: int) -> list[int]:
         value = model.metadata.get(f"{arch}.{key}")
@@ -109,6 +113,7 @@ def read_anatomy(model: Model) -> Anatomy:
         experts=model.parameter("expert_count") or 0,
         experts_used=model.parameter("expert_used_count") or 1,
         neighbour_rope=arch in _NEIGHBOUR_ROPE,
+        output_norm=model.rows(last, 0, 1)[0].astype(np.float64) if last is not None and known else None,
         rotary=model.parameter("rope.dimension_count") or 0,
         blocks=blocks,
     )

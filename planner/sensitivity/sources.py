@@ -53,7 +53,7 @@ def default_source(*, has_imatrix: bool, has_means: bool, has_passes: bool = Fal
 def sensitivities(
     source: Source, names: Sequence[str], facts: Mapping[str, Facts], *, blocks: int
 ) -> dict[str, TensorSensitivity]:
-    """Sensitivities of tensors `names` (all of the model) from `facts` (of those that could be placed).
+    """Sensitivities of tensors `names` (all of the model) from `facts`, by name.
 
     Not `measured`: see `measured_sensitivities`. What `structure` cannot place gets `prior`, scaled so that both agree
     on average where both are known.
@@ -61,7 +61,7 @@ def sensitivities(
     assert source != "measured", "it corrects one of the others"
     by_role = {name: entry.value for name, entry in prior(names, blocks=blocks).items()}
     if source == "uniform":
-        return {name: TensorSensitivity(1.0, 1.0, 0.0, "uniform") for name in names}
+        return {name: TensorSensitivity(1.0, 1.0, 0.0, "uniform", rounding=_rounding(facts, name)) for name in names}
     shares = stream_shares(facts) if source != "prior" else {}
     scale = _common_scale(shares, by_role)
     result: dict[str, TensorSensitivity] = {}
@@ -74,7 +74,12 @@ def sensitivities(
             result[name] = TensorSensitivity(*share, source)
         else:
             result[name] = TensorSensitivity(*_between(share, known), source)
-    return result
+    return {name: replace(entry, rounding=_rounding(facts, name)) for name, entry in result.items()}
+
+
+def _rounding(facts: Mapping[str, Facts], name: str) -> Rounding:
+    own = facts.get(name, {})
+    return Rounding(own.get("fine", 0.0), own.get("coarse", 0.0))
 
 
 def measured_sensitivities(

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ["STRUCTURE_VERSION", "Facts", "block_facts", "global_facts", "stream_shares"]
 
-STRUCTURE_VERSION = 3  # part of the key under which facts are kept: raise it when a number would change
+STRUCTURE_VERSION = 4  # part of the key under which facts are kept: raise it when a number would change
 
 Doubles = NDArray[np.float64]
 Facts = dict[str, float]
 """Energies per token of one tensor: `var` and `mean` per unit of err_var and err_mean, `massive` of its massive
 channels, `write` what it adds to the stream itself; `stage` orders writes within a block. Without `var`: not
-placed."""
+placed. Beside them `fine` and `coarse` are what rounded activations add to its relative error (`rounding`)."""
 
 # Fitted on the sensitivities measured in benchmarks/data/measured_sensitivity by benchmarks/fit_structure.py
 ATTENTION_VALUE = 0.5
