@@ -1,4 +1,4 @@
-"""What a CPU loses by rounding activations to 8 bits: found by evaluating files, and as `planner sensitivity` predicts.
+"""What a CPU loses by rounding activations to 8 bits: found by evaluating files, and as `planner` expects.
 
     python -m benchmarks.activations [MODEL IMATRIX CALIBRATION EVALUATION]
 
@@ -30,7 +30,7 @@ CONTEXT = 256
 TYPES = ("q8_0", "q6_K", "q5_1", "q5_K", "q4_0", "q4_K", "iq4_nl", "iq4_xs")
 
 
-def predicted(state: Path) -> dict[int, float]:
+def expectation(state: Path) -> dict[int, float]:
     """Losses (nats per token) by the length of the blocks in which activations are rounded."""
     with Store.open(state, read_only=True) as store:
         inventory = store.inventory()
@@ -48,10 +48,10 @@ def main(model_path: Path, imatrix_path: Path, calibration: Path, evaluation: Pa
         arguments = ["--imatrix", str(imatrix_path), "--state", str(state), "--text", str(calibration)]
         if run(["sensitivity", str(model_path), *arguments, "-c", str(CONTEXT), "--no-calibrate"]):
             raise SystemExit(1)
-        expected, imatrix = predicted(state), read_imatrix(imatrix_path)
+        expected, imatrix = expectation(state), read_imatrix(imatrix_path)
         with Engine(model_path, context=CONTEXT, threads=threads) as engine:
             baseline = record(engine, cut(engine.tokenize(read_text(evaluation)), CONTEXT))
-        print("type      KLD       of it, by weights  by activations  predicted")
+        print("type      KLD       of it, by weights  by activations   expected")
         with baseline, open_model(model_path) as model:
             free = [
                 tensor.name for tensor in model.tensors

@@ -26,7 +26,10 @@ _DIALECTS = ["llama-quantize", "ik_llama", "gguf-tool-suite", "evopress", "csv",
 @click.option("--model", type=click.Path(path_type=Path), help="The model that the recipe shall be for.")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="With --model: the imatrix to quantize it with.")
 @click.option("--state", type=click.Path(path_type=Path), help="Its state file, for losses.")
-@click.option("--from", "dialect", type=click.Choice(_DIALECTS), help="What FILE is.  [default: told by content]")
+@click.option(
+    "--from", "dialect", metavar="DIALECT", type=click.Choice(_DIALECTS),
+    help=f"What FILE is: {', '.join(_DIALECTS)}.  [default: told by content]",
+)
 @click.option("--nearest", is_flag=True, help="Replace types of ik_llama.cpp alone by ggml's nearest in bits.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="recipe.json", show_default=True)
 @click.option("-f", "--force", is_flag=True, help="Overwrite the output.")
