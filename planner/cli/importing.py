@@ -27,7 +27,10 @@ _DIALECTS = ["llama-quantize", "ik_llama", "gguf-tool-suite", "evopress", "csv",
 @click.option("--imatrix", type=click.Path(path_type=Path), help="With --model: the imatrix to quantize it with.")
 @click.option("--state", type=click.Path(path_type=Path), help="Its state file, for losses.")
 @click.option(
-    "--from", "dialect", metavar="DIALECT", type=click.Choice(_DIALECTS),
+    "--from",
+    "dialect",
+    metavar="DIALECT",
+    type=click.Choice(_DIALECTS),
     help=f"What FILE is: {', '.join(_DIALECTS)}.  [default: told by content]",
 )
 @click.option("--nearest", is_flag=True, help="Replace types of ik_llama.cpp alone by ggml's nearest in bits.")
