@@ -39,42 +39,42 @@ class Perturber:
         self, engine: Engine, weights: Mapping[str, Sequence[Tensor]], model: Model, imatrix: Imatrix | None
     ) -> None:
         self.engine, self.weights = engine, weights
-        self.model, self._imatrix = model, imatrix
+        self._model, self._imatrix = model, imatrix
         self._surveys: dict[str, Survey] = {}
         self._changed: set[str] = set()
 
     def change(self, changes: Mapping[str, Format]) -> dict[str, Errors]:
         """Put every tensor named through its format, in memory; returns its relative errors. What was changed before
         and is not named stays changed."""
-        return {name: self._change(self.model[name], fmt) for name, fmt in changes.items()}
+        return {name: self._change(self._model[name], fmt) for name, fmt in changes.items()}
 
     def restore(self, names: Sequence[str] | None = None) -> None:
         """Put back what was changed, or of that only `names`. Raises InferenceError where memory does not then hold
         what the file holds, bit for bit."""
         for name in sorted(self._changed) if names is None else names:
-            tensor = self.model[name]
+            tensor = self._model[name]
             for _, start, stop in tensor.slices(_WEIGHTS_AT_A_TIME):
-                raw = np.ascontiguousarray(self.model.raw_rows(tensor, start, stop))
+                raw = np.ascontiguousarray(self._model.raw_rows(tensor, start, stop))
                 for weight in self.weights[name]:
                     weight.write(raw.reshape(-1), start * raw.shape[1])
-                self.model.release(tensor, start, stop)
+                self._model.release(tensor, start, stop)
             self.check(name)
             self._changed.discard(name)
 
     def check(self, name: str) -> None:
         """Raise InferenceError unless the engine holds what the file holds."""
-        tensor = self.model[name]
+        tensor = self._model[name]
         for weight in self.weights[name]:
             held = weight.read()
             for _, start, stop in tensor.slices(_WEIGHTS_AT_A_TIME):
-                raw = self.model.raw_rows(tensor, start, stop)
+                raw = self._model.raw_rows(tensor, start, stop)
                 here = held[start * raw.shape[1] : stop * raw.shape[1]]
                 if not np.array_equal(here, raw.reshape(-1)):
                     raise InferenceError(
-                        f"{name} in llama.cpp's memory is not what {self.model.path} holds.",
+                        f"{name} in llama.cpp's memory is not what {self._model.path} holds.",
                         "Sensitivities cannot be measured on this backend: try -ngl 0.",
                     )
-                self.model.release(tensor, start, stop)
+                self._model.release(tensor, start, stop)
 
     def _change(self, tensor: FileTensor, fmt: Format) -> Errors:
         self._changed.add(tensor.name)
@@ -84,7 +84,7 @@ class Perturber:
 
         def one(part: tuple[int, int, int]) -> NDArray[np.float64]:
             matrix, start, stop = part
-            rows = self.model.rows(tensor, start, stop)
+            rows = self._model.rows(tensor, start, stop)
             back = round_trip(fmt, rows, None if values is None else values[matrix])
             raw = quantize_rows(stored, back, None)
             for weight in self.weights[tensor.name]:
@@ -101,7 +101,7 @@ class Perturber:
     def _survey(self, tensor: FileTensor) -> Survey:
         if tensor.name not in self._surveys:
             heavy = role_of(tensor.name)[1].startswith("ffn_down")
-            found = survey_tensor(self.model, tensor, moments(tensor, self._imatrix), find_massive=heavy)
+            found = survey_tensor(self._model, tensor, moments(tensor, self._imatrix), find_massive=heavy)
             self._surveys[tensor.name] = found.slim()
         return self._surveys[tensor.name]
 

@@ -141,7 +141,7 @@ def read_mlx_lm(text: str, names: Sequence[str], architecture: str, where: str) 
     modules = config.get("quantization", config.get("quantization_config"))
     if not isinstance(modules, dict):
         raise RecipeError(f"{where} has no quantization in it.", "Give the config.json of a model that MLX quantized.")
-    usual = _affine(modules, modules, where, "all modules")
+    _affine(modules, modules, where, "all modules")  # refused even if every module has an entry of its own
     found: dict[str, str] = {}
     for name in names:
         try:
@@ -157,7 +157,7 @@ def read_mlx_lm(text: str, names: Sequence[str], architecture: str, where: str) 
         fmt = own.pop()
         if fmt is not None:
             found[name] = fmt
-    if usual is not None and not found:
+    if not found:
         raise RecipeError(f"{where} quantizes none of the model's tensors.", "Give the model that it is for.")
     return found
 

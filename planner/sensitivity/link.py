@@ -3,9 +3,9 @@
     KLD = floor + k L / (1 + k L / m)
 
 Sums of small losses are KL divergences (nats per token) but for a factor k near 1; large ones saturate towards m, since
-predictions cannot get worse than those of a model that knows only how frequent words are; and engines that quantize
-activations for their matrix products add a floor that no recipe removes. The three are fitted to files that were made
-and evaluated, on top of what is known of them before (`_EXPECTED`).
+predictions cannot get worse than those of a model that knows only how frequent words are; and what an engine adds
+beyond the losses, such as more rounding of activations than was expected, is a floor that no recipe removes. The three
+are fitted to files that were made and evaluated, on top of what is known of them before (`_EXPECTED`).
 """
 
 from __future__ import annotations
