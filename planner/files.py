@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from planner.errors import OutputError
+from planner.lastwords import note
 
 __all__ = ["atomic_file", "write_atomically"]
 
@@ -29,6 +30,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        note("temporary", temporary)
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from planner import __version__
+from planner.cli.watch import needs_watch, start_watched, watch
 
 __all__ = ["cli", "main", "run"]
 
@@ -63,6 +64,7 @@ def cli() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; returns its exit status. Messages go to stderr."""
     try:
+        start_watched()
         cli.main(list(arguments), prog_name="planner", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
@@ -89,7 +91,8 @@ def main() -> None:
     """Entry point of the command `planner`."""
     # numpy's BLAS would start a thread a core, which only get in the way of ours
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    status = run(sys.argv[1:])
+    arguments = sys.argv[1:]
+    status = watch(arguments) if needs_watch(arguments) else run(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     # Threads inside a kernel cannot be interrupted; nothing that they do is wanted any more

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from planner.cli.options import gpu_option, threads_option
 from planner.cli.progress import progress_bar
 from planner.errors import UsageError
+from planner.lastwords import note
+
+if TYPE_CHECKING:
+    from planner.llama.bench import Speed
+    from planner.report.evaluation import ModelSize
 
 __all__ = ["bench"]
 
@@ -49,7 +56,11 @@ def bench(
 
     if not n_prompt and not n_gen:
         raise UsageError("Both tests are left out.", "Give -p or -n a number of tokens.")
-    rows = []
+    rows: list[tuple[ModelSize, list[Speed]]] = []
+
+    def results() -> str:
+        return json.dumps(_facts(rows, threads), indent=2) if as_json else speed_table(rows)
+
     with progress_bar("runs") as advance:
         for path in models:
             size = model_size(path)
@@ -58,10 +69,12 @@ def bench(
                 gpu_layers=gpu_layers, progress=advance,
             )  # fmt: skip
             rows.append((size, speeds))
-    if not as_json:
-        click.echo(speed_table(rows))
-        return
-    facts = [
+            note("result", results())
+    click.echo(results())
+
+
+def _facts(rows: Sequence[tuple[ModelSize, list[Speed]]], threads: int) -> list[dict[str, object]]:
+    return [
         {
             "path": str(size.path), "bytes": size.bytes, "bpw": size.bpw, "threads": threads,
             "tests": [
@@ -71,4 +84,3 @@ def bench(
         }
         for size, speeds in rows
     ]  # fmt: skip
-    click.echo(json.dumps(facts, indent=2))

@@ -12,6 +12,7 @@ import click
 from planner.cli.options import gpu_option, threads_option
 from planner.cli.progress import progress_bar
 from planner.errors import Interrupted, UsageError
+from planner.lastwords import note
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,9 +64,7 @@ def evaluate(
     --kl-divergence, and so are the files of log-probabilities. They are kept: the next comparison on the same text
     needs no run of BASE. Needs llama-cpp-python: pip install 'gguf-planner[llama]'.
     """
-    from planner.report.evaluation import evaluation_facts, evaluation_text
-
-    run = _Run(base, quants, threads, gpu_layers)
+    run = _Run(base, quants, threads, gpu_layers, as_json=as_json)
     files: dict[Kind, Path | None] = {
         "multiple-choice": multiple_choice, "hellaswag": hellaswag, "winogrande": winogrande,
     }  # fmt: skip
@@ -74,29 +73,22 @@ def evaluate(
               questions, tasks)  # fmt: skip
     if state is not None and text is None and not run.base_is_file:
         raise UsageError("--calibrate goes with --text.", "Give a text, or leave it out.")
-    stopped = False
     try:
         if text is not None or run.base_is_file:
             run.text(text, ctx or _CONTEXT, chunks, base_file, state)
         if questions:
             run.tasks(questions, tasks, 4 * (ctx or _CONTEXT))
     except KeyboardInterrupt:
-        stopped = True
-    done = [file for file in run.files if file.ppl or file.scores]
-    if as_json:
-        click.echo(
-            json.dumps({"context": run.context, "windows": run.windows, "files": evaluation_facts(done)}, indent=2)
-        )
-    elif done:
-        click.echo(evaluation_text(done, run.context, run.windows))
-    if stopped:
-        raise Interrupted(f"Stopped. {run.finished} of {len(run.files)} files are evaluated.", run.hint)
+        raise Interrupted(f"Stopped. {run.finished} of {len(run.files)} files are evaluated.", run.hint) from None
+    finally:  # whatever happened, what was found is shown
+        if results := run.results():
+            click.echo(results)
 
 
 class _Run:
     """The files, and what is known of them so far."""
 
-    def __init__(self, base: Path, quants: Sequence[Path], threads: int, gpu_layers: int) -> None:
+    def __init__(self, base: Path, quants: Sequence[Path], threads: int, gpu_layers: int, *, as_json: bool) -> None:
         from planner.llama.baseline import is_baseline
         from planner.report.evaluation import Evaluated, model_size
 
@@ -107,7 +99,19 @@ class _Run:
         self.context: int | None = None
         self.windows: int | None = None
         self.finished, self.hint = 0, ""
-        self._threads, self._gpu_layers = threads, gpu_layers
+        self._threads, self._gpu_layers, self._as_json = threads, gpu_layers, as_json
+
+    def results(self) -> str:
+        """What is to be printed of the files that are finished; empty where none is."""
+        from planner.report.evaluation import evaluation_facts, evaluation_text
+
+        done = [file for file in self.files if file.ppl or file.scores]
+        if not done:
+            return ""
+        if self._as_json:
+            facts = {"context": self.context, "windows": self.windows, "files": evaluation_facts(done)}
+            return json.dumps(facts, indent=2)
+        return evaluation_text(done, self.context, self.windows)
 
     def check(
         self, text: Path | None, about_text: Mapping[str, object], questions: Mapping[Kind, Path], tasks: int | None
@@ -140,7 +144,7 @@ class _Run:
         with self._baseline(text, context, chunks, base_file) as baseline:
             self.context, self.windows = baseline.context, baseline.windows
             self.files[0].ppl = perplexity(base_nll(baseline))
-            self.finished = 1
+            self._finish(1)
             for path, file in zip(self.quants, self.files[1:], strict=True):
                 with self._engine(path, context=baseline.context) as engine, progress_bar("tokens") as advance:
                     found = diverge(engine, baseline, functools.partial(advance, path.name))
@@ -149,7 +153,7 @@ class _Run:
                 if state is not None:
                     with Store.open(state) as store:
                         remember(store, path, baseline, found.kld)
-                self.finished += 1
+                self._finish(self.finished + 1)
 
     def tasks(self, files: Mapping[Kind, Path], count: int | None, context: int) -> None:
         """Scores of all models."""
@@ -160,7 +164,11 @@ class _Run:
         for file in self.files:
             if file.size is not None:
                 self._score(file, chosen, context)
-            self.finished += 1
+            self._finish(self.finished + 1)
+
+    def _finish(self, count: int) -> None:
+        self.finished = count
+        note("result", self.results())
 
     def _score(self, file: Evaluated, chosen: Mapping[Kind, Sequence[Task]], context: int) -> None:
         from planner.llama.tasks import branches_for, run_tasks

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import re
 import textwrap
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 import click
 
 from planner.cli.options import Measuring, family_option, find_state, gpu_option, measuring_options, open_sources
+from planner.cli.progress import progress_bar
 from planner.errors import UsageError
 from planner.text import plain
 
@@ -137,7 +139,8 @@ def solve(
             _measure(sources, request, measuring)
             plan = make_plan(sources.store, request)
             if polish is not None:
-                plan = _polished(plan, request, sources, polish, polish_passes, measuring["threads"], gpu_layers)
+                polishing = _Polishing(polish, polish_passes, output, measuring["threads"], gpu_layers)
+                plan = polishing.run(plan, request, sources)
     else:
         if measuring["imatrix"] is not None:
             raise UsageError(
@@ -174,37 +177,53 @@ def _measure(sources: Sources, request: Request, measuring: Measuring) -> None:
     run_campaign(sources, choose_formats(family, measuring["types"] or "all"), pinned, measuring, family=family)
 
 
-def _polished(
-    plan: Plan, request: Request, sources: Sources, text: Path, passes: int, threads: int, gpu_layers: int
-) -> Plan:
-    """The plan with a recipe that was improved on a text. Stopped, it is the recipe as it stands."""
-    from planner.cli.progress import progress_bar
-    from planner.llama.perturb import perturber
-    from planner.llama.polish import TOKENS, Polish
-    from planner.llama.text import spread_windows, window_length
+@dataclass(frozen=True)
+class _Polishing:
+    """`--polish` and what belongs to it."""
 
-    model, context = sources.model, window_length(sources.model)
-    with contextlib.ExitStack() as open_things:
-        changer = open_things.enter_context(
-            perturber(model.path, model, sources.imatrix, context=context, threads=threads, gpu_layers=gpu_layers)
-        )
-        (windows,) = spread_windows(changer.engine, text, context, TOKENS)
-        polish = open_things.enter_context(Polish(sources.store, request, changer, windows, plan))
-        kept = tried = 0
-        try:
-            with progress_bar("tokens") as advance:
-                seconds = polish.start(functools.partial(advance, "the recipe"))
-            click.echo(f"At most {passes} exchanges of {seconds:.1f} s each.", err=True)
-            with progress_bar("exchanges") as advance:
-                for exchange in polish.run(passes):
-                    tried += 1
-                    kept += exchange.kept
-                    advance(f"{kept} kept", tried, passes)
-        except KeyboardInterrupt:
-            click.echo("Stopped: the recipe is as good as it got.", err=True)
-        (before, _), (now, stderr) = polish.before, polish.now
-        click.echo(f"{kept} of {tried} exchanges kept: KLD {now:.4g} ± {stderr:.2g} on {text}, {before:.4g} before.\n")
-        return polish.plan_as_it_stands()
+    text: Path
+    passes: int
+    output: Path
+    threads: int
+    gpu_layers: int
+
+    def run(self, plan: Plan, request: Request, sources: Sources) -> Plan:
+        """The plan with a recipe that was improved on a text. Stopped, it is the recipe as it stands; `output` always
+        has that, in case llama.cpp ends the process."""
+        from planner.llama.perturb import perturber
+        from planner.llama.polish import TOKENS, Polish
+        from planner.llama.text import spread_windows, window_length
+        from planner.recipes import save_recipe
+
+        model, context = sources.model, window_length(sources.model)
+        save_recipe(plan.recipe, self.output)
+        with contextlib.ExitStack() as open_things:
+            changer = open_things.enter_context(
+                perturber(
+                    model.path, model, sources.imatrix, context=context, threads=self.threads,
+                    gpu_layers=self.gpu_layers,
+                )
+            )  # fmt: skip
+            (windows,) = spread_windows(changer.engine, self.text, context, TOKENS)
+            polish = open_things.enter_context(Polish(sources.store, request, changer, windows, plan))
+            kept = tried = 0
+            try:
+                with progress_bar("tokens") as advance:
+                    seconds = polish.start(functools.partial(advance, "the recipe"))
+                click.echo(f"At most {self.passes} exchanges of {seconds:.1f} s each.", err=True)
+                with progress_bar("exchanges") as advance:
+                    for exchange in polish.run(self.passes):
+                        tried += 1
+                        if exchange.kept:
+                            kept += 1
+                            save_recipe(polish.plan_as_it_stands().recipe, self.output)
+                        advance(f"{kept} kept", tried, self.passes)
+            except KeyboardInterrupt:
+                click.echo("Stopped: the recipe is as good as it got.", err=True)
+            (before, _), (now, stderr) = polish.before, polish.now
+            found = f"KLD {now:.4g} ± {stderr:.2g} on {self.text}, {before:.4g} before"
+            click.echo(f"{kept} of {tried} exchanges kept: {found}.\n")
+            return polish.plan_as_it_stands()
 
 
 def _report(plan: Plan, output: Path) -> None:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from planner.errors import OutputError
+from planner.lastwords import note
 
 __all__ = ["Output", "check_destinations"]
 
@@ -87,6 +88,7 @@ class Output:
         target = self.paths[len(self._finished)]
         with self._explaining():
             descriptor, name = tempfile.mkstemp(".part", f".{target.name[:40]}.", target.parent)
+        note("temporary", name)
         self._current = Path(name), os.fdopen(descriptor, "wb", _BUFFER)
 
     def write(self, data: bytes | memoryview) -> None:

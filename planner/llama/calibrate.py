@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from planner.errors import ModelError, StateFileError
 from planner.ggml import formats
 from planner.gguf import Imatrix, Model, open_model
+from planner.lastwords import note
 from planner.llama.baseline import Baseline
 from planner.llama.engine import Engine
 from planner.llama.evaluate import Progress, diverge
@@ -79,6 +80,7 @@ def calibrate(
             continue
         begun = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=f"{store.path.stem}-", dir=store.path.parent) as folder:
+            note("temporary", folder)
             file = Path(folder) / "calibration.gguf"
             quantize_model(model, recipe.formats, imatrix, file, file_type=recipe.file_type, threads=threads)
             with Engine(file, context=baseline.context, threads=threads, gpu_layers=gpu_layers) as engine:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from planner.closing import Closing
 from planner.errors import InferenceError, ModelError
-from planner.llama.library import GgmlTensor, ggml, last_complaint, llama
+from planner.lastwords import note
+from planner.llama.library import GgmlTensor, ggml, has_amx, last_complaint, llama
 from planner.llama.workers import Workers
 
 __all__ = ["Engine", "Node", "Observer", "Tensor", "cut"]
@@ -156,6 +157,7 @@ class Engine(Closing):
         if self._model:
             api.llama_model_free(self._model)
             self._model = None
+            note("running", "")
 
     # Text
 
@@ -284,10 +286,12 @@ class Engine(Closing):
         parameters.n_gpu_layers = gpu_layers
         if writable:
             parameters.load_mode = _LOAD_MODE_NONE
-            parameters.use_extra_bufts = False
-
+        # Packed for speed, weights are no longer as in the file; and llama.cpp crashes on what it packs for AMX
+        # (ggml-org/llama.cpp#20824)
+        parameters.use_extra_bufts = not writable and not has_amx()
         go_on = api.llama_progress_callback(lambda _done, _user_data: not self._stop.is_set())
         parameters.progress_callback = go_on
+        note("running", self.path)
         load = functools.partial(api.llama_model_load_from_file, os.fsencode(self.path), parameters)
         self._model = self._interruptible(load)
         if not self._model:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import InferenceError
+from planner.lastwords import is_watched
 
-__all__ = ["Ggml", "GgmlTensor", "ggml", "last_complaint", "llama", "llama_version"]
+__all__ = ["Ggml", "GgmlTensor", "ggml", "has_amx", "last_complaint", "llama", "llama_version"]
 
 _INSTALL = "Install it, which compiles llama.cpp (some minutes): pip install 'gguf-planner[llama]'"
 _ERROR_LEVEL = 4  # enum ggml_log_level
@@ -103,6 +104,12 @@ def llama_version() -> str:
     return importlib.metadata.version("llama-cpp-python")
 
 
+def has_amx() -> bool:
+    """Whether this llama.cpp was compiled to multiply with AMX, as it is by default on a processor that has it."""
+    said: bytes = llama().llama_print_system_info()
+    return b"AMX_INT8 = 1" in said
+
+
 def last_complaint() -> str:
     """What llama.cpp last said on its way to failing; empty where it said nothing. It is then forgotten."""
     said = " ".join(_complaints[-2:])
@@ -117,6 +124,8 @@ def _listener() -> Any:
 
     def listen(level: int, text: bytes, _user_data: object) -> None:
         if level == _ERROR_LEVEL and text.strip():
+            if is_watched():  # perhaps the reason for what is about to end the process
+                os.write(2, text.strip() + b"\n")
             _complaints.append(text.decode("utf-8", "replace").strip())
             del _complaints[:-8]
 

@@ -18,7 +18,7 @@ from tests.models import dense
 TEXT = EXAMPLES / "evaluation.txt"
 FEW = ("--text", TEXT, "--ctx", 128, "--chunks", 8, "-t", 2)
 # What llama-perplexity --kl-divergence -c 128 --chunks 8 said of the same two files, on the kernels of llama-cpp-python
-# 0.3.36; other kernels round otherwise
+# 0.3.36; other kernels round otherwise, which differs from processor to processor (6 % at the 99th percentile)
 PRINTED = {
     "ppl": (95.098903, 11.173063), "ppl_base": (94.576433, 11.182082), "ln_ppl_ratio": (0.005509114, 0.008228138),
     "kld": (0.015664650, 0.000544179), "p_diff_rms": (0.01837457726, 0.00195228093),
@@ -51,7 +51,9 @@ def test_the_numbers_of_llama_perplexity(run, here, example, quant):
     assert base["ppl"] == found["ppl_base"]
     for name, expected in PRINTED.items():
         value = tuple(found[name].values()) if isinstance(expected, tuple) else found[name]
-        tolerance = 0.15 if name == "ln_ppl_ratio" else 0.03
+        # a difference of nearly equal numbers; the few worst of 504 predictions
+        loose = name in ("ln_ppl_ratio", "kld_99", "kld_999", "kld_max")
+        tolerance = 0.15 if loose else 0.03
         assert value == pytest.approx(expected, rel=tolerance), name
     assert found["ppl"]["value"] == pytest.approx(PRINTED["ppl"][0], rel=1e-3)
 
