@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import pytest
 
+from planner.recipes import load_recipe
 from state import Store
 from tests.models import FEW, dense, experts, write_imatrix
 
@@ -273,9 +274,12 @@ def test_a_budget_below_the_minimum(arguments, recipe, here, run):
 
 @pytest.mark.parametrize("arguments", [("--budget", "1TB"), ("--bpw", "60")])
 def test_a_budget_above_the_maximum(arguments, recipe, here, run):
-    before = files(here)
-    refused(run("solve", *arguments), "above the maximum")
-    assert files(here) == before
+    solved = run("solve", *arguments, "--pin", "=q4_K", "-o", "most.json")
+    assert solved.status == 0, solved.text
+    assert "It does not bind: nothing that may be chosen takes more." in solved.out
+    assert set(load_recipe(here / "most.json").formats.values()) == {"q4_K", "f32"}
+    bits = re.search(r"([\d.]+) bpw", solved.out)[1]
+    assert run("solve", "--bpw", bits, "--pin", "=q4_K", "-o", "same.json").status == 0
 
 
 @pytest.mark.parametrize(
