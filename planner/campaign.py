@@ -17,7 +17,7 @@ from planner.errors import ModelError, UsageError
 from planner.families import can_quantize, check_architecture
 from planner.formats import Family, all_formats, kernel_of
 from planner.ggml import Format, formats
-from planner.gguf import Imatrix, Model, Tensor, header_bytes, requires_imatrix, why_left_alone
+from planner.gguf import GAPS_VERSION, Imatrix, Model, Tensor, header_bytes, requires_imatrix, why_left_alone
 from planner.measure import (
     METRIC_VERSION,
     Job,
@@ -244,7 +244,7 @@ class Campaign:
             tensor = target.tensor
             file = self._model.parts[tensor.part].stat()
             basis += [tensor.name, repr(tensor.shape), tensor.format, str(tensor.offset)]
-            basis += [str(file.st_size), str(file.st_mtime_ns), self._entry_digest(tensor)]
+            basis += [str(file.st_size), str(file.st_mtime_ns), self._entry_key(tensor)]
         return basis
 
     def _anatomy_of(self, block: _Block) -> object:
@@ -256,14 +256,14 @@ class Campaign:
         scales = (anatomy.embedding_scale, anatomy.residual_scale, anatomy.activation, anatomy.rotary, norm)
         return (anatomy.architecture, *scales, anatomy.experts, anatomy.experts_used, sizes, sorted(vectors.items()))
 
-    def _entry_digest(self, tensor: Tensor) -> str:
+    def _entry_key(self, tensor: Tensor) -> str:
         if self._imatrix is None or not self._imatrix.covers(tensor):
             return "none"
-        return self._imatrix.entries[tensor.name].digest
+        return self._imatrix.entries[tensor.name].key
 
     def _key(self, target: _Target, fmt: Format) -> str:
         tensor, settings = target.tensor, self._settings
-        where = (tensor.name, repr(tensor.shape), tensor.format, target.digest, self._entry_digest(tensor))
+        where = (tensor.name, repr(tensor.shape), tensor.format, target.digest, self._entry_key(tensor))
         how = (repr(settings.seed), repr(settings.tolerance), str(METRIC_VERSION), *kernel_of(fmt))
         return digest(*where, fmt.name, *how)
 
@@ -290,13 +290,19 @@ class Campaign:
                     key=target.facts_key,
                     tensor=target.tensor.name,
                     values=facts[target.tensor.name],
-                    notes=json.dumps({"content": target.digest}),
+                    notes=self._notes(target),
                 )
                 for target in block.targets
             )
             for target in block.targets:
                 self._look_up(target)
         return [Job(by_name[t.tensor.name].slim(), t.missing) for t in block.targets if t.missing]
+
+    def _notes(self, target: _Target) -> str:
+        """What passes of the model depend on, besides the imatrix's digest."""
+        entry = self._imatrix.entries.get(target.tensor.name) if self._imatrix else None
+        gaps = {"gaps": GAPS_VERSION} if entry is not None and entry.gaps else {}
+        return json.dumps({"content": target.digest, **gaps})
 
     def _facts(self, block: _Block, surveys: Sequence[Survey]) -> dict[str, Facts]:
         tied = "output.weight" not in self._model.by_name

@@ -15,7 +15,15 @@ from planner.errors import KernelError
 from planner.ggml import library
 from planner.ggml.formats import Format, formats
 
-__all__ = ["dequantize_rows", "has_tables", "prepare_tables", "quantize_rows", "rows_are_valid", "tables_ready"]
+__all__ = [
+    "FAINTEST_WEIGHT",
+    "dequantize_rows",
+    "has_tables",
+    "prepare_tables",
+    "quantize_rows",
+    "rows_are_valid",
+    "tables_ready",
+]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -25,6 +33,7 @@ Bytes = NDArray[np.uint8]
 _TABLES = {"iq3_xxs": 256, "iq3_s": 512, "iq2_xxs": None, "iq2_xs": None, "iq2_s": None, "iq1_s": None, "iq1_m": None}
 # Kernels sum products of squared weights and imatrix values over a row in float32
 _LARGEST_PRODUCT = 1e34
+FAINTEST_WEIGHT = 1e-30  # an imatrix value below is none: such products would be too small
 
 
 def _address(array: NDArray[Any]) -> int:
@@ -57,11 +66,19 @@ def _check_range(fmt: Format, rows: Floats, weights: Floats | None) -> None:
     )
 
 
+def _weighed(fmt: Format, weights: Floats) -> Floats:
+    """The imatrix values, with ones for blocks that have none: where nothing counts, most kernels store zeros."""
+    blocks = weights.reshape(-1, fmt.block)
+    none = blocks.max(axis=1) < FAINTEST_WEIGHT
+    return np.where(none[:, None], np.float32(1), blocks).reshape(-1) if none.any() else weights
+
+
 def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> Bytes:
     """Rows in a format, with the bytes that `llama-quantize` would write.
 
     `rows` is float32 [r, n]; `weights` are the imatrix values of the row's n channels, float32 [n], finite and
-    not negative, or None. Returns uint8 [r, fmt.row_bytes(n)]. Releases the GIL. Raises ValueError for wrong
+    not negative, or None. Blocks whose values are all zero are an exception: there llama-quantize would lose the
+    weights, and these are weighed evenly. Returns uint8 [r, fmt.row_bytes(n)]. Releases the GIL. Raises ValueError for wrong
     shapes or a missing imatrix, KernelError for values that the kernels cannot take.
     """
     _check_rows(fmt, rows)
@@ -70,6 +87,7 @@ def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> B
             raise ValueError(f"imatrix values must be float32 [{rows.shape[1]}], not {weights.dtype} {weights.shape}")
         if not (np.isfinite(weights).all() and float(weights.min(initial=0)) >= 0):
             raise ValueError("imatrix values must be finite and not negative")
+        weights = _weighed(fmt, weights)
     elif fmt.needs_imatrix:
         raise ValueError(f"{fmt.name} cannot be made without an imatrix")
     _check_range(fmt, rows, weights)
