@@ -261,6 +261,10 @@ class Campaign:
             return "none"
         return self._imatrix.entries[tensor.name].key
 
+    def _gaps(self, tensor: Tensor) -> dict[str, int]:
+        """What passes of the model depend on, besides contents and the imatrix's digest."""
+        return {"gaps": GAPS_VERSION} if self._imatrix is not None and self._imatrix.has_gaps(tensor) else {}
+
     def _key(self, target: _Target, fmt: Format) -> str:
         tensor, settings = target.tensor, self._settings
         where = (tensor.name, repr(tensor.shape), tensor.format, target.digest, self._entry_key(tensor))
@@ -290,19 +294,13 @@ class Campaign:
                     key=target.facts_key,
                     tensor=target.tensor.name,
                     values=facts[target.tensor.name],
-                    notes=self._notes(target),
+                    notes=json.dumps({"content": target.digest, **self._gaps(target.tensor)}),
                 )
                 for target in block.targets
             )
             for target in block.targets:
                 self._look_up(target)
         return [Job(by_name[t.tensor.name].slim(), t.missing) for t in block.targets if t.missing]
-
-    def _notes(self, target: _Target) -> str:
-        """What passes of the model depend on, besides the imatrix's digest."""
-        entry = self._imatrix.entries.get(target.tensor.name) if self._imatrix else None
-        gaps = {"gaps": GAPS_VERSION} if entry is not None and entry.gaps else {}
-        return json.dumps({"content": target.digest, **gaps})
 
     def _facts(self, block: _Block, surveys: Sequence[Survey]) -> dict[str, Facts]:
         tied = "output.weight" not in self._model.by_name

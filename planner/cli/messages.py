@@ -35,7 +35,7 @@ def tell_unseen(imatrix: Imatrix, names: Iterable[str], *, written: bool = False
 
     text = unseen_text(imatrix, names)
     if text and written:
-        text += "\nBlocks of such channels alone are weighed evenly, where llama-quantize would store zeros."
+        text += "\nWeights that share a scale only with such ones are kept; llama-quantize would lose them."
     if text:
         click.echo(text, err=True)
 

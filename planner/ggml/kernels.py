@@ -34,6 +34,10 @@ _TABLES = {"iq3_xxs": 256, "iq3_s": 512, "iq2_xxs": None, "iq2_xs": None, "iq2_s
 # Kernels sum products of squared weights and imatrix values over a row in float32
 _LARGEST_PRODUCT = 1e34
 FAINTEST_WEIGHT = 1e-30  # an imatrix value below is none: such products would be too small
+# In how many groups a block falls that each have a scale: of these types, a group whose imatrix values are all zero
+# loses its weights although others of the block count (tests/ggml/test_ggml_kernels.py)
+_GROUPS = {"q3_K": 16, "q6_K": 16, "iq4_xs": 8, "iq3_xxs": 8, "iq2_xxs": 8, "iq2_xs": 16, "iq2_s": 16, "iq1_s": 8,
+           "iq1_m": 16}  # fmt: skip
 
 
 def _address(array: NDArray[Any]) -> int:
@@ -67,19 +71,24 @@ def _check_range(fmt: Format, rows: Floats, weights: Floats | None) -> None:
 
 
 def _weighed(fmt: Format, weights: Floats) -> Floats:
-    """The imatrix values, with ones for blocks that have none: where nothing counts, most kernels store zeros."""
-    blocks = weights.reshape(-1, fmt.block)
-    none = blocks.max(axis=1) < FAINTEST_WEIGHT
-    return np.where(none[:, None], np.float32(1), blocks).reshape(-1) if none.any() else weights
+    """The imatrix values, with the mean of their block (or ones) for groups of channels that have none: where nothing
+    counts, kernels store zeros, or whatever they tried first."""
+    groups = weights.reshape(-1, fmt.block // _GROUPS.get(fmt.name, 1))
+    none = groups.max(axis=1) < FAINTEST_WEIGHT
+    if not none.any():
+        return weights
+    means = weights.reshape(-1, fmt.block).mean(axis=1)
+    means[means < FAINTEST_WEIGHT] = 1
+    return np.where(none[:, None], means.repeat(_GROUPS.get(fmt.name, 1))[:, None], groups).reshape(-1)
 
 
 def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> Bytes:
     """Rows in a format, with the bytes that `llama-quantize` would write.
 
     `rows` is float32 [r, n]; `weights` are the imatrix values of the row's n channels, float32 [n], finite and
-    not negative, or None. Blocks whose values are all zero are an exception: there llama-quantize would lose the
-    weights, and these are weighed evenly. Returns uint8 [r, fmt.row_bytes(n)]. Releases the GIL. Raises ValueError for wrong
-    shapes or a missing imatrix, KernelError for values that the kernels cannot take.
+    not negative, or None. Where they are all zero for weights that share a scale, llama-quantize would lose these, and
+    here they are weighed evenly. Returns uint8 [r, fmt.row_bytes(n)]. Releases the GIL. Raises ValueError for
+    wrong shapes or a missing imatrix, KernelError for values that the kernels cannot take.
     """
     _check_rows(fmt, rows)
     if weights is not None:

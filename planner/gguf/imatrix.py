@@ -109,6 +109,10 @@ class Imatrix:
             "Make an imatrix of this model with llama-imatrix.",
         )
 
+    def has_gaps(self, tensor: Tensor) -> bool:
+        """Whether there is an entry for the tensor, with channels that no activation reached. Raises as `covers`."""
+        return self.covers(tensor) and self.entries[tensor.name].gaps > 0
+
     def weights(self, tensor: Tensor) -> Floats | None:
         """Return what the kernels get for the tensor, f32[matrices, row_length], or None. Raises as `covers`."""
         if not self.covers(tensor):

@@ -215,6 +215,37 @@ def test_an_imatrix_with_no_counts(model, here, run):
     assert solved.status == 0, solved.text
 
 
+def test_an_imatrix_with_zeros(model, here, run):
+    """They are named where they matter, and no weights vanish for them."""
+
+    def change(name, second, means):
+        if name == "blk.0.attn_q.weight":
+            second[:] = 0
+        if name == "blk.0.ffn_down.weight":
+            second[0, :128] = 0
+
+    path = write_imatrix(model, here / "x.imatrix", change=change)
+    words = (r"blk\.0\.attn_q\.weight +all 256\n", r"blk\.0\.ffn_down\.weight +128 of 256\n")
+    arguments = ("--imatrix", path, "--bpw", 4, "--types", "q3_K,q4_K,q6_K,q4_0", "-t", 1, "--sensitivity", "structure")
+    solved = run("solve", model, *arguments)
+    written = run("quantize", model, "recipe.json", "out.gguf")
+    for result, text in ((run("inspect", path), "out"), (solved, "err"), (written, "err")):
+        assert result.status == 0, result.text
+        for word in words:
+            assert len(re.findall(word, getattr(result, text))) == 1, result.text
+    assert "share a scale" in written.err
+    assert "By role    1 tensors" in solved.out
+    losses = {choice.name: choice.loss for choice in load_recipe(here / "recipe.json").tensors}
+    assert all(loss > 0 for name, loss in losses.items() if "norm" not in name)
+    source, out = (gguf.GGUFReader(file).tensors for file in (model, here / "out.gguf"))
+    for before, after in zip(source, out, strict=True):
+        whole, back = (gguf.quants.dequantize(t.data, t.tensor_type).astype(float) for t in (before, after))
+        for part in (slice(0, 128), slice(128, None)):
+            assert np.square(back - whole)[..., part].sum() < 0.05 * np.square(whole[..., part]).sum()
+    ordinary = run("solve", model, "--imatrix", write_imatrix(model, here / "x.imatrix"), *SOLVE)
+    assert "zeros" not in ordinary.text
+
+
 @pytest.mark.parametrize("kind", ["half", "other", "model", "nan", "negative", "missing"])
 def test_damaged_imatrices(kind, model, here, run):
     def spoil(name, second, means):
