@@ -17,7 +17,7 @@ from planner.errors import ModelError, UsageError
 from planner.families import can_quantize, check_architecture
 from planner.formats import Family, all_formats, kernel_of
 from planner.ggml import Format, formats
-from planner.gguf import Imatrix, Model, Tensor, header_bytes, requires_imatrix, why_left_alone
+from planner.gguf import GAPS_VERSION, Imatrix, Model, Tensor, header_bytes, requires_imatrix, why_left_alone
 from planner.measure import (
     METRIC_VERSION,
     Job,
@@ -244,7 +244,7 @@ class Campaign:
             tensor = target.tensor
             file = self._model.parts[tensor.part].stat()
             basis += [tensor.name, repr(tensor.shape), tensor.format, str(tensor.offset)]
-            basis += [str(file.st_size), str(file.st_mtime_ns), self._entry_digest(tensor)]
+            basis += [str(file.st_size), str(file.st_mtime_ns), self._entry_key(tensor)]
         return basis
 
     def _anatomy_of(self, block: _Block) -> object:
@@ -256,14 +256,18 @@ class Campaign:
         scales = (anatomy.embedding_scale, anatomy.residual_scale, anatomy.activation, anatomy.rotary, norm)
         return (anatomy.architecture, *scales, anatomy.experts, anatomy.experts_used, sizes, sorted(vectors.items()))
 
-    def _entry_digest(self, tensor: Tensor) -> str:
+    def _entry_key(self, tensor: Tensor) -> str:
         if self._imatrix is None or not self._imatrix.covers(tensor):
             return "none"
-        return self._imatrix.entries[tensor.name].digest
+        return self._imatrix.entries[tensor.name].key
+
+    def _gaps(self, tensor: Tensor) -> dict[str, int]:
+        """What passes of the model depend on, besides contents and the imatrix's digest."""
+        return {"gaps": GAPS_VERSION} if self._imatrix is not None and self._imatrix.has_gaps(tensor) else {}
 
     def _key(self, target: _Target, fmt: Format) -> str:
         tensor, settings = target.tensor, self._settings
-        where = (tensor.name, repr(tensor.shape), tensor.format, target.digest, self._entry_digest(tensor))
+        where = (tensor.name, repr(tensor.shape), tensor.format, target.digest, self._entry_key(tensor))
         how = (repr(settings.seed), repr(settings.tolerance), str(METRIC_VERSION), *kernel_of(fmt))
         return digest(*where, fmt.name, *how)
 
@@ -290,7 +294,7 @@ class Campaign:
                     key=target.facts_key,
                     tensor=target.tensor.name,
                     values=facts[target.tensor.name],
-                    notes=json.dumps({"content": target.digest}),
+                    notes=json.dumps({"content": target.digest, **self._gaps(target.tensor)}),
                 )
                 for target in block.targets
             )

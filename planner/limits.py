@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from planner.candidates import Candidates, TiedGroup
@@ -16,6 +16,7 @@ from state import Inventory, TensorRecord
 __all__ = ["ACTIVE", "BPW", "FILE", "SizeLimit", "causes", "check_names", "padded", "size_limits"]
 
 FILE, BPW, ACTIVE = "file", "bpw", "active"  # limits that no device may be called like
+_DIGITS = 10_000  # bits per weight are printed to so many parts of one
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,21 @@ class SizeLimit:
         """The limit as a user knows it."""
         return self.spoken(self.capacity) if self.name in (FILE, BPW) else f"{self.name}: {self.spoken(self.capacity)}"
 
-    def spoken(self, amount: int | Fraction, *, down: bool = False) -> str:
-        """An amount in words, rounded up (with `down`, down), so that a user may ask for what they say."""
+    def spoken(self, amount: int | Fraction, *, up: bool = False) -> str:
+        """An amount in words. Bits, and with `up` bytes too, are rounded up: a user may ask for what they say."""
         if self.elements is not None:
-            scaled = amount * 10_000 / Fraction(self.elements)
-            return f"{float(scaled // 1 if down else -(-scaled // 1)) / 10_000:.4f} bpw"
-        size = format_size(int(amount))
+            return f"{float(-(-amount * _DIGITS // self.elements)) / _DIGITS:.4f} bpw"
+        size = format_size(int(amount), up=up)
         return size if size.endswith("bytes") else f"{size} ({int(amount)} bytes)"
+
+    def rounded(self, candidates: Candidates) -> SizeLimit:
+        """The same; or, of bits, the least that there is, where the digits in which sizes are printed fall short of
+        it: then that is what was meant."""
+        if self.elements is None:
+            return self
+        least = self.overhead + sum(min(self.of(group)) for group in candidates.groups)
+        printed = least * _DIGITS // self.elements * self.elements // _DIGITS  # rounded down, the worst that it can be
+        return replace(self, capacity=least) if printed <= self.capacity < least else self
 
     def of(self, group: TiedGroup) -> list[int]:
         """What each option of a group counts for."""

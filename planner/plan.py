@@ -75,12 +75,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class LimitUse:
-    """A limit at the answer, in its own unit ("bytes" or "bits"): `used` of `capacity`, and what a unit more saves."""
+    """A limit at the answer, in its own unit ("bytes" or "bits"): `used` of `capacity`, and what a unit more saves.
+    Unless it `binds`, no recipe that may be chosen takes more."""
 
     name: str
     used: int
     capacity: int
     price: float
+    binds: bool
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
     """Solve for a request from what the state holds; `factors` multiply sensitivities of tensors.
 
     Raises StateFileError where measurements are missing, UsageError for rules that cannot be followed, BudgetError for
-    limits that no recipe meets or that leave nothing to decide.
+    limits that no recipe meets. Limits above what any recipe takes are met by the best that there is.
     """
     stored = store.inventory()
     everything = list(store.measurements(selected=True).values())
@@ -158,10 +160,11 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
         caps=request.caps,
         ties=(*request.ties, *fused_ties(inventory, request.family)),
     )  # fmt: skip
-    limits = size_limits(
+    given = size_limits(
         inventory, candidates.fixed, budget=request.budget, bpw=request.bpw, devices=request.devices,
         active=request.active,
     )  # fmt: skip
+    limits = [limit.rounded(candidates) for limit in given]
     problem, solution = _solve(inventory, candidates, limits, request)
     assert solution.picks is not None
     chosen = {
@@ -177,9 +180,12 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
         bound=min(solution.bound, loss), status=str(solution.status),
     )  # fmt: skip
     uses = [
-        LimitUse(limit.name, int(use.used + limit.overhead), limit.capacity, use.price)
+        LimitUse(
+            limit.name, int(use.used + limit.overhead), limit.capacity, use.price,
+            binds=limit.capacity < limit.overhead + problem.extremes(limit.name)[1],
+        )
         for limit, use in zip(limits, solution.usage, strict=True)
-    ]
+    ]  # fmt: skip
     prediction = None
     if source == "measured" and recipe.loss is not None:
         # files were evaluated on a CPU, wherever this one will run
@@ -244,16 +250,6 @@ def _solve(
     inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLimit], request: Request
 ) -> tuple[Problem, Solution]:
     problem = _problem(inventory, candidates, limits)
-    most = [limit.overhead + problem.extremes(limit.name)[1] for limit in limits]
-    if all(limit.capacity > value for limit, value in zip(limits, most, strict=True)):
-        above = [
-            f"{limit.title} is above the maximum of {limit.spoken(value, down=True)}"
-            for limit, value in zip(limits, most, strict=True)
-        ]
-        raise BudgetError(
-            f"{'; '.join(above)}: nothing is to be decided.",
-            "Use the largest formats as they are, or lower a limit.",
-        )
     try:
         solution = solve(problem, method=request.method, gap=request.gap, time_limit=request.time_limit)
     except InfeasibleError as error:
@@ -305,7 +301,7 @@ def _conflict(
     def raised(change: Change) -> str:
         enough = "" if change.least else " (a little less may do)"
         return " and ".join(
-            f"{by_name[name].option} to {by_name[name].spoken(value + by_name[name].overhead)}"
+            f"{by_name[name].option} to {by_name[name].spoken(value + by_name[name].overhead, up=True)}"
             for name, value in change.capacities.items()
         ) + enough  # fmt: skip
 
@@ -315,7 +311,7 @@ def _conflict(
         names = "; ".join(by_name[name].title for name in analysis.limits)
         return BudgetError(f"These limits cannot hold together: {names}.", remedy)
     limit = by_name[analysis.limits[0]]
-    least = limit.spoken(analysis.minimum[limit.name] + limit.overhead)
+    least = limit.spoken(analysis.minimum[limit.name] + limit.overhead, up=True)
     return BudgetError(f"{limit.title} is below the minimum of {least}. {causes(limit, inventory, candidates)}", remedy)
 
 

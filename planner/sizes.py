@@ -32,13 +32,14 @@ def parse_size(text: str) -> int:
     return int(Fraction(match[1]) * unit)
 
 
-def format_size(count: int) -> str:
-    """Bytes for people, in powers of ten.
+def format_size(count: int, *, up: bool = False) -> str:
+    """Bytes for people, in powers of ten; with `up` rounded up, so that what is said is enough.
 
-    >>> format_size(23_850_000_000), format_size(999)
-    ('23.85 GB', '999 bytes')
+    >>> format_size(23_850_000_000), format_size(999), format_size(6_144), format_size(6_144, up=True)
+    ('23.85 GB', '999 bytes', '6.14 kB', '6.15 kB')
     """
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
-            return f"{count / size:.2f} {unit}"
+            shown = Fraction(-(-100 * count // size), 100) if up else Fraction(count, size)
+            return f"{float(shown):.2f} {unit}"
     return f"{count} bytes"

@@ -15,6 +15,7 @@ from planner.campaign import Campaign
 from planner.errors import ImatrixError, ModelError, UsageError
 from planner.ggml import formats, select_formats
 from planner.gguf import open_model, read_imatrix, requires_imatrix, why_left_alone
+from planner.gguf.legacy import legacy_bytes
 from planner.measure import Settings, loop
 from state import StateForeign, Store
 from tests.models import CHEAP, FEW, MODELS, dense, experts, write_imatrix
@@ -280,6 +281,59 @@ def test_zeros_cost_nothing_and_break_nothing(tmp_path):
                 assert (entry.err_var, entry.err_mean, entry.err_massive) == (0, 0, 0)
             else:
                 assert entry.err_var > 0
+
+
+HOLED, EMPTY = "blk.0.ffn_down.weight", "blk.1.attn_v.weight"
+
+
+def holed(name, second, means):
+    """An imatrix that says nothing of one tensor, and of a part of the channels of another."""
+    if name == HOLED:
+        second[0, :128] = 0
+    if name == EMPTY:
+        second[:] = 0
+
+
+@pytest.mark.parametrize("kind", ["gguf", "dat"])
+def test_errors_where_the_imatrix_is_zero_are_not_zero(kind, model, tmp_path):
+    chosen = select_formats("k,legacy,iq4_xs,-q8_0")
+    matrix = write_imatrix(model, tmp_path / "x", change=holed, sums=kind == "gguf")
+    if kind == "dat":
+        values = [(name, entry.values) for name, entry in read_imatrix(matrix).entries.items()]
+        matrix.write_bytes(legacy_bytes(values, chunk_count=1, datasets=()))
+    go(model, matrix, tmp_path / "s.planner", chosen=chosen, settings=Settings(tolerance=1e-6))
+    found = {(e.tensor, e.format): e for e in measurements(tmp_path / "s.planner", selected=True).values()}
+    with open_model(model) as opened:
+        # the true share of the weights' energy that is lost, channels alike
+        for name in (HOLED, EMPTY):
+            rows, weights = opened.rows(opened[name]), read_imatrix(matrix).weights(opened[name])[0]
+            for fmt in chosen:
+                lost = np.square(quantized(fmt, rows, weights) - rows)
+                blind = slice(None) if name == EMPTY else slice(0, 128)
+                share = float(lost[:, blind].sum() / np.square(rows[:, blind]).sum())
+                err = found[name, fmt.name].err_var + found[name, fmt.name].err_mean
+                assert share < 0.15  # as anywhere else
+                assert 0.2 * share < err < 5 * share
+                if name == EMPTY:
+                    assert err == pytest.approx(share, rel=1e-5)
+    for entry in energies(tmp_path / "s.planner", selected=True).values():
+        assert ("var" in entry.values) is (entry.tensor not in (EMPTY, "output.weight")), entry.tensor
+
+
+def quantized(fmt, rows, weights):
+    return formats_module.round_trip(fmt, rows, weights)
+
+
+def test_zeros_of_an_imatrix_are_another_measurement_and_nothing_else_is(model, matrix, tmp_path, monkeypatch):
+    """Keys of old states: an entry's digest, unless it has gaps; so too what passes are known by."""
+    with open_model(model) as opened:
+        ordinary, zeros = read_imatrix(matrix), read_imatrix(write_imatrix(model, tmp_path / "y", change=holed))
+        assert all(entry.key == entry.digest for entry in ordinary.entries.values())
+        assert {name for name, entry in zeros.entries.items() if entry.key != entry.digest} == {HOLED, EMPTY}
+        assert opened is not None
+    go(model, tmp_path / "y", tmp_path / "s.planner")
+    notes = {entry.tensor: json.loads(entry.notes) for entry in energies(tmp_path / "s.planner").values()}
+    assert {name for name, note in notes.items() if list(note) != ["content"]} == {HOLED, EMPTY}
 
 
 def test_the_inventory_tells_what_solving_needs(model, matrix, tmp_path):

@@ -16,6 +16,7 @@ from planner.limits import SizeLimit, size_limits
 from planner.plan import Request
 from planner.report import explanation
 from planner.rules import parse_device, parse_rule, parse_tie
+from planner.sizes import parse_size
 from state import Store
 from tests.tiny import HEADER, WHOLE_FILE, Load, Search, padded, write
 
@@ -262,7 +263,7 @@ def test_tensors_that_stay_count_on_their_device(mixtures):
     assert [limit.used for limit in made.limits if limit.name == "gpu"] == [stays]
     with pytest.raises(BudgetError) as caught:
         tiny.plan(budget=60_000, devices=(parse_device(f"gpu:norm|gate_inp={stays - 1}"),))
-    assert caught.value.problem.startswith("gpu: 6.14 kB (6143 bytes) is below the minimum of 6.14 kB (6144 bytes).")
+    assert caught.value.problem.startswith("gpu: 6.14 kB (6143 bytes) is below the minimum of 6.15 kB (6144 bytes).")
     assert "leaves alone 6.14 kB (6144 bytes)" in caught.value.problem
     assert "largest" not in caught.value.problem  # nothing else is there
     assert cures(caught.value) == [{"gpu": stays}]
@@ -284,17 +285,61 @@ def test_the_minimum_in_bits_can_be_asked_for(mixtures):
     (least,) = re.findall(r"--bpw to ([\d.]+) bpw", caught.value.remedy)
     smallest = tiny.plan(bpw=Fraction(least))
     assert float(smallest.recipe.bpw) <= float(least) < smallest.recipe.bpw + 1e-4
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), pins=st.sampled_from([(), ("=q4_K",), ("attn=q8_0",)]))
+def test_the_size_that_is_printed_can_be_asked_for(tmp_path_factory, seed, pins):
+    """However the digits were rounded that stand for the smallest recipe."""
+    rng = np.random.default_rng(seed)
+    shapes = {name: (256, *rng.integers(1, 90, len(shape) - 1).tolist()) for name, shape in MIXTURE.items()}
+    tiny = write(tmp_path_factory.mktemp("sizes") / "s.planner", shapes)
+    rules = tuple(map(parse_rule, pins))
     with pytest.raises(BudgetError) as caught:
-        tiny.plan(bpw=Fraction(60))
-    (most,) = re.findall(r"above the maximum of ([\d.]+) bpw", caught.value.problem)
-    assert tiny.plan(bpw=Fraction(most)).recipe.bpw <= float(most) < 60
+        tiny.plan(bpw=Fraction("0.1"), pins=rules)
+    (least,) = re.findall(r"minimum of ([\d.]+) bpw", caught.value.problem)
+    smallest = tiny.plan(bpw=Fraction(least), pins=rules).recipe
+    down = Fraction(least) - Fraction(1, 10_000)
+    for bits in {Fraction(f"{smallest.bpw:.4f}"), *([down] if down < smallest.bpw else [])}:
+        made = tiny.plan(bpw=bits, pins=rules)
+        assert made.recipe.size == smallest.size
+        assert made.limits[0].used <= made.limits[0].capacity
+    with pytest.raises(BudgetError):
+        tiny.plan(bpw=down - Fraction(1, 10_000), pins=rules)
+
+
+def pasted(text):
+    """A size as a message says it, without the exact one in parentheses."""
+    return parse_size(text.split(" (")[0])
+
+
+@LIMITS
+@given(which=st.integers(0, 2), name=st.sampled_from(sorted({*LOADS} - {"cpu"})), pinned=st.booleans())
+def test_the_minimum_in_any_unit_can_be_asked_for(mixtures, which, name, pinned):
+    pins = {"pins": (parse_rule("attn=q8_0"),)} if pinned else {}
+    with pytest.raises(BudgetError) as caught:
+        mixtures[which].plan(**request({name: 1}), **pins)
+    least = pasted(re.search(r"below the minimum of (.+?)\. Of it", caught.value.problem)[1])
+    assert pasted(re.search(r"Raise --\S+(?: gpu)? to (.+?); or", caught.value.remedy)[1]) == least
+    (limit,) = mixtures[which].plan(**request({name: least}), **pins).limits
+    assert limit.used <= least
 
 
 def test_limits_that_leave_nothing_to_decide(mixtures):
     tiny, search = mixtures[0], Search(mixtures[0])
     most = {name: int(search.weights(LOADS[name]).max()) for name in ("file", "gpu")}
-    with pytest.raises(BudgetError, match=r"gpu: .* is above the maximum of .*: nothing is to be decided"):
-        tiny.plan(**request({name: capacity + 1 for name, capacity in most.items()}))
+    for wide in ({name: capacity + 1 for name, capacity in most.items()}, dict.fromkeys(LOADS, 10**29)):
+        made = tiny.plan(**request(wide))
+        assert (made.recipe.loss, made.recipe.gap, made.recipe.size) == (0, 0, most["file"])
+        assert not any(limit.binds for limit in made.limits)
+    # one that decides says so
+    uses = tiny.plan(**request({"file": most["file"] - 1, "gpu": 10**29})).limits
+    assert {limit.name: limit.binds for limit in uses} == {"file": True, "gpu": False}
+    # what is pinned is what there is
+    everything = (parse_rule("=q4_K"),)
+    made = tiny.plan(bpw=Fraction(16), pins=everything)
+    assert made.recipe.loss == Search(tiny, pins=dict.fromkeys(tiny.free, "q4_K")).losses[0]
+    assert not made.limits[0].binds
     # one that decides is enough, and another may be as wide as it likes
     assert tiny.plan(**request({"file": most["file"] - 1, "gpu": 10**29})).recipe.loss > 0
     assert tiny.plan(**request({"file": most["file"], "gpu": most["gpu"] + 1})).recipe.loss == 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Unpack, cast
 
 import click
 
+from planner.cli.messages import tell_unseen
 from planner.cli.options import Measuring, family_option, measuring_options, open_sources
 from planner.cli.progress import progress_bar
 from planner.errors import Interrupted
@@ -69,6 +70,8 @@ def run_campaign(
         sources.model, sources.imatrix, sources.store, formats, settings, family=family, pinned=pinned,
         allow_requantize=measuring["allow_requantize"],
     )  # fmt: skip
+    if sources.imatrix is not None:
+        tell_unseen(sources.imatrix, sources.model.by_name)
     done = total = fresh = 0
     try:
         with progress_bar("measurements") as advance:

@@ -6,11 +6,18 @@ import errno
 import os
 import textwrap
 import traceback
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import click
 
 from planner.errors import Interrupted, PlannerError
 from planner.text import plain
 
-__all__ = ["explain", "wrapped"]
+if TYPE_CHECKING:
+    from planner.gguf import Imatrix
+
+__all__ = ["explain", "tell_unseen", "wrapped"]
 
 
 def wrapped(text: str) -> str:
@@ -19,6 +26,18 @@ def wrapped(text: str) -> str:
         textwrap.wrap(line, 80, break_long_words=False, break_on_hyphens=False) or [""] for line in text.splitlines()
     )
     return "\n".join(line for group in lines for line in group)
+
+
+def tell_unseen(imatrix: Imatrix, names: Iterable[str], *, written: bool = False) -> None:
+    """Say, on stderr, of which tensors the imatrix has not seen all channels; and what that means for a file that is
+    `written`."""
+    from planner.report.inspection import unseen_text
+
+    text = unseen_text(imatrix, names)
+    if text and written:
+        text += "\nWeights that share a scale only with such ones are kept; llama-quantize would lose them."
+    if text:
+        click.echo(text, err=True)
 
 
 def explain(error: Exception) -> tuple[int, str]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from planner.cli.messages import tell_unseen
 from planner.cli.options import threads_option
 from planner.cli.progress import progress_bar
 from planner.errors import ImatrixError, Interrupted, RecipeError
 from planner.text import plain
+
+if TYPE_CHECKING:
+    from planner.gguf import Model
+    from planner.recipes import Recipe
 
 __all__ = ["quantize"]
 
@@ -77,6 +83,7 @@ def quantize(
                 )
             # the name in the metadata is the recipe's, wherever the file lies now: the size was promised with it
             matrix = dataclasses.replace(matrix, given=plan.imatrix.path)
+            tell_unseen(matrix, _quantized(plan, opened), written=True)
         elif imatrix is not None:
             raise RecipeError(f"{recipe} was made without an imatrix.", "Leave --imatrix out, or solve again with it.")
         try:
@@ -93,3 +100,13 @@ def quantize(
         click.echo(str(path))
     exact = "as promised" if written.bytes == given.size else f"the recipe promised {given.size:,} for one file"
     click.echo(f"{written.bytes:,} bytes ({format_size(written.bytes)}), {exact}")
+
+
+def _quantized(plan: Recipe, model: Model) -> list[str]:
+    """The tensors that kernels make something else of."""
+    from planner.ggml import formats
+
+    known, source = formats(), {tensor.name: tensor.format for tensor in model.tensors}
+    return [
+        name for name, fmt in plan.formats.items() if fmt in known and known[fmt].quantized and source.get(name) != fmt
+    ]

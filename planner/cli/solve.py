@@ -236,6 +236,8 @@ def _report(plan: Plan, output: Path) -> None:
     click.echo(f"\n{size_line(recipe)}")
     for limit in plan.limits:
         click.echo(f"Limit      {plain(limit_line(limit))}")
+        if not limit.binds:
+            click.echo("           It does not bind: nothing that may be chosen takes more.")
     bound = f"bound {recipe.bound:.6g} (gap {100 * recipe.gap:.2g} %)"
     proof = "proven optimal" if recipe.gap < _OPTIMAL else bound
     click.echo(f"Loss       {recipe.loss:.6g} by {recipe.sensitivity}; {proof}, {plan.seconds:.2f} s")

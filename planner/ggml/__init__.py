@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.ggml.formats import CANDIDATES, FORMAT_SETS, Format, format_by_id, format_named, formats, select_formats
 from planner.ggml.kernels import (
+    FAINTEST_WEIGHT,
     dequantize_rows,
     has_tables,
     prepare_tables,
@@ -15,6 +16,7 @@ from planner.ggml.library import load
 
 __all__ = [
     "CANDIDATES",
+    "FAINTEST_WEIGHT",
     "FORMAT_SETS",
     "Format",
     "dequantize_rows",

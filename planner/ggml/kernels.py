@@ -15,7 +15,15 @@ from planner.errors import KernelError
 from planner.ggml import library
 from planner.ggml.formats import Format, formats
 
-__all__ = ["dequantize_rows", "has_tables", "prepare_tables", "quantize_rows", "rows_are_valid", "tables_ready"]
+__all__ = [
+    "FAINTEST_WEIGHT",
+    "dequantize_rows",
+    "has_tables",
+    "prepare_tables",
+    "quantize_rows",
+    "rows_are_valid",
+    "tables_ready",
+]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -25,6 +33,11 @@ Bytes = NDArray[np.uint8]
 _TABLES = {"iq3_xxs": 256, "iq3_s": 512, "iq2_xxs": None, "iq2_xs": None, "iq2_s": None, "iq1_s": None, "iq1_m": None}
 # Kernels sum products of squared weights and imatrix values over a row in float32
 _LARGEST_PRODUCT = 1e34
+FAINTEST_WEIGHT = 1e-30  # an imatrix value below is none: such products would be too small
+# In how many groups a block falls that each have a scale: of these types, a group whose imatrix values are all zero
+# loses its weights although others of the block count (tests/ggml/test_ggml_kernels.py)
+_GROUPS = {"q3_K": 16, "q6_K": 16, "iq4_xs": 8, "iq3_xxs": 8, "iq2_xxs": 8, "iq2_xs": 16, "iq2_s": 16, "iq1_s": 8,
+           "iq1_m": 16}  # fmt: skip
 
 
 def _address(array: NDArray[Any]) -> int:
@@ -57,12 +70,25 @@ def _check_range(fmt: Format, rows: Floats, weights: Floats | None) -> None:
     )
 
 
+def _weighed(fmt: Format, weights: Floats) -> Floats:
+    """The imatrix values, with the mean of their block (or ones) for groups of channels that have none: where nothing
+    counts, kernels store zeros, or whatever they tried first."""
+    groups = weights.reshape(-1, fmt.block // _GROUPS.get(fmt.name, 1))
+    none = groups.max(axis=1) < FAINTEST_WEIGHT
+    if not none.any():
+        return weights
+    means = weights.reshape(-1, fmt.block).mean(axis=1)
+    means[means < FAINTEST_WEIGHT] = 1
+    return np.where(none[:, None], means.repeat(_GROUPS.get(fmt.name, 1))[:, None], groups).reshape(-1)
+
+
 def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> Bytes:
     """Rows in a format, with the bytes that `llama-quantize` would write.
 
     `rows` is float32 [r, n]; `weights` are the imatrix values of the row's n channels, float32 [n], finite and
-    not negative, or None. Returns uint8 [r, fmt.row_bytes(n)]. Releases the GIL. Raises ValueError for wrong
-    shapes or a missing imatrix, KernelError for values that the kernels cannot take.
+    not negative, or None. Where they are all zero for weights that share a scale, llama-quantize would lose these, and
+    here they are weighed evenly. Returns uint8 [r, fmt.row_bytes(n)]. Releases the GIL. Raises ValueError for
+    wrong shapes or a missing imatrix, KernelError for values that the kernels cannot take.
     """
     _check_rows(fmt, rows)
     if weights is not None:
@@ -70,6 +96,7 @@ def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> B
             raise ValueError(f"imatrix values must be float32 [{rows.shape[1]}], not {weights.dtype} {weights.shape}")
         if not (np.isfinite(weights).all() and float(weights.min(initial=0)) >= 0):
             raise ValueError("imatrix values must be finite and not negative")
+        weights = _weighed(fmt, weights)
     elif fmt.needs_imatrix:
         raise ValueError(f"{fmt.name} cannot be made without an imatrix")
     _check_range(fmt, rows, weights)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from planner.gguf.entry import GAPS_VERSION, Entry
 from planner.gguf.health import Health, tensor_health
-from planner.gguf.imatrix import Coverage, Entry, Imatrix, Match, read_imatrix
+from planner.gguf.imatrix import Coverage, Imatrix, Match, read_imatrix
 from planner.gguf.layout import header_bytes, imatrix_pairs, predicted_size
 from planner.gguf.metadata import Metadata, Value
 from planner.gguf.model import Model, open_model
@@ -11,6 +12,7 @@ from planner.gguf.reader import Tensor
 from planner.gguf.rules import fallback, requires_imatrix, tensor_order, why_left_alone
 
 __all__ = [
+    "GAPS_VERSION",
     "Coverage",
     "Entry",
     "Health",

@@ -1,8 +1,7 @@
 """Importance matrices: for each input channel of a tensor the mean square of its activations, and maybe their mean.
 
 Two kinds of file: GGUF (`NAME.in_sum2` and `NAME.counts`, of some makers also `NAME.in_sum`; one row an expert) and
-the older `.dat`. What comes out is, bit for bit, what llama-quantize (`load_imatrix` in its `quantize.cpp`) feeds
-to the kernels: sums over counts in float32, and ones for an expert that was never activated.
+the older `.dat`. `planner.gguf.entry` says what becomes of them.
 
 Values are computed from the mapped file when they are asked for: the imatrix of a large mixture of experts takes a
 gigabyte, of which one tensor is needed at a time.
@@ -21,15 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
+from planner.gguf.entry import Entry, Floats
 from planner.gguf.legacy import read_legacy
 from planner.gguf.metadata import Metadata
 from planner.gguf.model import Model
 from planner.gguf.reader import GgufFile, Tensor, read_gguf
 from planner.gguf.rules import why_left_alone
 
-__all__ = ["Coverage", "Entry", "Imatrix", "Match", "read_imatrix"]
-
-Floats = NDArray[np.float32]
+__all__ = ["Coverage", "Imatrix", "Match", "read_imatrix"]
 
 _SUFFIXES = (".in_sum2", ".in_sum", ".counts")
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
@@ -38,68 +36,15 @@ _AGAIN = "Make it again with llama-imatrix."
 _MAY_MISMATCH = frozenset(("token_embd.weight", "per_layer_token_embd.weight"))
 
 
-class Entry:
-    """What the file knows about one tensor, `n` values for each of its experts (1 for a plain matrix).
-
-    `counts`: f64[experts], the tokens that each expert saw (in a legacy file: calls, one number for all).
-    """
-
-    def __init__(
-        self, sum2: Floats, sums: Floats | None, counts: NDArray[np.float64], idle: float | None = 1.0
-    ) -> None:
-        self._sum2 = sum2  # f32[experts, n], views of the mapped file
-        self._sums = sums
-        self.counts = counts
-        self._idle = idle  # what stands for an expert without counts; None: its sums as they are (legacy)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Experts and values for each."""
-        return self._sum2.shape[0], self._sum2.shape[1]
-
-    @property
-    def has_means(self) -> bool:
-        """Whether the file holds sums of activations for this tensor."""
-        return self._sums is not None
-
-    @property
-    def raw_sum2(self) -> Floats:
-        """f32[experts, n]: sums of squares as the file has them (of a legacy file: means times calls)."""
-        return self._sum2
-
-    @property
-    def raw_sums(self) -> Floats | None:
-        """f32[experts, n]: sums of activations as the file has them, or None."""
-        return self._sums
-
-    @property
-    def values(self) -> Floats:
-        """f32[experts, n]: mean squares; ones for an expert that was never activated."""
-        return _per_count(self._sum2, self.counts, self._idle)
-
-    @property
-    def means(self) -> Floats | None:
-        """f32[experts, n]: means, zeros for an expert that was never activated; None if the file has no sums."""
-        return None if self._sums is None else _per_count(self._sums, self.counts, 0.0)
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """SHA-256 (hex) over values, means and counts."""
-        sha = hashlib.sha256(repr(self.shape).encode())
-        sha.update(self.values.tobytes())
-        means = self.means
-        sha.update(b"" if means is None else means.tobytes())
-        sha.update(self.counts.tobytes())
-        return sha.hexdigest()
-
-
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An entry laid out like its tensor: `values` and `means` f32[matrices, row_length], `counts` f64[matrices]."""
+    """An entry laid out like its tensor: `values` (for the kernels) and `means` f32[matrices, row_length], `counts`
+    f64[matrices]; `seen` bool[matrices, row_length], the channels that an activation reached."""
 
     values: Floats
     means: Floats | None
     counts: NDArray[np.float64]
+    seen: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +109,10 @@ class Imatrix:
             "Make an imatrix of this model with llama-imatrix.",
         )
 
+    def has_gaps(self, tensor: Tensor) -> bool:
+        """Whether there is an entry for the tensor, with channels that no activation reached. Raises as `covers`."""
+        return self.covers(tensor) and self.entries[tensor.name].gaps > 0
+
     def weights(self, tensor: Tensor) -> Floats | None:
         """Return what the kernels get for the tensor, f32[matrices, row_length], or None. Raises as `covers`."""
         if not self.covers(tensor):
@@ -179,7 +128,8 @@ class Imatrix:
         means, counts = entry.means, entry.counts
         if len(counts) != tensor.matrices:  # a single number for all experts
             counts = np.full(tensor.matrices, counts.mean())
-        return Match(values, None if means is None else means.reshape(values.shape), counts)
+        seen = entry.seen.reshape(values.shape)
+        return Match(values, None if means is None else means.reshape(values.shape), counts, seen)
 
     def coverage(self, model: Model) -> Coverage:
         """Compare with a model. Raises nothing: see `require`."""
@@ -304,15 +254,6 @@ def _entry(path: Path, name: str, sum2: Floats, sums: Floats | None, counts: Flo
     if low < 0:
         raise ImatrixError(f"{path}: {name} holds the sum of squares {low:g}, which is below zero.", _AGAIN)
     return Entry(sum2, sums, np.floor(counts.astype(np.float64) + 0.5), idle)  # std::lround
-
-
-def _per_count(sums: Floats, counts: NDArray[np.float64], idle: float | None) -> Floats:
-    # float32 over float32, as in load_imatrix
-    divisors = counts.astype(np.float32)[:, None]
-    result: Floats = np.divide(sums, np.maximum(divisors, np.float32(1)), dtype=np.float32)
-    if idle is not None:
-        result[divisors[:, 0] == 0] = idle
-    return result
 
 
 def _difference(entry: Entry, tensor: Tensor) -> str | None:

@@ -21,7 +21,7 @@ from planner.gguf import Imatrix, Model
 from planner.gguf import Tensor as FileTensor
 from planner.llama.engine import Engine, Node, Tensor
 from planner.measure import Survey, moments, survey_tensor
-from planner.measure.metric import errors_of
+from planner.measure.metric import errors_of, relative
 from planner.sensitivity import role_of
 
 __all__ = ["Errors", "Perturber", "perturber"]
@@ -94,9 +94,8 @@ class Perturber:
             return np.asarray(usage * errors.sum(axis=1), np.float64)
 
         sums = np.sum(self.engine.workers.map(one, tensor.slices(_WEIGHTS_AT_A_TIME)), axis=0)
-        energies = np.array([survey.energy, survey.energy, survey.energy_massive])
-        var, mean, massive = np.divide(sums, energies, out=np.zeros(3), where=energies > 0).tolist()
-        return var, mean, massive
+        var, mean, massive = sums.tolist()
+        return relative(var, survey.energy), relative(mean, survey.energy), relative(massive, survey.energy_massive)
 
     def _survey(self, tensor: FileTensor) -> Survey:
         if tensor.name not in self._surveys:

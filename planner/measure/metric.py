@@ -12,7 +12,7 @@ from planner.formats import round_trip
 from planner.ggml import Format
 from planner.measure.survey import Survey
 
-__all__ = ["METRIC_VERSION", "Estimate", "Tally", "errors_of", "row_errors"]
+__all__ = ["METRIC_VERSION", "Estimate", "Tally", "errors_of", "relative", "row_errors"]
 
 METRIC_VERSION = 2  # part of every measurement's key: raise it when a number would change
 
@@ -62,6 +62,12 @@ def errors_of(survey: Survey, matrix: int, difference: Doubles) -> Doubles:
     return errors
 
 
+def relative(error: float, energy: float) -> float:
+    """An error as a share of the energy. Where weights are so small that their squares are none, an error that is
+    left is all that there is."""
+    return error / energy if energy > 0 else float(error > 0)
+
+
 @dataclass
 class Tally:
     """Draws of one tensor in one format, as they come in; `energy` and `massive` are its total energies."""
@@ -81,9 +87,9 @@ class Tally:
         var, mean, massive = errors.sum(axis=1).tolist()
         energy, heavy = self.energy, self.massive
         self.exact = Estimate(
-            var=var / energy if energy > 0 else 0.0,
-            mean=mean / energy if energy > 0 else 0.0,
-            massive=massive / heavy if heavy > 0 else 0.0,
+            var=relative(var, energy),
+            mean=relative(mean, energy),
+            massive=relative(massive, heavy),
             stderr=0.0,
             stderr_massive=0.0,
         )
@@ -99,7 +105,7 @@ class Tally:
             return self.exact
         draws = np.concatenate(self.samples, axis=1)
         scale = np.array([[self.energy], [self.energy], [self.massive]])
-        draws = np.divide(draws, scale, out=np.zeros_like(draws), where=scale > 0)
+        draws = np.divide(draws, scale, out=(draws > 0).astype(np.float64), where=scale > 0)
         var, mean, massive = draws.mean(axis=1)
         return Estimate(
             var=float(var),

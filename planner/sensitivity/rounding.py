@@ -57,7 +57,7 @@ def rounding_of(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Rounding:
         return NOT_ROUNDED
     mean, variance, energy = survey.moments.mean, survey.moments.variance, survey.energy
     norm = anatomy.output_norm
-    if role in _LOGITS and survey.moments.weights is None and norm is not None and norm.shape == variance[0].shape:
+    if role in _LOGITS and not survey.moments.known and norm is not None and norm.shape == variance[0].shape:
         variance = norm[None, :] ** 2  # the imatrix seldom has what goes into the logits
         energy = float((survey.columns * variance).sum())
     if energy <= 0:

@@ -54,7 +54,7 @@ def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
         energy = survey.energy / max(survey.tensor.rows, 1) * anatomy.embedding_scale**2
         facts = {"var": energy, "mean": energy, "write": energy, "massive": 0.0, "stage": -1.0}
     if name == "output.weight" or (tied and facts):
-        facts["output"] = OUTPUT if survey.moments.weights is not None else OUTPUT_BLIND
+        facts["output"] = OUTPUT if survey.moments.known else OUTPUT_BLIND
     return facts
 
 
@@ -63,7 +63,7 @@ def block_facts(surveys: Sequence[Survey], anatomy: Anatomy, number: int) -> dic
     block = anatomy.blocks.get(number)
     if block is None:
         return {}
-    known = {role_of(survey.tensor.name)[1]: survey for survey in surveys if survey.moments.weights is not None}
+    known = {role_of(survey.tensor.name)[1]: survey for survey in surveys if survey.moments.known}
     facts: dict[str, Facts] = {}
     for role, survey in known.items():
         base, _, kind = role.partition("_exps") if role.endswith("_exps") else role.partition("_shexp")

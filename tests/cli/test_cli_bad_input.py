@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import pytest
 
+from planner.recipes import load_recipe
 from state import Store
 from tests.models import FEW, dense, experts, write_imatrix
 
@@ -214,6 +215,43 @@ def test_an_imatrix_with_no_counts(model, here, run):
     assert solved.status == 0, solved.text
 
 
+def test_an_imatrix_with_zeros(model, here, run):
+    """They are named where they matter, and no weights vanish for them."""
+
+    def change(name, second, means):
+        if name == "blk.0.attn_q.weight":
+            second[:] = 0
+        if name == "blk.0.ffn_down.weight":
+            second[0, :128] = 0
+
+    path = write_imatrix(model, here / "x.imatrix", change=change)
+    words = (r"blk\.0\.attn_q\.weight +all 256\n", r"blk\.0\.ffn_down\.weight +128 of 256\n")
+    arguments = ("--imatrix", path, "--bpw", 4, "--types", "q3_K,q4_K,q6_K,q4_0", "-t", 1, "--sensitivity", "structure")
+    solved = run("solve", model, *arguments)
+    written = run("quantize", model, "recipe.json", "out.gguf")
+    for result, text in ((run("inspect", path), "out"), (solved, "err"), (written, "err")):
+        assert result.status == 0, result.text
+        for word in words:
+            assert len(re.findall(word, getattr(result, text))) == 1, result.text
+    assert "share a scale" in written.err
+    assert "By role    1 tensors" in solved.out
+    losses = {choice.name: choice.loss for choice in load_recipe(here / "recipe.json").tensors}
+    assert all(loss > 0 for name, loss in losses.items() if "norm" not in name)
+    whole, back = (
+        {
+            tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            for tensor in gguf.GGUFReader(file).tensors
+        }
+        for file in (model, here / "out.gguf")
+    )
+    for name, weights in whole.items():
+        for part in (slice(0, 128), slice(128, None)):
+            lost = np.square(back[name] - weights.astype(float))[..., part].sum()
+            assert lost < 0.05 * np.square(weights.astype(float))[..., part].sum()
+    ordinary = run("solve", model, "--imatrix", write_imatrix(model, here / "x.imatrix"), *SOLVE)
+    assert "holds zeros" not in ordinary.text
+
+
 @pytest.mark.parametrize("kind", ["half", "other", "model", "nan", "negative", "missing"])
 def test_damaged_imatrices(kind, model, here, run):
     def spoil(name, second, means):
@@ -273,9 +311,12 @@ def test_a_budget_below_the_minimum(arguments, recipe, here, run):
 
 @pytest.mark.parametrize("arguments", [("--budget", "1TB"), ("--bpw", "60")])
 def test_a_budget_above_the_maximum(arguments, recipe, here, run):
-    before = files(here)
-    refused(run("solve", *arguments), "above the maximum")
-    assert files(here) == before
+    solved = run("solve", *arguments, "--pin", "=q4_K", "-o", "most.json")
+    assert solved.status == 0, solved.text
+    assert "It does not bind: nothing that may be chosen takes more." in solved.out
+    assert set(load_recipe(here / "most.json").formats.values()) == {"q4_K", "f32"}
+    bits = re.search(r"([\d.]+) bpw", solved.out)[1]
+    assert run("solve", "--bpw", bits, "--pin", "=q4_K", "-o", "same.json").status == 0
 
 
 @pytest.mark.parametrize(

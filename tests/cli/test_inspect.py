@@ -86,10 +86,15 @@ def ordinary(rows: int = 8, width: int = 64, kind: type = np.float16) -> np.ndar
     return np.random.default_rng(0).normal(0, 0.02, (rows, width)).astype(kind)
 
 
-def write_legacy(path: Path, entries: list[tuple[bytes, int, int]], trailer: bytes = b"") -> Path:
+def write_legacy(
+    path: Path, entries: list[tuple[bytes, int, int]], trailer: bytes = b"", zeros: int | None = None
+) -> Path:
+    """Of zeros alone, or of so many and then ones."""
     data = struct.pack("<i", len(entries))
     for name, calls, values in entries:
-        data += struct.pack("<i", len(name)) + name + struct.pack("<ii", calls, values) + bytes(4 * values)
+        numbers = np.ones(values, "<f4")
+        numbers[:zeros] = 0
+        data += struct.pack("<i", len(name)) + name + struct.pack("<ii", calls, values) + numbers.tobytes()
     path.write_bytes(data + trailer)
     return path
 
@@ -329,6 +334,19 @@ def test_experts_that_nothing_activated(inspect: Inspect, tmp_path: Path) -> Non
     found = facts(inspect("--json", path, "--model", model, wide=True))["coverage"]
     assert found["never_activated"] == {"blk.0.ffn_down_exps.weight": [1, 3]}
     assert found["unused"] == ["blk.1.ffn_down_exps.weight"]
+
+
+def test_channels_that_nothing_reached(inspect: Inspect, tmp_path: Path) -> None:
+    path = write_imatrix(tmp_path / "i.gguf", np.array([100, 1, 7, 9]))
+    assert "holds zeros" not in inspect(path)
+    path = write_legacy(
+        tmp_path / "i.dat", [(b"blk.%d.attn_q.weight" % number, 1, 64) for number in range(20)], zeros=3
+    )
+    text = inspect(path)
+    assert len(re.findall(r"^  blk\.\d+\.attn_q\.weight +3 of 64$", text, re.M)) == 12
+    assert "  and 8 more tensors: attn_q*8" in text
+    found = facts(inspect("--json", path, wide=True))["entries"]
+    assert {entry["unseen"] for entry in found} == {3}
 
 
 def test_a_legacy_imatrix_is_known_by_its_layout(inspect: Inspect, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from planner.ggml import (
     select_formats,
     tables_ready,
 )
+from planner.ggml.library import load
 
 CHEAP = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_xs", "iq4_nl", "tq2_0",
          "mxfp4", "f16", "bf16", "f32", "iq3_xxs", "iq3_s")  # fmt: skip
@@ -235,3 +236,57 @@ def test_tables():
     assert tables_ready(formats()["q4_K"])
     prepare_tables((formats()["iq3_xxs"], formats()["q4_K"]))
     assert tables_ready(formats()["iq3_xxs"])
+
+
+def by_ggml(fmt, rows, weights):
+    """What the kernel itself makes of rows, called without what stands between."""
+    out = np.zeros((len(rows), fmt.row_bytes(rows.shape[1])), np.uint8)
+    data, to, values = (array.ctypes.data for array in (rows, out, weights))
+    load().quantize_chunk(fmt.id, data, to, 0, *rows.shape, values)
+    return out
+
+
+QUANTIZED = [name for name in CHEAP if formats()[name].quantized]
+SHARING = {"q3_K": 16, "q6_K": 16, "iq4_xs": 32, "iq3_xxs": 32}  # weights of one scale; of other types a block
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_zeros_are_given_to_the_kernels_as_llama_quantize_gives_them(name):
+    rows, fmt = normal(11, 3, 768), formats()[name]
+    weights = np.random.default_rng(12).lognormal(0, 2, 768).astype(np.float32)
+    share = SHARING.get(name, fmt.block)
+    weights[[1, 300, 520]] = 0
+    weights[share // 2 : share] = weights[256 : 256 + share - 1] = 0
+    assert np.array_equal(quantize_rows(fmt, rows, weights), by_ggml(fmt, rows, weights))
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_groups_without_weights_are_weighed_as_their_block(name):
+    rows, fmt = normal(11, 3, 768), formats()[name]
+    weights = np.random.default_rng(12).lognormal(0, 2, 768).astype(np.float32)
+    share = SHARING.get(name, fmt.block)
+    weights[:share] = weights[256:512] = 0  # a group, a block
+    weights[300] = 1e-40  # as good as nothing
+    filled = weights.copy()
+    filled[:share] = weights[: fmt.block].mean() or 1
+    filled[256:512] = 1
+    found = quantize_rows(fmt, rows, weights)
+    assert rows_are_valid(fmt, found)
+    assert np.array_equal(found, by_ggml(fmt, rows, filled))
+    # nowhere else does it matter
+    third = fmt.row_bytes(256)
+    assert np.array_equal(found[:, 2 * third :], by_ggml(fmt, rows, weights)[:, 2 * third :])
+    assert error(name, rows, np.zeros(768, np.float32)) == error(name, rows, np.ones(768, np.float32))
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+@FAST
+@given(start=st.integers(0, 47), length=st.integers(1, 48), seed=st.integers(0, 99))
+def test_no_stretch_of_zeros_makes_weights_vanish(name, start, length, seed):
+    rows = normal(seed, 4, 768)
+    weights = np.random.default_rng(seed).lognormal(0, 1, 768).astype(np.float32)
+    here = slice(16 * start, 16 * min(start + length, 48))
+    weights[here] = 0
+    back = there_and_back(name, rows, weights)
+    lost = np.square(back - rows)[:, here].sum() / np.square(rows[:, here]).sum()
+    assert lost < 0.9 if name == "tq2_0" else lost < 0.3

@@ -281,3 +281,28 @@ def test_the_examples(tools):
                 assert (match.values * (1 + 1e-5) >= match.means.astype(np.float64) ** 2).all()
     assert (plain.has_means, sums.has_means) == (False, True)
     assert (sums.chunk_count, sums.chunk_size, sums.datasets) == (452, 256, ("calibration.txt",))
+
+
+def test_zeros_are_gaps_unless_a_count_explains_them(tmp_path, tools):
+    entries = {
+        "whole": ([[1.0, 2.0]], [3.0], [[0.0, 1.0]]),
+        "idle": ([[1.0, 2.0], [0.0, 0.0]], [3.0, 0.0], None),
+        "hole": ([[1.0, 0.0, 1e-44]], [3.0], [[1.0, 1.0, 0.0]]),
+        "expert": ([[1.0, 2.0], [0.0, 0.0]], [3.0, 4.0], None),
+        "both": ([[1.0, 0.0], [0.0, 0.0]], [3.0, 0.0], None),
+        "nothing": ([[0.0, 0.0]], [3.0], None),
+        "never": ([[0.0, 0.0]], [0.0], None),
+        "minus": ([[-0.0, 1.0]], [2.0], None),
+    }
+    path = tmp_path / "x"
+    path.write_bytes(encode(tools, entries))
+    found = read_imatrix(path).entries
+    gaps = {name: entry.gaps for name, entry in found.items()}
+    assert gaps == {
+        "whole": 0, "idle": 0, "hole": 2, "expert": 2, "both": 1, "nothing": 2, "never": 2, "minus": 1,
+    }  # fmt: skip
+    assert {name for name, entry in found.items() if entry.key == entry.digest} == {"whole", "idle"}
+    path.write_bytes(legacy([("whole", 0, [1.0, 2.0]), ("hole", 2, [1.0, 0.0]), ("nothing", 0, [0.0, 0.0])]))
+    assert {name: entry.gaps for name, entry in read_imatrix(path).entries.items()} == {
+        "whole": 0, "hole": 1, "nothing": 2,
+    }  # fmt: skip

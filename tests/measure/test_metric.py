@@ -280,3 +280,16 @@ def test_a_format_that_cannot_hold_the_weights_is_left_out(tmp_path):
         (found,) = measure_jobs(model, [Job(survey, chosen)], Settings(), threads=1)
         assert set(found.estimates) == {"bf16"}
         assert "blk.0.attn_q.weight" in found.unusable["f16"]
+
+
+def test_what_is_lost_of_weights_too_small_to_square_is_not_nothing(tmp_path):
+    """In F32, with squares below float32 and scales below those that blocks have."""
+    maker = Maker()
+    maker.pairs = {"block_count": 1, "embedding_length": 256, "attention.head_count": 1}
+    maker.matrix("token_embd", 64, 256)
+    maker.matrix("blk.0.attn_q", 96, 256, scale=1e-30, dtype=np.float32)
+    path = maker.write(tmp_path / "model.gguf")
+    for settings in (Settings(), Settings(tolerance=1e-9)):
+        with open_model(path) as model:
+            for estimate in measured(model, None, "blk.0.attn_q.weight", settings=settings).values():
+                assert estimate.var == 1

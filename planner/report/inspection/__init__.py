@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from planner.report.inspection.imatrix import ImatrixFacts, imatrix_facts, imatrix_summary, imatrix_text
+from planner.report.inspection.imatrix import (
+    ImatrixFacts,
+    imatrix_facts,
+    imatrix_summary,
+    imatrix_text,
+    unseen_text,
+)
 from planner.report.inspection.model import ModelFacts, model_facts, model_text
 from planner.report.inspection.recipe import RecipeFacts, recipe_facts, recipe_text
 from planner.report.inspection.state import StateFacts, state_facts, state_text
@@ -21,4 +27,5 @@ __all__ = [
     "recipe_text",
     "state_facts",
     "state_text",
+    "unseen_text",
 ]

@@ -8,18 +8,31 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.errors import ImatrixError
-from planner.gguf import Coverage, Imatrix, Model, why_left_alone
-from planner.report.inspection.columns import by_role, labelled, percent, role_name, shown, some, table
+from planner.gguf import Coverage, Entry, Imatrix, Model, why_left_alone
+from planner.report.inspection.columns import by_role, labelled, percent, role_name, shown, some, table, wrapped
 
-__all__ = ["CoverageFacts", "EntryFacts", "ImatrixFacts", "imatrix_facts", "imatrix_summary", "imatrix_text"]
+__all__ = [
+    "CoverageFacts",
+    "EntryFacts",
+    "ImatrixFacts",
+    "imatrix_facts",
+    "imatrix_summary",
+    "imatrix_text",
+    "unseen_text",
+]
 
 _MOST = 12  # tensors listed of each fault
+_UNSEEN = (
+    "The imatrix holds zeros: no activation reached these channels. That is taken for not known, not for worthless: "
+    "errors there count as in other channels."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class EntryFacts:
     """One entry: `values` for each of `experts` (1: no experts). `tokens`: fewest and most that an expert saw (in a
-    legacy file: calls). `idle`: experts, from 0, that saw none."""
+    legacy file: calls). `idle`: experts, from 0, that saw none; `unseen`: channels of the others, or of the whole
+    tensor, that no activation reached."""
 
     name: str
     values: int
@@ -27,6 +40,7 @@ class EntryFacts:
     tokens: tuple[int, int]
     idle: tuple[int, ...]
     sums: bool
+    unseen: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +77,7 @@ class ImatrixFacts:
 
 def imatrix_facts(imatrix: Imatrix, model: Model | None = None) -> ImatrixFacts:
     """Facts of an imatrix and, with a model, of how they fit together."""
-    entries = []
-    for name, entry in imatrix.entries.items():
-        counts = entry.counts
-        idle = tuple(int(expert) for expert in np.flatnonzero(counts == 0))
-        span = int(counts.min()), int(counts.max())
-        entries.append(EntryFacts(name, entry.shape[1], entry.shape[0], span, idle, entry.has_means))
+    entries = [_entry_facts(name, entry) for name, entry in imatrix.entries.items()]
     return ImatrixFacts(
         kind="imatrix",
         path=str(imatrix.path),
@@ -81,6 +90,14 @@ def imatrix_facts(imatrix: Imatrix, model: Model | None = None) -> ImatrixFacts:
         entries=tuple(entries),
         coverage=None if model is None else _coverage(imatrix.coverage(model), imatrix, model),
     )
+
+
+def _entry_facts(name: str, entry: Entry) -> EntryFacts:
+    """Facts of one entry."""
+    counts = entry.counts
+    idle = tuple(int(expert) for expert in np.flatnonzero(counts == 0))
+    span = int(counts.min()), int(counts.max())
+    return EntryFacts(name, entry.shape[1], entry.shape[0], span, idle, entry.has_means, entry.gaps)
 
 
 def _coverage(coverage: Coverage, imatrix: Imatrix, model: Model) -> CoverageFacts:
@@ -108,7 +125,7 @@ def imatrix_summary(facts: ImatrixFacts) -> str:
     lines = _head(facts)
     if facts.coverage is not None:
         lines += _coverage_text(facts.coverage)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_section(_unseen(facts.entries))])
 
 
 def imatrix_text(facts: ImatrixFacts, *, every_tensor: bool = False) -> str:
@@ -117,11 +134,35 @@ def imatrix_text(facts: ImatrixFacts, *, every_tensor: bool = False) -> str:
     if facts.coverage is not None:
         lines += ["", *_coverage_text(facts.coverage)]
     lines += ["", *_role_table(facts.entries)]
+    lines += _section(_unseen(facts.entries))
     if idle := [entry for entry in facts.entries if entry.experts > 1 and entry.idle]:
         lines += ["", "Experts that no token of the text activated", *_idle((e.name, e.idle, e.experts) for e in idle)]
     if every_tensor:
         lines += ["", *_entry_table(facts.entries)]
     return "\n".join(lines)
+
+
+def unseen_text(imatrix: Imatrix, names: Iterable[str]) -> str:
+    """The tensors among `names` with channels that no activation reached, and what that means; "" without any."""
+    known = imatrix.entries
+    return "\n".join(_unseen(_entry_facts(name, known[name]) for name in names if name in known))
+
+
+def _unseen(entries: Iterable[EntryFacts]) -> list[str]:
+    gaps = [entry for entry in entries if entry.unseen]
+    if not gaps:
+        return []
+    rows = [("  tensor", "channels", "")]
+    for entry in gaps[:_MOST]:
+        channels = entry.values * entry.experts
+        what = f"all {channels:,}" if entry.unseen == channels else f"{entry.unseen:,} of {channels:,}"
+        rows.append((f"  {shown(entry.name, 50)}", what, ""))
+    more = [f"  and {len(gaps) - _MOST:,} more tensors: {by_role(entry.name for entry in gaps[_MOST:])}"]
+    return [*wrapped(_UNSEEN), *table(rows, "<><"), *(more if len(gaps) > _MOST else [])]
+
+
+def _section(lines: list[str]) -> list[str]:
+    return ["", *lines] if lines else []
 
 
 def _head(facts: ImatrixFacts) -> list[str]:

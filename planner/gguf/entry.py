@@ -1,0 +1,108 @@
+"""One entry of an importance matrix, and what zeros in it mean.
+
+Its `values` are, bit for bit, what llama-quantize makes of the file (`load_imatrix` in its `quantize.cpp`): sums over
+counts in float32, and ones for an expert that was never activated. A zero among them says that no activation reached
+the channel while the imatrix was made, not that nothing can be lost there.
+
+Values are computed from the mapped file when they are asked for: the imatrix of a large mixture of experts takes a
+gigabyte, of which one tensor is needed at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.ggml import FAINTEST_WEIGHT
+
+__all__ = ["GAPS_VERSION", "Entry", "Floats"]
+
+Floats = NDArray[np.float32]
+
+GAPS_VERSION = 1  # raise it when what stands in for channels that nothing reached would change
+
+
+class Entry:
+    """What the file knows about one tensor, `n` values for each of its experts (1 for a plain matrix).
+
+    `counts`: f64[experts], the tokens that each expert saw (in a legacy file: calls, one number for all).
+    """
+
+    def __init__(
+        self, sum2: Floats, sums: Floats | None, counts: NDArray[np.float64], idle: float | None = 1.0
+    ) -> None:
+        self._sum2 = sum2  # f32[experts, n], views of the mapped file
+        self._sums = sums
+        self.counts = counts
+        self._idle = idle  # what stands for an expert without counts; None: its sums as they are (legacy)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Experts and values for each."""
+        return self._sum2.shape[0], self._sum2.shape[1]
+
+    @property
+    def has_means(self) -> bool:
+        """Whether the file holds sums of activations for this tensor."""
+        return self._sums is not None
+
+    @property
+    def raw_sum2(self) -> Floats:
+        """f32[experts, n]: sums of squares as the file has them (of a legacy file: means times calls)."""
+        return self._sum2
+
+    @property
+    def raw_sums(self) -> Floats | None:
+        """f32[experts, n]: sums of activations as the file has them, or None."""
+        return self._sums
+
+    @property
+    def values(self) -> Floats:
+        """f32[experts, n]: mean squares; ones for an expert that was never activated."""
+        return _per_count(self._sum2, self.counts, self._idle)
+
+    @property
+    def means(self) -> Floats | None:
+        """f32[experts, n]: means, zeros for an expert that was never activated; None if the file has no sums."""
+        return None if self._sums is None else _per_count(self._sums, self.counts, 0.0)
+
+    @property
+    def seen(self) -> NDArray[np.bool_]:
+        """bool[experts, n]: the channels that an activation reached."""
+        squares = _per_count(self._sum2, self.counts, None if self._idle is None else 0.0)
+        return np.asarray(squares >= FAINTEST_WEIGHT)
+
+    @functools.cached_property
+    def gaps(self) -> int:
+        """How many channels were not reached, besides those of experts whose count is zero; all, where none was."""
+        unseen = ~self.seen
+        if not unseen.all() and self._idle is not None:
+            unseen[self.counts == 0] = False
+        return int(np.count_nonzero(unseen))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) over values, means and counts."""
+        sha = hashlib.sha256(repr(self.shape).encode())
+        sha.update(self.values.tobytes())
+        means = self.means
+        sha.update(b"" if means is None else means.tobytes())
+        sha.update(self.counts.tobytes())
+        return sha.hexdigest()
+
+    @property
+    def key(self) -> str:
+        """What everything that is computed with the entry depends on: the digest, and how gaps are taken."""
+        return f"{self.digest} gaps {GAPS_VERSION}" if self.gaps else self.digest
+
+
+def _per_count(sums: Floats, counts: NDArray[np.float64], idle: float | None) -> Floats:
+    # float32 over float32, as in load_imatrix
+    divisors = counts.astype(np.float32)[:, None]
+    result: Floats = np.divide(sums, np.maximum(divisors, np.float32(1)), dtype=np.float32)
+    if idle is not None:
+        result[divisors[:, 0] == 0] = idle
+    return result
