@@ -46,6 +46,8 @@ class Regex:
         if self.literal is not None:
             return name == self.literal
         data = name.encode("utf-8", "surrogateescape")
+        if not self._looks:
+            return self._automaton.found(data)
         return any(self._automaton.ends(data, self._answers(data)))
 
     def _answers(self, data: bytes) -> list[int]:
@@ -72,6 +74,16 @@ class _Automaton:
         self._start = self._compile(node, _FOUND)
         self._known: dict[tuple[frozenset[int], int, int], frozenset[int]] = {}
         self._again: dict[tuple[int, bool], frozenset[int]] = {}
+
+    def found(self, data: bytes) -> bool:
+        """Whether anything is found in `data`, by an automaton that asks no questions."""
+        states = self._begun(0, begin=True)
+        for byte in data:
+            if _FOUND in states or not states:
+                return bool(states)
+            after = self._known.get((states, byte, 0))
+            states = self._step(states, byte, 0) if after is None else after
+        return _FOUND in states or _FOUND_AT_END in states
 
     def ends(self, data: bytes, answers: Sequence[int]) -> Iterator[bool]:
         """For every place in `data`, its end included: whether something that is found ends there. `answers` has those

@@ -139,7 +139,7 @@ def _modules(known, wanted):
 
 
 def read(config, names=("blk.0.attn_q.weight", "blk.0.ffn_down.weight", "output.weight", "output_norm.weight")):
-    return read_mlx_lm(config if isinstance(config, str) else json.dumps(config), names, "llama", "it")
+    return read_mlx_lm(config if isinstance(config, str) else json.dumps(config), names, "llama", "it").formats
 
 
 def test_the_config_of_a_published_model():
