@@ -70,7 +70,7 @@ def in_family(inventory: Inventory, family: Family) -> Inventory:
 
 
 def left_out(names: Iterable[str], family: Family) -> set[str]:
-    """Tensors of a model that the family's engine does not load: layers that predict several tokens ahead, in mlx-lm."""
+    """Tensors of a model that the family's engine does not load: in mlx-lm, layers that predict several tokens."""
     return set() if family == "gguf" else ahead(names)
 
 

@@ -101,9 +101,9 @@ def _merged(modules: list[Module]) -> list[str]:
     for within, members in blocks.items():
         together.setdefault(tuple(sorted(members)), []).append(within)
     keys = [module.path for module in modules if module.block is None]
-    for some, paths in together.items():
+    for numbered, paths in together.items():
         paths = [path.replace("*", "[0-9]+") for path in paths]
-        keys.append(f"^model.layers.{numbers(some)}.{any_of(paths, str)}$")
+        keys.append(f"^model.layers.{numbers(numbered)}.{any_of(paths, str)}$")
     return keys
 
 

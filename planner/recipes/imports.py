@@ -126,8 +126,8 @@ def _known(found: Found, where: str, *, nearest: bool, rows: Mapping[str, int]) 
 
 
 def nearest_known(kind: str, row_length: int | None = None) -> str | None:
-    """For a type that only ik_llama.cpp has, ggml's nearest in bits per weight, of those that fill rows of `row_length`;
-    None for all others, and where nothing fills them.
+    """For a type that only ik_llama.cpp has, ggml's nearest in bits per weight, of those that fill rows of
+    `row_length`. None for all others, and where nothing fills them.
 
     A repacked type (`_r4`, `_r8`) holds the same numbers as the one that it is made of.
     """

@@ -164,9 +164,13 @@ def placed(
             refused = error
     if refused is not None and not found:
         raise refused
+    if left and not found:
+        raise RecipeError(
+            f"{who} loads none of the recipe's tensors, such as {some(left)}.", "Export to another dialect."
+        )
     notes = []
     if left:
-        notes.append(f"{some(left)}: of layers that predict several tokens ahead, which {who} leaves out.")
+        notes.append(f"{some(left)}: in layers that predict several tokens ahead (nextn), which {who} leaves out.")
     if unknown:
         notes.append(f"{some(unknown)}: {who} has no module for these that planner knows; {otherwise}.")
     return found, notes
