@@ -40,7 +40,7 @@ IMPORTS = (*_PATTERNS, *_TABLES, *_MODULES)
 _IK_BITS = {
     "q6_0": 6.5, "q8_KV": 8.0, "iq1_bn": 1.625, "iq2_bn": 2.0, "iq1_kt": 1.75, "iq2_kt": 2.125, "iq3_kt": 3.125,
     "iq4_kt": 4.0, "iq2_k": 2.375, "iq2_ks": 2.1875, "iq2_kl": 2.6875, "iq3_k": 3.4375, "iq3_ks": 3.1875, "iq4_k": 4.5,
-    "iq4_ks": 4.25, "iq4_kss": 4.0, "iq5_k": 5.5, "iq5_ks": 5.25, "iq6_k": 6.625,
+    "iq4_ks": 4.25, "iq4_kss": 4.0, "iq5_k": 5.5, "iq5_ks": 5.25, "iq6_k": 6.625, "q8_K": 8.0625,
 }  # fmt: skip
 _OF_TOOL_SUITE = re.compile(r"(?im)^\s*## (quant mix|recipe of planner)|GGUF Tool Suite")
 _SPACED = re.compile(r"\S+\s*=\s*\w+\s*(,|#|$)")
@@ -49,7 +49,7 @@ _ORDER = {
     "llama-quantize": " llama-quantize takes the first rule that finds a tensor; from July 2025 to early 2026 it took "
     "the last."
 }
-_REPACKED = re.compile(r"_(r4|r8|r16)$")
+_REPACKED = re.compile(r"_(r4|r8|r16|[48]x[48]|g128)$")
 
 
 def guess_dialect(path: Path, text: str) -> str:
@@ -129,7 +129,7 @@ def nearest_known(kind: str, row_length: int | None = None) -> str | None:
     """For a type that only ik_llama.cpp has, ggml's nearest in bits per weight, of those that fill rows of
     `row_length`. None for all others, and where nothing fills them.
 
-    A repacked type (`_r4`, `_r8`) holds the same numbers as the one that it is made of.
+    A repacked type (`_r4`, `_r8`, `_4x8`) holds the same numbers as the one that it is made of.
     """
     from planner.ggml import CANDIDATES, formats
 
@@ -138,11 +138,10 @@ def nearest_known(kind: str, row_length: int | None = None) -> str | None:
     base = _REPACKED.sub("", kind.lower())
     if kind.lower() in lowered:
         return None
-    if base in lowered:
-        return lowered[base]
-    if base not in own:
-        return None
     table = formats()
+    if base not in own:
+        near = lowered.get(base)
+        return near if near is None or row_length is None or table[near].fits(row_length) else None
     fits = [name for name in CANDIDATES if row_length is None or table[name].fits(row_length)]
     # equally near: one with large blocks, which says more with as many bits
     return min(
