@@ -17,6 +17,7 @@ from planner.recipes.evopress import read_evopress
 from planner.recipes.ik_llama import read_ik_llama
 from planner.recipes.llama_quantize import read_llama_quantize
 from planner.recipes.mlx_lm import read_mlx_lm
+from planner.recipes.modules import bare
 from planner.recipes.shell import is_script, tensor_type_words
 from planner.recipes.table import read_table
 from planner.recipes.tool_suite import read_tool_suite
@@ -49,6 +50,7 @@ _ORDER = {
     "llama-quantize": " llama-quantize takes the first rule that finds a tensor; from July 2025 to early 2026 it took "
     "the last."
 }
+_MOST_RULES = 20_000  # several for each tensor of the largest models
 _REPACKED = re.compile(r"_(r4|r8|r16|[48]x[48]|g128)$")
 
 
@@ -90,6 +92,8 @@ def read_choices(
     Raises RecipeError for text that the dialect's parser would not read, and for types that ggml does not know.
     """
     if dialect in _PATTERNS:
+        if (count := text.count("=")) > _MOST_RULES:
+            raise RecipeError(f"{where} has {count:,} rules, more than any model needs.", "Merge them into patterns.")
         rules = _PATTERNS[dialect](text, where)
         if not rules:
             raise RecipeError(f"{where} holds no rules.", "Give a file with PATTERN=TYPE in it.")
@@ -101,6 +105,11 @@ def read_choices(
             )
     elif dialect in _TABLES:
         found = _TABLES[dialect](text, where)
+        own = set(names)
+        named = {
+            name if name in own or bare(name) not in own else bare(name): kind for name, kind in found.formats.items()
+        }
+        found = Found(named, found.notes)
     else:
         found = _MODULES[dialect](text, names, architecture, where)
     return _known(found, where, nearest=nearest, rows=rows or {})
@@ -120,7 +129,8 @@ def _known(found: Found, where: str, *, nearest: bool, rows: Mapping[str, int]) 
     }
     counts = Counter((formats[name], near) for name, near in replaced.items())
     notes = [
-        f"{count} tensors get {near} for {kind}, which ggml does not have." for (kind, near), count in counts.items()
+        f"{count} {'tensor gets' if count == 1 else 'tensors get'} {near} for {kind}, which ggml does not have."
+        for (kind, near), count in counts.items()
     ]
     return Found({**formats, **replaced}, (*notes, *found.notes))
 

@@ -37,14 +37,19 @@ class Regex:
         where = f"{where} {pattern[:200]!r}"
         parser = Parser(pattern, where, ecma=grammar == "ecmascript")
         node = parser.parse()
-        self.literal = _only_name(node)
+        self._plain = _plain_text(node)
+        begin, text, end = self._plain or (False, "", False)
+        self.literal = text if begin and end else None
         self._automaton = _Automaton(node, where)
         self._looks = [None if look is None else _Automaton(_reversed(look), where) for look in parser.looks]
 
     def search(self, name: str) -> bool:
         """Whether the pattern is found anywhere in `name`."""
-        if self.literal is not None:
-            return name == self.literal
+        if self._plain is not None:
+            begin, text, end = self._plain
+            if begin:
+                return name == text if end else name.startswith(text)
+            return name.endswith(text) if end else text in name
         data = name.encode("utf-8", "surrogateescape")
         if not self._looks:
             return self._automaton.found(data)
@@ -183,14 +188,15 @@ def _reversed(node: Node) -> Node:
     return node
 
 
-def _only_name(node: Node) -> str | None:
+def _plain_text(node: Node) -> tuple[bool, str, bool] | None:
+    """The text that a pattern of one text finds, and whether it has to begin and to end the name."""
     parts = node.parts if isinstance(node, syntax.Sequence) else (node,)
-    if len(parts) < 2 or parts[0] != Edge(False) or parts[-1] != Edge(True):
-        return None
-    masks = [part.mask for part in parts[1:-1] if isinstance(part, Set) and part.mask.bit_count() == 1]
-    if len(masks) != len(parts) - 2:
+    begin, end = parts[:1] == (Edge(False),), parts[-1:] == (Edge(True),)
+    inner = parts[begin : len(parts) - end]
+    masks = [part.mask for part in inner if isinstance(part, Set) and part.mask.bit_count() == 1]
+    if len(masks) != len(inner):
         return None
     try:
-        return bytes(mask.bit_length() - 1 for mask in masks).decode("utf-8")
+        return begin, bytes(mask.bit_length() - 1 for mask in masks).decode("utf-8"), end
     except UnicodeDecodeError:
         return None

@@ -114,3 +114,5 @@ def test_names_alone_are_known():
     assert Regex(r"^blk\.0\.a-b$", "ere").literal == "blk.0.a-b"
     assert Regex(r"^blk.0$", "ere").literal is None
     assert Regex(r"blk", "ere").literal is None
+    assert Regex("", "ecmascript").literal is None
+    assert Regex("^$", "ecmascript").literal == ""
