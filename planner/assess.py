@@ -15,6 +15,7 @@ from planner.gguf import fallback
 from planner.passes import Losses, best_source, passes_of, sensitivities_of
 from planner.recipes import Choice, Recipe
 from planner.sensitivity import Source
+from planner.text import some
 from state import Inventory, Store, TensorRecord
 
 __all__ = ["Assessment", "assess", "losses_of", "reassess"]
@@ -125,26 +126,21 @@ def _notes(
 ) -> list[str]:
     notes = []
     if foreign:
-        notes.append(f"{_some(foreign)}: not in this model, left out.")
+        notes.append(f"{some(foreign)}: not in this model, left out.")
     if kept:
-        notes.append(f"{_some(kept)}: llama.cpp never quantizes these, so they stay as they are.")
+        notes.append(f"{some(kept)}: llama.cpp never quantizes these, so they stay as they are.")
     if unnamed:
-        notes.append(f"{_some(unnamed)}: not named, so these stay as they are.")
+        notes.append(f"{some(unnamed)}: not named, so these stay as they are.")
     if replaced:
-        notes.append(f"{_some(replaced)}: the blocks of what was asked do not fill the rows; llama.cpp's substitute.")
+        notes.append(f"{some(replaced)}: the blocks of what was asked do not fill the rows; llama.cpp's substitute.")
     if unknown:
         types = sorted({choice.format for choice in recipe.tensors if choice.loss is None})
         notes.append(
-            f"{_some(unknown)}: no error was measured, so the loss is not known. "
+            f"{some(unknown)}: no error was measured, so the loss is not known. "
             f"Measure it: planner measure MODEL {'--family mlx ' if recipe.family == 'mlx' else ''}"
             f"--types {','.join(types)}"
         )
     return notes
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}"
 
 
 def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Assessment:

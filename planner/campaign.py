@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from planner.errors import ModelError, UsageError
-from planner.families import can_quantize, check_architecture
+from planner.families import can_quantize, check_architecture, left_out
 from planner.formats import Family, all_formats, kernel_of
 from planner.ggml import Format, formats
 from planner.gguf import GAPS_VERSION, Imatrix, Model, Tensor, header_bytes, requires_imatrix, why_left_alone
@@ -180,6 +180,7 @@ class Campaign:
         self, candidates: Sequence[Format], pinned: Mapping[str, Sequence[Format]], *, allow_requantize: bool
     ) -> list[_Block]:
         blocks: dict[object, _Block] = {}
+        gone = left_out((tensor.name for tensor in self._model.tensors), self._family)
         for tensor in self._model.tensors:
             if why_left_alone(tensor.name, tensor.shape, self._model.architecture, tensor.format) is not None:
                 continue
@@ -193,7 +194,7 @@ class Campaign:
             block = blocks.setdefault(tensor.name if number is None else number, _Block(number))
             # llama.cpp's own resort for rows that no block divides, and the step between F32 and q8_0
             halves = (formats()["f16"],) if tensor.format == "f32" and self._family == "gguf" else ()
-            wanted = dict.fromkeys((*candidates, *halves, *pinned.get(tensor.name, ())))
+            wanted = dict.fromkeys(() if tensor.name in gone else (*candidates, *halves, *pinned.get(tensor.name, ())))
             block.targets.append(_Target(tensor, self._usable(tensor, wanted)))
         if not blocks:
             raise ModelError(

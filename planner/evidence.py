@@ -10,7 +10,9 @@ from planner.passes import subject_of
 from planner.provenance import digest
 from planner.recipes.bpw_state import Tried
 from planner.recipes.imports import nearest_known
+from planner.recipes.kld_table import KldTable
 from planner.sensitivity import role_of
+from planner.text import some
 from state import Inventory, Measurement, Pass, Store
 
 __all__ = ["FORK_METRIC", "add_divergences", "add_fork_errors"]
@@ -34,9 +36,13 @@ def add_fork_errors(store: Store, inventory: Inventory, tried: Mapping[str, Trie
         if entry.format in formats() and not entry.made_with.startswith(FORK_METRIC)
     }
     records = []
+    other_size = []
     for tensor in inventory.tensors:
         found = tried.get(tensor.name)
-        if found is None or tensor.left_alone is not None or tensor.elements != found.elements:
+        if found is None or tensor.left_alone is not None:
+            continue
+        if tensor.elements != found.elements:
+            other_size.append(tensor.name)
             continue
         rows = tensor.elements // tensor.row_length
         by_angle = inventory.has_means and any(part in tensor.name for part in _BY_ANGLE)
@@ -63,6 +69,11 @@ def add_fork_errors(store: Store, inventory: Inventory, tried: Mapping[str, Trie
     free = [tensor.name for tensor in inventory.tensors if tensor.left_alone is None]
     covered = own | {record.tensor for record in records}
     notes = [f"{len(records):,} errors of {len({record.tensor for record in records})} tensors, by {FORK_METRIC}."]
+    foreign = tried.keys() - {tensor.name for tensor in inventory.tensors}
+    if foreign:
+        notes.append(f"{some(sorted(foreign))}: not in this model, left out.")
+    if other_size:
+        notes.append(f"{some(other_size)}: of another size in this model, left out.")
     if len(covered) < len(free):
         notes.append(
             f"{len(free) - len(covered)} tensors were not tried yet: until `planner measure` has measured the model "
@@ -71,7 +82,7 @@ def add_fork_errors(store: Store, inventory: Inventory, tried: Mapping[str, Trie
     return notes
 
 
-def add_divergences(store: Store, inventory: Inventory, table: Mapping[str, Mapping[str, float]]) -> list[str]:
+def add_divergences(store: Store, inventory: Inventory, table: KldTable) -> list[str]:
     """Add KL divergences of single tensors as passes, for `--sensitivity measured`; what to say of them.
 
     Tensors of one block with the same number were dropped together and are one pass. The smallest divergence of a type
@@ -90,7 +101,7 @@ def add_divergences(store: Store, inventory: Inventory, table: Mapping[str, Mapp
         )
     passes: list[Pass] = []
     notes = []
-    for kind, klds in table.items():
+    for kind, klds in table.klds.items():
         fmt = _stand_in(kind, {fmt for _, fmt in errors})
         if fmt.lower() != kind.lower():
             notes.append(f"Errors in {kind} are not known: those in {fmt} stand for them, for all tensors alike.")
@@ -111,7 +122,26 @@ def add_divergences(store: Store, inventory: Inventory, table: Mapping[str, Mapp
         )
     store.add_passes(passes)
     tensors = {name for entry in passes for name in entry.errors}
-    return [f"{len(passes)} divergences of {len(tensors)} tensors: planner solve --sensitivity measured", *notes]
+    unused = [
+        name for name in dict.fromkeys(name for klds in table.klds.values() for name in klds) if name not in tensors
+    ]
+    notes += _unused(unused, inventory)
+    return [
+        f"{len(passes)} divergences of {len(tensors)} tensors: planner solve --sensitivity measured",
+        *notes,
+        *table.notes,
+    ]
+
+
+def _unused(names: Iterable[str], inventory: Inventory) -> list[str]:
+    """Notes on tensors of somebody's measurements that were of no use."""
+    own = {tensor.name for tensor in inventory.tensors}
+    every = list(names)
+    foreign, known = [name for name in every if name not in own], [name for name in every if name in own]
+    notes = [f"{some(foreign)}: not in this model, left out."] if foreign else []
+    if known:
+        notes.append(f"{some(known)}: left out, for there is no error of ours to compare with.")
+    return notes
 
 
 def _together(klds: Iterable[tuple[str, float]]) -> list[tuple[list[str], float]]:

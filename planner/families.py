@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from planner.errors import RecipeError, UsageError
 from planner.formats import Family
 from planner.recipes.mlx_lm import module_paths
-from planner.recipes.modules import ARCHITECTURES
+from planner.recipes.modules import ARCHITECTURES, ahead
 from planner.rules import Tie
 from planner.sensitivity import role_of
 from state import Inventory, TensorRecord
 
-__all__ = ["can_quantize", "check_architecture", "fused_ties", "in_family"]
+__all__ = ["can_quantize", "check_architecture", "fused_ties", "in_family", "left_out"]
 
 _GGUF_ONLY = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight")  # MLX works them out from config.json
 _FLOATS = ("f32", "f16", "bf16")
@@ -51,7 +51,7 @@ def in_family(inventory: Inventory, family: Family) -> Inventory:
     """The model as the family's engine stores it. GGUF: as it is.
 
     MLX: 16 bits a weight for what is not quantized (the type that most of the model has; F32 becomes bf16), no
-    alignment, and no header: a safetensors file's is not ours to promise.
+    alignment, and no header: a safetensors file's is not ours to promise. Without what mlx-lm leaves out.
     """
     if family == "gguf":
         return inventory
@@ -60,12 +60,18 @@ def in_family(inventory: Inventory, family: Family) -> Inventory:
     for tensor in inventory.tensors:
         sizes[tensor.source_format] += tensor.elements
     half = "f16" if sizes["f16"] > sizes["bf16"] else "bf16"
+    gone = left_out((tensor.name for tensor in inventory.tensors), family)
     tensors = tuple(
         _in_mlx(tensor, inventory.architecture, half)
         for tensor in inventory.tensors
-        if not _GGUF_ONLY.fullmatch(tensor.name)
+        if not (_GGUF_ONLY.fullmatch(tensor.name) or tensor.name in gone)
     )
     return inventory.model_copy(update={"tensors": tensors, "header_bytes": 0, "alignment": 1})
+
+
+def left_out(names: Iterable[str], family: Family) -> set[str]:
+    """Tensors of a model that the family's engine does not load: in mlx-lm, layers that predict several tokens."""
+    return set() if family == "gguf" else ahead(names)
 
 
 def _in_mlx(tensor: TensorRecord, architecture: str, half: str) -> TensorRecord:

@@ -12,7 +12,7 @@ from typing import Literal, cast
 from planner.accounting import compose_recipe, left_alone
 from planner.candidates import Candidate, Candidates
 from planner.errors import BudgetError, StateFileError, UsageError
-from planner.families import fused_ties, in_family
+from planner.families import fused_ties, in_family, left_out
 from planner.formats import Family, belongs
 from planner.ggml import Format, formats
 from planner.limits import FILE, SizeLimit, causes, check_names, padded, size_limits
@@ -88,12 +88,14 @@ class LimitUse:
 @dataclass(frozen=True)
 class Plan:
     """A recipe with what is worth saying about it: the KL divergence that is expected of its file, where passes of the
-    model allow to say, and in `sources` where each tensor's sensitivity came from."""
+    model allow to say, in `sources` where each tensor's sensitivity came from, and in `left_out` the tensors that the
+    recipe's engine does not load."""
 
     recipe: Recipe
     limits: tuple[LimitUse, ...]
     prediction: Prediction | None
     sources: Mapping[str, str]
+    left_out: tuple[str, ...]
     seconds: float
     _problem: Problem
     _solution: Solution
@@ -196,6 +198,7 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
         limits=tuple(uses),
         prediction=prediction,
         sources={name: by_tensor[name].source for name in chosen},
+        left_out=tuple(sorted(left_out((tensor.name for tensor in stored.tensors), request.family))),
         seconds=solution.seconds,
         _problem=problem,
         _solution=solution,

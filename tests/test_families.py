@@ -13,7 +13,7 @@ from planner import formats as formats_module
 from planner.campaign import Campaign, take_inventory
 from planner.cli.options import family_option
 from planner.errors import RecipeError, StateFileError, UsageError
-from planner.families import can_quantize, check_architecture, fused_ties, in_family
+from planner.families import can_quantize, check_architecture, fused_ties, in_family, left_out
 from planner.formats import choose_formats
 from planner.gguf import open_model
 from planner.measure import Settings
@@ -44,6 +44,14 @@ def inventory_of(architecture: str, *names: str, kind: str = "bf16", left_alone:
             for name in names
         ),
     )  # fmt: skip
+
+
+def test_layers_that_look_ahead_are_no_part_of_mlxs():
+    names = ("blk.0.attn_q.weight", "blk.1.attn_q.weight", "blk.1.nextn.eh_proj.weight", "blk.10.attn_q.weight")
+    whole = inventory_of("glm4moe", *names)
+    assert [tensor.name for tensor in in_family(whole, "mlx").tensors] == [names[0], names[3]]
+    assert left_out(names, "mlx") == {names[1], names[2]}
+    assert left_out(names, "gguf") == set()
 
 
 def test_gguf_is_as_it_is():

@@ -141,7 +141,8 @@ def _assessed(
         raise UsageError(f"{where} names types only: which model are they for?", "Give --model or --state.")
     inventory, losses = basis
     names = [tensor.name for tensor in inventory.tensors]
-    found = read_choices(text, dialect, names, inventory.architecture, where, nearest=nearest)
+    rows = {tensor.name: tensor.row_length for tensor in inventory.tensors}
+    found = read_choices(text, dialect, names, inventory.architecture, where, nearest=nearest, rows=rows)
     why = f"imported from {path.name if exists else 'rules'}"
     made = assess(inventory, found.formats, losses, family=family_of(found.formats.values()), why=why)
     return Assessment(made.recipe, (*found.notes, *made.notes))

@@ -248,5 +248,7 @@ def _report(plan: Plan, output: Path) -> None:
         click.echo(f"By role    {len(plan.unplaced)} tensors that structure cannot place have prior's sensitivity:")
         shown = ", ".join(plain(name) for name in plan.unplaced[:6]) + (", ..." if len(plan.unplaced) > 6 else "")
         click.echo(textwrap.indent(textwrap.fill(shown, 68, break_on_hyphens=False), " " * 11))
+    if plan.left_out:
+        click.echo(f"Left out   {len(plan.left_out)} tensors of nextn layers, which mlx-lm does not load")
     click.echo(f"Recipe     {output}")
     click.echo(f"\nNext: {next_step(recipe, plain(recipe.model.path), str(output))}")

@@ -10,8 +10,14 @@ from pathlib import Path
 from planner.errors import RecipeError
 from planner.recipes.recipe import Choice, Recipe
 from planner.recipes.regex import Regex
+from planner.text import some
 
-__all__ = ["Exported", "Rule", "changing", "first_match", "is_left_alone", "read_dictionary", "refuse", "type_names"]
+__all__ = [
+    "Exported", "Found", "Rule", "changing", "first_match", "idle", "is_left_alone", "read_dictionary", "refuse",
+    "type_names", "unheard",
+]  # fmt: skip
+
+_MOST_NAMED = 6  # entries that one note names
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,14 @@ class Rule:
 
     regex: Regex
     type: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """Formats by tensor; `notes` say what was only nearly so, and what had no say."""
+
+    formats: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def is_left_alone(choice: Choice) -> bool:
@@ -72,8 +86,9 @@ def read_dictionary(text: str, where: str, what: str) -> dict[str, object]:
     return found
 
 
-def first_match(rules: Sequence[Rule], names: Iterable[str]) -> dict[str, str]:
-    """Name → type by the first rule that finds it; names that no rule finds are left out."""
+def first_match(rules: Sequence[Rule], names: Sequence[str], order: str = "") -> Found:
+    """Name → type by the first rule that finds it; names that no rule finds are left out. Notes name the rules that
+    find nothing, and those whose tensors all had been taken, with what is to be said of the dialect's `order`."""
     exact: dict[str, int] = {}
     others: list[tuple[int, Rule]] = []
     for number, rule in enumerate(rules):
@@ -81,7 +96,7 @@ def first_match(rules: Sequence[Rule], names: Iterable[str]) -> dict[str, str]:
             others.append((number, rule))
         else:
             exact.setdefault(rule.regex.literal, number)
-    found = {}
+    decided: dict[str, int] = {}
     for name in names:
         best = exact.get(name, len(rules))
         for number, rule in others:
@@ -91,5 +106,44 @@ def first_match(rules: Sequence[Rule], names: Iterable[str]) -> dict[str, str]:
                 best = number
                 break
         if best < len(rules):
-            found[name] = rules[best].type
-    return found
+            decided[name] = best
+    found = {name: rules[number].type for name, number in decided.items()}
+    return Found(found, tuple(_without_a_say(rules, decided, order)))
+
+
+def _without_a_say(rules: Sequence[Rule], decided: Mapping[str, int], order: str) -> list[str]:
+    """Notes on rules that decide nothing: `decided` has the number of the rule that each name's type is from."""
+    acting = set(decided.values())
+    nothing, hidden = [], []
+    for number, rule in enumerate(rules):
+        if number in acting:
+            continue
+        if rule.regex.literal is not None:
+            before = decided.get(rule.regex.literal)
+        else:
+            before = next((other for name, other in decided.items() if rule.regex.search(name)), None)
+        shown = repr(rule.regex.pattern[:80])
+        if before is None:
+            nothing.append(shown)
+        else:
+            hidden.append(f"{shown} (behind {rules[before].regex.pattern[:80]!r})")
+    return [*idle(nothing, "rule"), *unheard(hidden, f"{len(rules):,} rules", "before", order)]
+
+
+def idle(entries: Sequence[str], what: str) -> list[str]:
+    """A note on entries, each a `what`, that find no tensor of the model; none where there are none."""
+    if not entries:
+        return []
+    many = len(entries) > 1
+    return [f"{len(entries):,} {what}{'s' * many} find{'s' * (not many)} no tensor: {some(entries, _MOST_NAMED)}."]
+
+
+def unheard(entries: Sequence[str], of: str, others: str, order: str = "") -> list[str]:
+    """A note on entries that decide nothing, as `others` took what they find; `order` is what to say of that."""
+    if not entries:
+        return []
+    decide = "decide" if len(entries) > 1 else "decides"
+    return [
+        f"{len(entries):,} of {of} {decide} nothing, as others {others} took every tensor that would be found: "
+        f"{some(entries, _MOST_NAMED)}.{order}"
+    ]

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from planner.errors import RecipeError
-from planner.recipes.dialect import Exported, refuse
+from planner.recipes.dialect import Exported, Found, refuse
 from planner.recipes.recipe import Recipe
+from planner.text import some
 
 __all__ = ["configuration", "export_evopress", "read_evopress"]
 
@@ -57,9 +58,11 @@ def export_evopress(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool,
     return Exported({".evopress.txt": configuration(recipe)}, command)
 
 
-def read_evopress(text: str, where: str) -> dict[str, str]:
-    """Tensor → type. Raises RecipeError, also for lines with a number of bits alone: several types have it."""
+def read_evopress(text: str, where: str) -> Found:
+    """Tensor → type; of several lines for one tensor the last counts, and a note says so. Raises RecipeError, also for
+    lines with a number of bits alone: several types have it."""
     found: dict[str, str] = {}
+    again: dict[str, None] = {}
     for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip()
         if not line or line.startswith("#"):
@@ -71,5 +74,8 @@ def read_evopress(text: str, where: str) -> dict[str, str]:
                 f"{where}: line {number} is {line[:80]!r}, not TENSOR: BITS (BITS-TYPE.pth).",
                 "A number of bits alone does not say which type is meant.",
             )
+        if found.get(name.strip(), match[1]) != match[1]:
+            again[name.strip()] = None
         found[name.strip()] = match[1]
-    return found
+    notes = [f"{some(again)}: named again with another type; the last line counts."] if again else []
+    return Found(found, tuple(notes))

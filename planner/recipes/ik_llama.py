@@ -1,14 +1,15 @@
 """ik_llama.cpp's `--custom-q`, by the rules of its parser (examples/quantize/quantize.cpp, src/llama-quantize.cpp).
 
 One argument, split at every comma, each part at its first `=`: a pattern that is searched for in the name (std::regex,
-ECMAScript; the first that is found decides) and the exact name of a type: `q4_K`, `iq4_ks`. No comment, no white space
-is dropped. Its imatrix is the older `.dat`.
+ECMAScript; the first that is found decides) and the exact name of a type: `q4_K`, `iq4_ks`. People publish a rule
+a line with comments between, in a script that makes one argument of them. Its imatrix is the older `.dat`.
 """
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from planner.errors import RecipeError
@@ -17,6 +18,7 @@ from planner.recipes.llama_quantize import file_type_name
 from planner.recipes.patterns import compacted, escaped_ecmascript, one_each
 from planner.recipes.recipe import Choice, Recipe
 from planner.recipes.regex import Regex
+from planner.recipes.shell import script_rules
 
 __all__ = ["custom_q", "export_ik_llama", "read_ik_llama"]
 
@@ -33,6 +35,8 @@ _LEFT_ALONE = ("ssm_x.weight", "ssm_dt.weight")
 _LEFT_ALONE_TOO = ("_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d", "attn_rel_b.weight")
 _LONGEST = 63  # GGML_MAX_NAME, with its final zero
 _LARGEST_ARGUMENT = 131_072 - 1  # MAX_ARG_STRLEN of Linux, with its final zero
+
+_COMMENT = re.compile(r"(=\s*\w+\s*,?)\s+#.*")  # behind a rule
 
 
 def custom_q(recipe: Recipe, *, compact: bool = False) -> str:
@@ -88,15 +92,22 @@ def _notes(recipe: Recipe) -> list[str]:
 
 
 def read_ik_llama(text: str, where: str) -> list[Rule]:
-    """The rules of a `--custom-q` argument, read as ik_llama.cpp does; a line break at its end, which `$(cat)` takes
-    away, is none of it. Raises RecipeError."""
+    """The rules of a `--custom-q` argument, or of lines or a shell script that become one: comments, blank lines,
+    indentation and fences are left out, and the end of a line ends a rule as a comma does. Raises RecipeError."""
     rules = []
-    for number, part in enumerate(text.rstrip("\n").split(","), 1):
+    for number, part in enumerate(_parts(script_rules(text) or text), 1):
         pattern, separator, name = part.partition("=")
         if not (separator and pattern and name):
             raise RecipeError(
                 f"{where}: rule {number} is {part[:80]!r}, not PATTERN=TYPE.",
-                "Rules are separated by commas, so a pattern has none; white space is part of a rule.",
+                "Rules are separated by commas or line breaks, so a pattern has none; comments begin with #.",
             )
-        rules.append(Rule(Regex(pattern, "ecmascript", f"{where}: rule {number},"), name))
+        rules.append(Rule(Regex(pattern.rstrip(), "ecmascript", f"{where}: rule {number},"), name.strip()))
     return rules
+
+
+def _parts(text: str) -> Iterator[str]:
+    for raw in text.splitlines():
+        line = raw.strip().removesuffix("\\")
+        if not line.startswith(("#", "```")):
+            yield from filter(None, (part.strip() for part in _COMMENT.sub(r"\1", line).split(",")))

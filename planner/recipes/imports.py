@@ -6,17 +6,19 @@ Every dialect is read by the rules of its own parser; see the modules of the dia
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from planner.errors import RecipeError, UsageError
 from planner.recipes.auto_round import read_auto_round
-from planner.recipes.dialect import Rule, first_match
+from planner.recipes.dialect import Found, Rule, first_match
 from planner.recipes.evopress import read_evopress
 from planner.recipes.ik_llama import read_ik_llama
 from planner.recipes.llama_quantize import read_llama_quantize
 from planner.recipes.mlx_lm import read_mlx_lm
+from planner.recipes.modules import bare
+from planner.recipes.shell import is_script, tensor_type_words
 from planner.recipes.table import read_table
 from planner.recipes.tool_suite import read_tool_suite
 
@@ -28,8 +30,8 @@ _PATTERNS: Mapping[str, Callable[[str, str], list[Rule]]] = {
     "ik_llama": read_ik_llama,
     "gguf-tool-suite": read_tool_suite,
 }
-_TABLES: Mapping[str, Callable[[str, str], dict[str, str]]] = {"evopress": read_evopress, "csv": read_table}
-_MODULES: Mapping[str, Callable[[str, Sequence[str], str, str], dict[str, str]]] = {
+_TABLES: Mapping[str, Callable[[str, str], Found]] = {"evopress": read_evopress, "csv": read_table}
+_MODULES: Mapping[str, Callable[[str, Sequence[str], str, str], Found]] = {
     "mlx-lm": read_mlx_lm, "auto-round": read_auto_round,
 }  # fmt: skip
 IMPORTS = (*_PATTERNS, *_TABLES, *_MODULES)
@@ -39,17 +41,17 @@ IMPORTS = (*_PATTERNS, *_TABLES, *_MODULES)
 _IK_BITS = {
     "q6_0": 6.5, "q8_KV": 8.0, "iq1_bn": 1.625, "iq2_bn": 2.0, "iq1_kt": 1.75, "iq2_kt": 2.125, "iq3_kt": 3.125,
     "iq4_kt": 4.0, "iq2_k": 2.375, "iq2_ks": 2.1875, "iq2_kl": 2.6875, "iq3_k": 3.4375, "iq3_ks": 3.1875, "iq4_k": 4.5,
-    "iq4_ks": 4.25, "iq4_kss": 4.0, "iq5_k": 5.5, "iq5_ks": 5.25, "iq6_k": 6.625,
+    "iq4_ks": 4.25, "iq4_kss": 4.0, "iq5_k": 5.5, "iq5_ks": 5.25, "iq6_k": 6.625, "q8_K": 8.0625,
 }  # fmt: skip
-_REPACKED = re.compile(r"_(r4|r8|r16)$")
-
-
-@dataclass(frozen=True)
-class Found:
-    """Formats by tensor; `notes` say what was only nearly so."""
-
-    formats: Mapping[str, str]
-    notes: tuple[str, ...] = ()
+_OF_TOOL_SUITE = re.compile(r"(?im)^\s*## (quant mix|recipe of planner)|GGUF Tool Suite")
+_SPACED = re.compile(r"\S+\s*=\s*\w+\s*(,|#|$)")
+# src/llama-quant.cpp; the other order came with pull request 14572 and went with 19770
+_ORDER = {
+    "llama-quantize": " llama-quantize takes the first rule that finds a tensor; from July 2025 to early 2026 it took "
+    "the last."
+}
+_MOST_RULES = 20_000  # several for each tensor of the largest models
+_REPACKED = re.compile(r"_(r4|r8|r16|[48]x[48]|g128)$")
 
 
 def guess_dialect(path: Path, text: str) -> str:
@@ -62,59 +64,82 @@ def guess_dialect(path: Path, text: str) -> str:
         return "mlx-lm" if re.search(r'"quantization(_config)?"\s*:\s*\{', text) else "auto-round"
     if re.search(r"(?m)^\S.*: *[\d.]+ *\([\d.]+-\w+\.pth\)$", begin):
         return "evopress"
-    lines = [line for line in begin.splitlines() if line.strip()]
-    if lines and any(line.startswith("#") for line in lines):
-        return "gguf-tool-suite"
+    if is_script(text):
+        return "llama-quantize" if tensor_type_words(text) and "--custom-q" not in text else "ik_llama"
+    lines = [line.strip() for line in begin.splitlines() if line.strip()]
+    if any(line.startswith("#") for line in lines):
+        return "gguf-tool-suite" if _OF_TOOL_SUITE.search(begin) else "ik_llama"
     if lines and all("=" in word for word in lines[0].split()):
-        return "ik_llama" if re.search(r"=[a-zA-Z0-9_]+,", lines[0]) else "llama-quantize"
+        return "ik_llama" if re.search(r"=\w+\s*(,|#)", begin) else "llama-quantize"
+    if lines and _SPACED.match(lines[0]):
+        return "ik_llama"
     raise UsageError(f"{path} is of no dialect that can be told.", f"Say which with --from: {', '.join(IMPORTS)}.")
 
 
 def read_choices(
-    text: str, dialect: str, names: Sequence[str], architecture: str, where: str, *, nearest: bool = False
+    text: str,
+    dialect: str,
+    names: Sequence[str],
+    architecture: str,
+    where: str,
+    *,
+    nearest: bool = False,
+    rows: Mapping[str, int] | None = None,
 ) -> Found:
     """Which of a model's tensors (`names`) get which format. With `nearest`, types that only ik_llama.cpp has become
-    those of ggml that are nearest in bits per weight.
+    those of ggml that are nearest in bits per weight, of those that fill the tensor's `rows` (weights in one).
 
     Raises RecipeError for text that the dialect's parser would not read, and for types that ggml does not know.
     """
     if dialect in _PATTERNS:
+        if (count := text.count("=")) > _MOST_RULES:
+            raise RecipeError(f"{where} has {count:,} rules, more than any model needs.", "Merge them into patterns.")
         rules = _PATTERNS[dialect](text, where)
         if not rules:
             raise RecipeError(f"{where} holds no rules.", "Give a file with PATTERN=TYPE in it.")
-        formats = first_match(rules, names)
-        if not formats:
+        found = first_match(rules, names, _ORDER.get(dialect, ""))
+        if not found.formats:
             raise RecipeError(
                 f"No rule of {where} finds a tensor of the model: the first is {rules[0].regex.pattern[:80]!r}.",
                 "Give the model that the rules are for, or the right --from.",
             )
     elif dialect in _TABLES:
-        formats = _TABLES[dialect](text, where)
+        found = _TABLES[dialect](text, where)
+        own = set(names)
+        named = {
+            name if name in own or bare(name) not in own else bare(name): kind for name, kind in found.formats.items()
+        }
+        found = Found(named, found.notes)
     else:
-        formats = _MODULES[dialect](text, names, architecture, where)
-    return _known(formats, where, nearest=nearest)
+        found = _MODULES[dialect](text, names, architecture, where)
+    return _known(found, where, nearest=nearest, rows=rows or {})
 
 
-def _known(formats: Mapping[str, str], where: str, *, nearest: bool) -> Found:
-    kinds = dict.fromkeys(formats.values())
-    replaced = {kind: near for kind in kinds if (near := nearest_known(kind)) is not None}
-    if replaced and not nearest:
-        listed = ", ".join(f"{kind} ({near})" for kind, near in list(replaced.items())[:6])
+def _known(found: Found, where: str, *, nearest: bool, rows: Mapping[str, int]) -> Found:
+    formats = found.formats
+    unknown = {kind: near for kind in dict.fromkeys(formats.values()) if (near := nearest_known(kind)) is not None}
+    if unknown and not nearest:
+        listed = ", ".join(f"{kind} ({near})" for kind, near in list(unknown.items())[:6])
         raise RecipeError(
             f"{where} has types of ik_llama.cpp, which ggml does not have: {listed}.",
             "With --nearest each becomes the type of ggml that is nearest in bits per weight (in brackets).",
         )
+    replaced = {
+        name: nearest_known(kind, rows.get(name)) or unknown[kind] for name, kind in formats.items() if kind in unknown
+    }
+    counts = Counter((formats[name], near) for name, near in replaced.items())
     notes = [
-        f"{sum(kind == own for own in formats.values())} tensors get {near} for {kind}, which ggml does not have."
-        for kind, near in replaced.items()
+        f"{count} {'tensor gets' if count == 1 else 'tensors get'} {near} for {kind}, which ggml does not have."
+        for (kind, near), count in counts.items()
     ]
-    return Found({name: replaced.get(kind, kind) for name, kind in formats.items()}, tuple(notes))
+    return Found({**formats, **replaced}, (*notes, *found.notes))
 
 
-def nearest_known(kind: str) -> str | None:
-    """For a type that only ik_llama.cpp has, ggml's nearest in bits per weight; None for all others.
+def nearest_known(kind: str, row_length: int | None = None) -> str | None:
+    """For a type that only ik_llama.cpp has, ggml's nearest in bits per weight, of those that fill rows of
+    `row_length`. None for all others, and where nothing fills them.
 
-    A repacked type (`_r4`, `_r8`) holds the same numbers as the one that it is made of.
+    A repacked type (`_r4`, `_r8`, `_4x8`) holds the same numbers as the one that it is made of.
     """
     from planner.ggml import CANDIDATES, formats
 
@@ -123,13 +148,15 @@ def nearest_known(kind: str) -> str | None:
     base = _REPACKED.sub("", kind.lower())
     if kind.lower() in lowered:
         return None
-    if base in lowered:
-        return lowered[base]
-    if base not in own:
-        return None
     table = formats()
+    if base not in own:
+        near = lowered.get(base)
+        return near if near is None or row_length is None or table[near].fits(row_length) else None
+    fits = [name for name in CANDIDATES if row_length is None or table[name].fits(row_length)]
     # equally near: one with large blocks, which says more with as many bits
-    return min(CANDIDATES, key=lambda name: (abs(table[name].bpw - own[base]), -table[name].block, table[name].bpw))
+    return min(
+        fits, key=lambda name: (abs(table[name].bpw - own[base]), -table[name].block, table[name].bpw), default=None
+    )
 
 
 def read_text(path: Path) -> str:

@@ -16,6 +16,7 @@ from planner.recipes.dialect import Exported, Rule, changing, refuse
 from planner.recipes.patterns import compacted, escaped_ecmascript, one_each
 from planner.recipes.recipe import Recipe
 from planner.recipes.regex import Regex
+from planner.recipes.shell import tensor_type_words
 
 __all__ = ["command_line", "export_llama_quantize", "file_type_name", "read_llama_quantize", "tensor_types"]
 
@@ -69,9 +70,10 @@ def export_llama_quantize(recipe: Recipe, paths: Mapping[str, Path], *, compact:
 
 
 def read_llama_quantize(text: str, where: str) -> list[Rule]:
-    """The rules of a tensor-type file, read as llama-quantize does. Raises RecipeError."""
+    """The rules of a tensor-type file, or of a script's `--tensor-type`s, read as llama-quantize does. Raises
+    RecipeError."""
     rules = []
-    for number, word in enumerate(text.split(), 1):
+    for number, word in enumerate(tensor_type_words(text) or text.split(), 1):
         pattern, separator, name = word.partition("=")
         if not (separator and pattern and name):
             raise RecipeError(

@@ -16,10 +16,11 @@ from pathlib import Path
 from planner.errors import RecipeError
 from planner.formats import all_formats
 from planner.mlx import AFFINE, Affine
-from planner.recipes.dialect import Exported, changing, read_dictionary
-from planner.recipes.modules import module_of
+from planner.recipes.dialect import Exported, Found, changing, idle, read_dictionary
+from planner.recipes.modules import ahead, bare, module_of, other_modules, placed
 from planner.recipes.patterns import compacted, escaped
 from planner.recipes.recipe import Choice, Recipe
+from planner.text import some
 
 __all__ = ["export_mlx_lm", "module_paths", "nearest_affine", "read_mlx_lm"]
 
@@ -54,18 +55,22 @@ def module_paths(name: str, architecture: str) -> list[str]:
     return [f"{prefix}{head}.switch_mlp.{_PARTS.get(part, part)}" if stacked else prefix + path]
 
 
-def _placed(recipe: Recipe) -> dict[str, list[Choice]]:
-    """Module → its tensors (several where MLX has them fused)."""
+def _placed(recipe: Recipe) -> tuple[dict[str, list[Choice]], list[str]]:
+    """Module → its tensors (several where MLX has them fused); and notes on what has none."""
+    if any(not choice.shape for choice in changing(recipe)):
+        raise RecipeError(
+            "The recipe does not say the shapes of its tensors, which MLX's groups have to fill.",
+            "Make it anew with `planner solve`, or complete it with `planner import`.",
+        )
+    pairs, notes = placed(
+        changing(recipe), ahead(recipe.formats), lambda name: module_paths(name, recipe.model.architecture),
+        "mlx-lm", "it keeps them in 16 bits",
+    )  # fmt: skip
     found: dict[str, list[Choice]] = {}
-    for choice in changing(recipe):
-        if not choice.shape:
-            raise RecipeError(
-                "The recipe does not say the shapes of its tensors, which MLX's groups have to fill.",
-                "Make it anew with `planner solve`, or complete it with `planner import`.",
-            )
-        for path in module_paths(choice.name, recipe.model.architecture):
+    for choice, paths in pairs:
+        for path in paths:
             found.setdefault(path, []).append(choice)
-    return found
+    return found, notes
 
 
 def _translated(recipe: Recipe) -> tuple[dict[str, Affine | None], list[str]]:
@@ -73,25 +78,32 @@ def _translated(recipe: Recipe) -> tuple[dict[str, Affine | None], list[str]]:
     chosen: dict[str, Affine | None] = {}
     table = all_formats()
     before = after = 0.0
-    for path, choices in _placed(recipe).items():
+    whole: list[str] = []
+    modules, notes = _placed(recipe)
+    for path, choices in modules.items():
         elements = sum(_elements(choice) for choice in choices)
         bits = sum(_elements(choice) * table[choice.format].bpw for choice in choices)
         plain = not any(table[choice.format].quantized for choice in choices)
-        chosen[path] = None if plain else nearest_affine(bits / elements, choices[0].shape[0])
-        affine = chosen[path]
+        affine = None if plain else nearest_affine(bits / elements, choices[0].shape[0])
+        if affine is None and not plain:
+            whole += [choice.name for choice in choices]
+        chosen[path] = affine
         before += bits / 8
         after += elements * (16 if affine is None else affine.bpw) / 8
-    notes = [
+    translated = (
         "MLX has none of the recipe's types: each module gets the bits and group size nearest to its tensor. "
         f"These tensors then take {after / 1e6:,.1f} MB instead of {before / 1e6:,.1f}, and lose what was not measured."
-    ]
-    return chosen, notes
+    )
+    if whole:
+        notes.append(f"{some(whole)}: none of MLX's groups fill the rows, so mlx-lm keeps these in 16 bits.")
+    return chosen, [translated, *notes]
 
 
-def _planned(recipe: Recipe) -> dict[str, Affine | None]:
-    """Module → the format that a recipe of MLX's own gives it (None: 16 bits)."""
+def _planned(recipe: Recipe) -> tuple[dict[str, Affine | None], list[str]]:
+    """Module → the format that a recipe of MLX's own gives it (None: 16 bits), and notes."""
     chosen: dict[str, Affine | None] = {}
-    for path, choices in _placed(recipe).items():
+    modules, notes = _placed(recipe)
+    for path, choices in modules.items():
         names = {choice.format for choice in choices}
         if len(names) > 1:
             raise RecipeError(
@@ -100,7 +112,7 @@ def _planned(recipe: Recipe) -> dict[str, Affine | None]:
                 "Give them the same.",
             )
         chosen[path] = AFFINE.get(names.pop())
-    return chosen
+    return chosen, notes
 
 
 def _elements(choice: Choice) -> int:
@@ -113,7 +125,7 @@ def _elements(choice: Choice) -> int:
 def export_mlx_lm(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
     """The dictionary and the predicate (with `compact`, of patterns). Raises RecipeError."""
     del threads
-    chosen, notes = (_planned(recipe), []) if recipe.family == "mlx" else _translated(recipe)
+    chosen, notes = _planned(recipe) if recipe.family == "mlx" else _translated(recipe)
     if recipe.model.architecture == "gemma3":
         notes.append("For a checkpoint with vision, every path begins with language_model. in mlx-lm.")
     counts = Counter(option for option in chosen.values() if option is not None)
@@ -131,24 +143,27 @@ def export_mlx_lm(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, t
     return Exported(files, f"python -c {shlex.quote(f'import mlx_lm, runpy{chr(10)}{call}')}", notes)
 
 
-def read_mlx_lm(text: str, names: Sequence[str], architecture: str, where: str) -> dict[str, str]:
+def read_mlx_lm(text: str, names: Sequence[str], architecture: str, where: str) -> Found:
     """Tensor → format, of a config.json or what is exported here, as `class_predicate` of mlx_lm.utils.load_model reads
-    it; tensors that it does not quantize are left out.
+    it; tensors that it does not quantize are left out. Notes name modules that are none of the model's.
 
     Raises RecipeError, also for what MLX has besides its affine formats.
     """
-    config = read_dictionary(text, where, "the config.json of a quantized model")
-    modules = config.get("quantization", config.get("quantization_config"))
-    if not isinstance(modules, dict):
-        raise RecipeError(f"{where} has no quantization in it.", "Give the config.json of a model that MLX quantized.")
+    modules = _quantization(read_dictionary(text, where, "the config.json of a quantized model"), where)
     _affine(modules, modules, where, "all modules")  # refused even if every module has an entry of its own
+    entries = {bare(key): value for key, value in modules.items()}
     found: dict[str, str] = {}
+    known: set[str] = set()
+    skipped = ahead(names)
     for name in names:
         try:
-            paths = module_paths(name, architecture)
+            paths = [] if name in skipped else module_paths(name, architecture)
         except RecipeError:
+            paths = []
+        if not paths:
             continue  # mlx-lm does not quantize it
-        own = {_affine(modules.get(path, True), modules, where, path) for path in paths}
+        known.update(map(bare, paths))
+        own = {_affine(entries.get(bare(path), True), modules, where, path) for path in paths}
         if len(own) > 1:
             raise RecipeError(
                 f"{where} gives {' and '.join(paths)} different formats, and they are one tensor: {name}.",
@@ -159,7 +174,22 @@ def read_mlx_lm(text: str, names: Sequence[str], architecture: str, where: str) 
             found[name] = fmt
     if not found:
         raise RecipeError(f"{where} quantizes none of the model's tensors.", "Give the model that it is for.")
-    return found
+    foreign = [key for key, value in entries.items() if isinstance(value, dict | bool) and key not in known]
+    others = other_modules(names, architecture) if foreign else ()
+    return Found(found, tuple(idle([key for key in foreign if key not in others], "module")))
+
+
+def _quantization(config: Mapping[str, object], where: str) -> Mapping[str, object]:
+    modules = config.get("quantization", config.get("quantization_config"))
+    if not isinstance(modules, dict):
+        raise RecipeError(f"{where} has no quantization in it.", "Give the config.json of a model that MLX quantized.")
+    method = modules.get("quant_method")
+    if "quantization" not in config and method is not None:
+        raise RecipeError(
+            f"{where} is of a model that was quantized by {str(method)[:40]!r}, not by MLX.",
+            "Give the config.json of a model that MLX quantized, or a layer_config of AutoRound alone.",
+        )
+    return modules
 
 
 def _affine(value: object, usual: Mapping[str, object], where: str, path: str) -> str | None:

@@ -7,12 +7,15 @@ architecture really has is in the tables here, and gguf's map has to agree.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from planner.errors import RecipeError
+from planner.recipes.recipe import Choice
+from planner.text import some
 
-__all__ = ["ARCHITECTURES", "Module", "module_of"]
+__all__ = ["ARCHITECTURES", "Module", "ahead", "bare", "module_of", "other_modules", "placed", "spellings"]
 
 # Role → module of a decoder layer in transformers, for models after Llama's plan
 _DENSE = {
@@ -59,6 +62,10 @@ ARCHITECTURES: Mapping[str, Mapping[str, str]] = {
     "jamba": _JAMBA,
 }  # fmt: skip
 _TOP = {"token_embd": "model.embed_tokens", "output": "lm_head"}
+_OUTER = re.compile(r"(?:(?:model|language_model|text_model|thinker)\.)*")
+_OUTERS = ("model.language_model.", "language_model.model.", "model.text_model.", "thinker.model.")
+_AHEAD = re.compile(r"blk\.([0-9]+)\.nextn\.")
+_T = TypeVar("_T")
 _TENSOR = re.compile(r"(?:blk\.(0|[1-9][0-9]*)\.)?([a-z0-9_]+)\.weight")
 
 
@@ -100,3 +107,70 @@ def module_of(name: str, architecture: str) -> Module:
         f"The tensor {name!r} of {architecture} models has no module of its own in transformers.",
         "Export to a dialect of GGUF tensors instead.",
     )
+
+
+def bare(path: str) -> str:
+    """A path without what stands before it in models that see or hear as well.
+
+    >>> bare("model.language_model.layers.0.mlp.up_proj"), bare("language_model.lm_head")
+    ('layers.0.mlp.up_proj', 'lm_head')
+    """
+    return path[len(_OUTER.match(path)[0]) :]  # type: ignore[index]  # which finds nothing at least
+
+
+def spellings(path: str) -> list[str]:
+    """What a path is called in models that see or hear as well."""
+    return [f"{outer}{bare(path)}" for outer in (("language_model.",) if path == "lm_head" else _OUTERS)]
+
+
+def other_modules(names: Collection[str], architecture: str) -> set[str]:
+    """Bare paths of tensors that need not be matrices, such as norms and routers: all that gguf's map has for them."""
+    import gguf
+
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    if architecture not in kinds:
+        return set()
+    known = set(names)
+    blocks = 1 + max((int(match[1]) for name in names if (match := re.match(r"blk\.([0-9]{1,3})\.", name))), default=0)
+    places = gguf.get_tensor_name_map(kinds[architecture], blocks).mapping.items()
+    return {bare(path) for path, (_, name) in places if not known.isdisjoint((f"{name}.weight", f"{name}.bias"))}
+
+
+def ahead(names: Iterable[str]) -> set[str]:
+    """Tensors of the blocks that predict several tokens ahead (`nextn`): transformers and mlx-lm do not load these."""
+    every = list(names)
+    blocks = {match[0].removesuffix("nextn.") for name in every if (match := _AHEAD.match(name))}
+    return {name for name in every if any(name.startswith(block) for block in blocks)}
+
+
+def placed(
+    choices: Iterable[Choice], skipped: Collection[str], place: Callable[[str], _T], who: str, otherwise: str
+) -> tuple[list[tuple[Choice, _T]], list[str]]:
+    """Choices with the places that `place` knows for their names; notes on those that `who` has no place for: blocks
+    that predict several tokens, which it leaves out, and others, for which holds what `otherwise` says.
+
+    Raises RecipeError where none has a place.
+    """
+    found, unknown, left = [], [], []
+    refused: RecipeError | None = None
+    for choice in choices:
+        if choice.name in skipped:
+            left.append(choice.name)
+            continue
+        try:
+            found.append((choice, place(choice.name)))
+        except RecipeError as error:
+            unknown.append(choice.name)
+            refused = error
+    if refused is not None and not found:
+        raise refused
+    if left and not found:
+        raise RecipeError(
+            f"{who} loads none of the recipe's tensors, such as {some(left)}.", "Export to another dialect."
+        )
+    notes = []
+    if left:
+        notes.append(f"{some(left)}: in layers that predict several tokens ahead (nextn), which {who} leaves out.")
+    if unknown:
+        notes.append(f"{some(unknown)}: {who} has no module for these that planner knows; {otherwise}.")
+    return found, notes

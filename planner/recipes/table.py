@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from planner.errors import RecipeError
-from planner.recipes.dialect import Exported
+from planner.recipes.dialect import Exported, Found
 from planner.recipes.recipe import Recipe
 
 __all__ = ["export_table", "read_table"]
@@ -38,7 +38,7 @@ def _field(text: str) -> str:
     return text if bare else '"' + text.replace('"', '""') + '"'
 
 
-def read_table(text: str, where: str) -> dict[str, str]:
+def read_table(text: str, where: str) -> Found:
     """Tensor → format. Raises RecipeError."""
     try:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
@@ -53,4 +53,4 @@ def read_table(text: str, where: str) -> dict[str, str]:
             )
         if found.setdefault(name, fmt) != fmt:
             raise RecipeError(f"{where} gives {name} two formats: {found[name]} and {fmt}.", "Remove one of them.")
-    return found
+    return Found(found)

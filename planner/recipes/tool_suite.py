@@ -54,10 +54,11 @@ def export_tool_suite(recipe: Recipe, paths: Mapping[str, Path], *, compact: boo
 
 
 def read_tool_suite(text: str, where: str) -> list[Rule]:
-    """The rules of a `.recipe`, read as quant_downloader.sh does. Raises RecipeError."""
+    """The rules of a `.recipe`, read as quant_downloader.sh does; indentation, in which Bash would look for spaces, is
+    taken off. Raises RecipeError."""
     rules = []
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.removesuffix("\r")
+    for number, raw in enumerate(text.split("\n"), 1):
+        line = raw.strip()
         if not line or line.startswith("#"):
             continue
         pattern, separator, name = line.partition("=")

@@ -127,6 +127,16 @@ def test_the_nearest_types(solved, run):
     assert recipe.formats["blk.3.attn_q.weight"] == "q8_0"
 
 
+def test_rules_that_decide_nothing_are_said(solved, run):
+    (solved / "rules.sh").write_text("#!/bin/sh\ncustom='\n# all\nffn_dwon=q6_0\n.*=q4_K\nattn_v=q8_0\n'\n")
+    done = run("import", "rules.sh", "-o", "x.json")
+    assert done.status == 0, done.text
+    said = " ".join(done.out.split())
+    assert "1 rule finds no tensor: 'ffn_dwon'" in said
+    assert "1 of 3 rules decides nothing" in said
+    assert load_recipe(solved / "x.json").formats["blk.3.attn_v.weight"] == "q4_K"
+
+
 def test_tensors_that_are_not_named_stay(solved, run):
     done = run("import", "ffn_down=q4_K,blk.*_norm=q8_0", "-o", "x.json")
     assert done.status == 0, done.text
@@ -152,6 +162,7 @@ def test_a_state_of_the_fork_can_be_solved(here, run, example):
     with open_model(example.model) as model:
         names = [tensor.name for tensor in model.tensors if tensor.format == "f16"]
         data = bpw_state(model, names)
+        foreign = data.replace(b"blk.0.attn_q.weight", b"blk.9.attn_q.weight")
     (here / "run.bpw_state").write_bytes(data)
     done = run("import", "run.bpw_state", "--model", example.model, "--imatrix", example.plain, "--state", "s.planner")
     assert done.status == 0, done.text
@@ -161,6 +172,9 @@ def test_a_state_of_the_fork_can_be_solved(here, run, example):
         assert len(found) == 2 * len(names)
         assert {round(entry.err_var, 9) for entry in found} == {0.5, 0.01}
     assert run("solve", "--budget", "7MB").status == 0
+    (here / "foreign.bpw_state").write_bytes(foreign)
+    noted = run("import", "foreign.bpw_state", "--state", "s.planner")
+    assert "blk.9.attn_q.weight: not in this model" in " ".join(noted.out.split())
     for cut in range(0, len(data), 97):
         (here / "cut.bpw_state").write_bytes(data[:cut])
         broken = run("import", "cut.bpw_state", "--state", "s.planner")
@@ -191,6 +205,10 @@ def test_tables_of_divergences_become_passes(solved, run):
     assert any(len(entry.errors) > 1 for entry in passes)
     measured = run("solve", "--budget", "5MB", "--sensitivity", "measured", "-o", "m.json")
     assert measured.status == 0, measured.text
+    (solved / "kld_results.csv").write_text(f"QTYPE,{names[0]},blk.99.attn_q.weight\nq4_K,0.01,0.02\n")
+    other = run("import", "kld_results.csv")
+    assert other.status == 0, other.text
+    assert "blk.99.attn_q.weight: not in this model" in " ".join(other.out.split())
     (solved / "kld_results.csv").write_text("QTYPE,a\nq4_K,x\n")
     assert run("import", "kld_results.csv").status == 1
     (solved / "kld_results.csv").write_text("QTYPE,a\nq4_K,0.5\n")

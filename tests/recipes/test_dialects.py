@@ -185,13 +185,14 @@ def test_ik_llama_is_told_what_it_would_quantize_otherwise(tmp_path):
 
 
 def auto_round_decides(config, modules):
-    """resolver.py: a key that is a module means it; others by to_standard_regex, searched for."""
-    found = {}
+    """resolver.py: a key that is a module means it; others by to_standard_regex, searched for, take it from that."""
+    found = {key: value for key, value in config.items() if key in modules}
     for key, value in config.items():
         if key in modules:
-            found[key] = value
             continue
         regex = "".join("\\." if c == "." and key[i + 1 : i + 2] != "*" else c for i, c in enumerate(key))
+        if not any(sign in key for sign in (".*", "^", "$", "|", "(", ")", "[", "]", "?", "+")):
+            regex = re.escape(key)
         found |= {module: value for module in modules if re.search(regex, module)}
     return found
 
@@ -207,8 +208,9 @@ def test_auto_round(model, compact):
     }
     recipe = assess(known, wanted, None, why="solved").recipe
     recipe = recipe.model_copy(update={"tensors": tuple(c for c in recipe.tensors if c.name in wanted)})
-    config, near = layer_config(recipe, compact=compact)
+    config, near, notes = layer_config(recipe, compact=compact)
     assert not near
+    assert not notes
     paths = {name: module_of(name, known.architecture).path for name in wanted}
     modules = [
         path.replace("*", str(expert)) for path in paths.values() for expert in (0, 7, 12)[: 3 if "*" in path else 1]
@@ -222,7 +224,7 @@ def test_auto_round(model, compact):
 
 
 def test_auto_round_of_others():
-    """The last key that finds a module counts; what is no type of GGUF is refused."""
+    """The last key that is searched for and finds a module counts, before its name; what is no type is refused."""
     names = [f"blk.{block}.{role}.weight" for block in range(12) for role in ("attn_q", "ffn_down")]
     config = {
         "model.layers.1.self_attn.q_proj": "GGUF:Q6_K",
@@ -233,7 +235,7 @@ def test_auto_round_of_others():
     found = read_choices(json.dumps(config), "auto-round", names, "llama", "it").formats
     assert found == {
         "blk.1.attn_q.weight": "q8_0", "blk.1.ffn_down.weight": "q8_0",
-        **{f"blk.{block}.ffn_down.weight": "q3_K" for block in range(12) if block not in (1, 2)},
+        **{f"blk.{block}.ffn_down.weight": "q3_K" for block in range(12) if block != 1},
     }  # fmt: skip
     for value in ("W4A16", {"bits": 4, "group_size": 128}, 4, None):
         with pytest.raises(RecipeError, match=r"for 'model\.layers\.0\.mlp\.up_proj', which is no type of GGUF"):

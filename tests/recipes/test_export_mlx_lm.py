@@ -139,7 +139,7 @@ def _modules(known, wanted):
 
 
 def read(config, names=("blk.0.attn_q.weight", "blk.0.ffn_down.weight", "output.weight", "output_norm.weight")):
-    return read_mlx_lm(config if isinstance(config, str) else json.dumps(config), names, "llama", "it")
+    return read_mlx_lm(config if isinstance(config, str) else json.dumps(config), names, "llama", "it").formats
 
 
 def test_the_config_of_a_published_model():
@@ -175,3 +175,52 @@ def test_a_module_that_is_two_in_mlx_has_one_format():
     config = json.dumps({"quantization": {"group_size": 64, "bits": 4, **entries}})
     with pytest.raises(RecipeError, match=r"they are one tensor: blk\.0\.attn_kv_b"):
         read_mlx_lm(config, ["blk.0.attn_kv_b.weight"], "deepseek2", "it")
+
+
+def test_modules_that_are_none_of_the_models():
+    """Whatever stands before them; routers and norms are the model's, planned or not."""
+    usual = {"group_size": 64, "bits": 4}
+    own = {"group_size": 32, "bits": 8}
+    names = ["blk.1.attn_q.weight", "blk.1.attn_norm.weight", "blk.1.ffn_gate_inp.weight", "output.weight"]
+    for outer in ("model.", "language_model.model.", "model.language_model."):
+        layer = f"{outer}layers.1"
+        entries = {f"{layer}.self_attn.q_proj": own, f"{layer}.mlp.gate": own, "vision_tower.blocks.0.attn": False}
+        config = json.dumps({"quantization": usual | entries | {f"{layer}.self_attn.q_porj": own}})
+        found = read_mlx_lm(config, names, "qwen3moe", "it")
+        assert found.formats == {"blk.1.attn_q.weight": "mlx_q8_g32", "output.weight": "mlx_q4_g64"}
+        assert found.notes == (
+            "2 modules find no tensor: vision_tower.blocks.0.attn, layers.1.self_attn.q_porj.",
+        )  # fmt: skip
+
+
+def test_models_that_others_quantized():
+    usual = {"bits": 4, "group_size": 128, "quant_method": "auto-round"}
+    with pytest.raises(RecipeError, match=r"quantized by 'auto-round', not by MLX"):
+        read({"quantization_config": usual})
+    assert read({"quantization_config": {"bits": 4, "group_size": 128}})
+
+
+AHEAD = {"blk.1.attn_q.weight": "q4_K", "blk.1.nextn.eh_proj.weight": "q6_K", "blk.1.ffn_up_exps.weight": "q4_K"}
+
+
+@pytest.mark.parametrize("dialect", ["mlx-lm", "auto-round"])
+def test_layers_that_look_ahead_are_left_out(dialect, tmp_path):
+    names = {"blk.0.attn_q.weight": "q4_K", "blk.10.attn_q.weight": "q5_K", "output.weight": "q8_0"}
+    recipe = recipe_of(names | AHEAD, architecture="glm4moe", left_alone={"blk.1.nextn.enorm.weight": "f32"})
+    texts, exported = export_recipe(recipe, dialect, tmp_path / "r.json")
+    plain, _ = export_recipe(recipe_of(names, architecture="glm4moe"), dialect, tmp_path / "r.json")
+    assert texts == plain
+    assert "in layers that predict several tokens ahead (nextn)" in exported.notes[-1]
+    assert all(name in exported.notes[-1] for name in AHEAD)
+    with pytest.raises(RecipeError):
+        export_recipe(recipe_of(AHEAD, architecture="glm4moe"), dialect, tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("dialect", ["mlx-lm", "auto-round"])
+def test_one_tensor_without_a_module_is_not_all(dialect, tmp_path):
+    names = {"blk.0.attn_q.weight": "q4_K", "output.weight": "q8_0"}
+    texts, exported = export_recipe(recipe_of(names | {"blk.0.frob.weight": "q4_K"}), dialect, tmp_path / "r.json")
+    plain, _ = export_recipe(recipe_of(names), dialect, tmp_path / "r.json")
+    assert texts == plain
+    assert "blk.0.frob.weight" in exported.notes[-1]
+    assert "no module" in exported.notes[-1]
