@@ -1,8 +1,15 @@
-"""Strangers' words made safe for a terminal."""
+"""Strangers' words made safe for a terminal, and for a shell that they are pasted into."""
 
 from __future__ import annotations
 
-__all__ = ["plain"]
+import re
+import shlex
+from pathlib import Path
+
+__all__ = ["command", "plain", "quoted"]
+
+# What a shell has no way to say between single quotes, or would end the backticks that messages put around commands
+_UNSPEAKABLE = re.compile(r"[`\\']")
 
 
 def plain(text: str, *, keep: str = "") -> str:
@@ -15,3 +22,34 @@ def plain(text: str, *, keep: str = "") -> str:
         character if character.isprintable() or character in keep else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def command(*words: str | Path) -> str:
+    """A command line that can be pasted into a shell. A Path is a file, whatever its name begins with.
+
+    >>> command("planner", "quantize", Path("my model.gguf"), Path("-r.json"), "OUT.gguf")
+    "planner quantize 'my model.gguf' ./-r.json OUT.gguf"
+    """
+    return " ".join(quoted(word) for word in words)
+
+
+def quoted(word: str | Path) -> str:
+    r"""A word as a shell takes it, printable whatever is in it; a Path so that no program takes it for an option.
+
+    >>> print(quoted(Path("caf\udce9 \n.gguf")))
+    $'caf\xe9 \x0a.gguf'
+    """
+    text = str(word)
+    if isinstance(word, Path) and text.startswith("-"):
+        text = f"./{text}"
+    if text.isprintable() and "`" not in text:
+        return shlex.quote(text)
+    return "$'" + "".join(map(_spelt, text)) + "'"
+
+
+def _spelt(character: str) -> str:
+    """A character between `$'` and `'`, as bash and zsh read it."""
+    if character.isprintable() and not _UNSPEAKABLE.match(character):
+        return character
+    errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", errors))

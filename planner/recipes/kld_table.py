@@ -5,29 +5,26 @@ A row a type: `QTYPE,TENSOR,TENSOR,...`, then the type and a number for each ten
 
 from __future__ import annotations
 
-import csv
-import io
 import math
+import re
 
 from planner.errors import RecipeError
+from planner.recipes.table import read_rows
 
 __all__ = ["is_kld_table", "read_kld_table"]
 
 _FAILED = 404.0
+_BEGIN = re.compile(r"""("?sep=."?\r?\n)?"?QTYPE"?[,;\t]""")
 
 
 def is_kld_table(text: str) -> bool:
     """Whether text begins as such a table."""
-    return text.startswith(("QTYPE,", '"QTYPE",'))
+    return _BEGIN.match(text) is not None
 
 
 def read_kld_table(text: str, where: str) -> dict[str, dict[str, float]]:
     """Type (as spelt there) → tensor → KL divergence (nats per token). Raises RecipeError."""
-    csv.field_size_limit(1 << 20)
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
-    except csv.Error as error:
-        raise RecipeError(f"{where} is no table: {error}.", "Give a kld_results.csv of the GGUF-Tool-Suite.") from error
+    rows = read_rows(text, where, "Give a kld_results.csv of the GGUF-Tool-Suite.")
     found: dict[str, dict[str, float]] = {}
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(rows[0]):
