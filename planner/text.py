@@ -42,7 +42,8 @@ def quoted(word: str | Path) -> str:
     text = str(word)
     if isinstance(word, Path) and text.startswith("-"):
         text = f"./{text}"
-    if text.isprintable() and "`" not in text:
+    shown = text if isinstance(word, Path) else text.replace("\n", "")  # a program of several lines is one word too
+    if shown.isprintable() and "`" not in text:
         return shlex.quote(text)
     return "$'" + "".join(map(_spelt, text)) + "'"
 

@@ -146,7 +146,7 @@ def solve(
         with Store.open(find_state(measuring["state"]), read_only=True) as store:
             plan = make_plan(store, request)
     explanations = [explanation(plan, tensor) for tensor in explained]  # first: a wrong name leaves no recipe behind
-    _report(plan, output)
+    _report(plan, output, model)
     for text in explanations:
         click.echo("\n" + plain(text, keep="\n"))
 
@@ -207,7 +207,7 @@ def _polished(
         return polish.plan_as_it_stands()
 
 
-def _report(plan: Plan, output: Path) -> None:
+def _report(plan: Plan, output: Path, model: Path | None) -> None:
     from planner.recipes import save_recipe
     from planner.report import limit_line, next_step, role_table, size_line
 
@@ -228,4 +228,4 @@ def _report(plan: Plan, output: Path) -> None:
         shown = ", ".join(plain(name) for name in plan.unplaced[:6]) + (", ..." if len(plan.unplaced) > 6 else "")
         click.echo(textwrap.indent(textwrap.fill(shown, 68, break_on_hyphens=False), " " * 11))
     click.echo(f"Recipe     {output}")
-    click.echo(f"\nNext: {next_step(recipe, plain(recipe.model.path), str(output))}")
+    click.echo(f"\nNext: {next_step(recipe, output, model)}")
