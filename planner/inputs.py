@@ -146,7 +146,7 @@ def _iconv(encoding: str) -> str:
 def _unmarked(head: bytes) -> str | None:
     """The encoding of text in UTF-16 that has no mark: every other byte of Latin letters is zero."""
     even, odd = head[::2].count(0), head[1::2].count(0)
-    if 4 * max(even, odd) < len(head) or min(even, odd):
+    if not head or 4 * max(even, odd) < len(head) or min(even, odd):
         return None
     return "utf-16le" if odd > even else "utf-16be"
 

@@ -203,6 +203,10 @@ def test_what_is_no_text(data, said, tmp_path):
     assert "file" in caught.value.problem
 
 
+def test_nothing_is_text_too():
+    assert decode(b"", "x", UsageError) == ""
+
+
 def test_comments_of_another_encoding_do_not_matter():
     text = decode("# für Müller\nblk=q4_K".encode("latin-1"), "x", UsageError, lenient=True)
     assert text.endswith("\nblk=q4_K")
