@@ -24,6 +24,7 @@ __all__ = ["LARGEST_LIST", "Given", "decode", "kind_at", "look", "open_regular",
 LARGEST_LIST = 1 << 26
 """Bytes of rules, tables and recipes: of ten thousand tensors they take one or two million."""
 _LARGEST_PIPE = 1 << 28  # bytes; it may have no end
+_UNKNOWN_SIZE = 1 << 50  # bytes: more than any file has, fewer than eight letters are as a number
 _BLOCK = 1 << 20
 _FOR_WRITER = 5.0  # seconds until somebody writes to a FIFO
 _FOR_MORE = 60.0  # seconds until somebody who writes has something to say
@@ -68,17 +69,14 @@ def look(path: Path, error: Error, limit: int = LARGEST_LIST) -> Given:
     descriptor = _open(path, error)
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            data = _read(descriptor, path, error, limit)
-            kind = kind_of(data[:HEAD], len(data))
-            if kind.in_place:
-                raise _irregular(path, status.st_mode, error)
-            return Given(path, kind, data, whole=True, piped=True)
+        piped = not stat.S_ISREG(status.st_mode)
         head = _read(descriptor, path, error, HEAD, cut=True)
-        kind = kind_of(head, status.st_size)
-        if kind.in_place or kind.remedy or status.st_size > limit:
-            return Given(path, kind, head, whole=False, piped=False)
-        return Given(path, kind, head + _read(descriptor, path, error, limit), whole=True, piped=False)
+        kind = kind_of(head, _UNKNOWN_SIZE if piped else status.st_size)
+        if piped and kind.in_place:
+            raise _irregular(path, status.st_mode, error)
+        if kind.in_place or kind.remedy or (not piped and status.st_size > limit):
+            return Given(path, kind, head, whole=False, piped=piped)
+        return Given(path, kind, _read(descriptor, path, error, limit, head), whole=True, piped=piped)
     finally:
         os.close(descriptor)
 
@@ -180,9 +178,12 @@ def _irregular(path: Path, mode: int, error: Error) -> PlannerError:
     return error(f"{path} is a device, not a regular file.", "Give a file on disk.")
 
 
-def _read(descriptor: int, path: Path, error: Error, most: int | None, *, cut: bool = False) -> bytes:
-    """Read to the end. Raises `error` where there are more than `most` bytes; with `cut`, returns those."""
-    data = bytearray()
+def _read(
+    descriptor: int, path: Path, error: Error, most: int | None, begun: bytes = b"", *, cut: bool = False
+) -> bytes:
+    """All from the beginning, `begun`, to the end. Raises `error` where that is more than `most` bytes; with `cut`,
+    returns those."""
+    data = bytearray(begun)
     stop = time.monotonic() + _FOR_WRITER
     piped = stat.S_ISFIFO(os.fstat(descriptor).st_mode)
     end = None if most is None else most + (not cut)
