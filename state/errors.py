@@ -78,7 +78,7 @@ class StateReadOnly(StateError):
 
 
 MOVE_AWAY = (
-    "Move it away and measure again, or try to rescue what is left of it: sqlite3 OLD .recover | sqlite3 NEW.planner"
+    "Move it away and measure again, or try to rescue what is left of it: `sqlite3 OLD .recover | sqlite3 NEW.planner`"
 )
 MAKE_ROOM = (
     "Free some space, or lift the quota, and run the same command again: "

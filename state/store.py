@@ -68,8 +68,8 @@ class Store:
         Raises `StateMissing`, `StateForeign`, `StateNewer`, `StateCorrupt`, `StateLocked`, `StateFull`,
         `StateReadOnly`, or `StateError` for what is none of these.
         """
+        check_plain_file(Path(path), may_be_missing=create and not read_only)
         where = _resolved(path)
-        check_plain_file(where, may_be_missing=create and not read_only)
         if read_only:
             return cls(where, open_for_reading(where), None)
         lock = WriterLock(where)

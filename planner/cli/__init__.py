@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from planner import __version__
+from planner.cli.terminal import finish, never_fail
 from planner.cli.watch import needs_watch, start_watched, watch
 
 __all__ = ["cli", "main", "run"]
@@ -91,9 +92,9 @@ def main() -> None:
     """Entry point of the command `planner`."""
     # numpy's BLAS would start a thread a core, which only get in the way of ours
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    never_fail()
     arguments = sys.argv[1:]
     status = watch(arguments) if needs_watch(arguments) else run(arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    finish()
     # Threads inside a kernel cannot be interrupted; nothing that they do is wanted any more
     os._exit(status)

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planner.errors import RecipeError, UsageError
+from planner.inputs import look
+from planner.kinds import GGUF
+
 if TYPE_CHECKING:
     from planner.passes import Losses
     from planner.report.difference import Side
@@ -51,7 +55,6 @@ def _can_say(text: str) -> bool:
 
 def _losses(state: Path | None, *, strict: bool) -> Losses | None:
     from planner.assess import losses_of
-    from planner.errors import UsageError
     from state import StateError, Store
 
     if state is None:
@@ -75,19 +78,20 @@ def _losses(state: Path | None, *, strict: bool) -> Losses | None:
 def _side(path: Path, losses: Losses | None) -> Side:
     """A recipe or a GGUF, each tensor with its loss by the state, or else by the recipe itself."""
     from planner.gguf import open_model
-    from planner.recipes import load_recipe
+    from planner.recipes import parse_recipe
     from planner.recipes.dialect import is_left_alone
     from planner.recipes.edits import recounted
     from planner.report.difference import Cell, Side
 
-    if _is_gguf(path):
+    given = look(path, RecipeError)
+    if given.kind == GGUF:
         with open_model(path) as model:
             cells = {
                 tensor.name: Cell(tensor.format, tensor.nbytes, tensor.shape, _loss(losses, tensor.name, tensor.format))
                 for tensor in model.tensors
             }
-            return Side(path.name, model.size, cells)
-    recipe, _ = recounted(load_recipe(path))
+            return Side(given.name, model.size, cells)
+    recipe, _ = recounted(parse_recipe(given.text(RecipeError, "a recipe or a GGUF"), str(path)))
     cells = {
         choice.name: Cell(
             choice.format,
@@ -98,15 +102,7 @@ def _side(path: Path, losses: Losses | None) -> Side:
         )
         for choice in recipe.tensors
     }
-    return Side(path.name, recipe.size, cells)
-
-
-def _is_gguf(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
-    except OSError:
-        return False  # the reader of recipes says what is wrong
+    return Side(given.name, recipe.size, cells)
 
 
 def _loss(losses: Losses | None, name: str, fmt: str) -> float | None:

@@ -11,7 +11,9 @@ import click
 
 from planner.cli.options import gpu_option, threads_option
 from planner.cli.progress import progress_bar
-from planner.errors import Interrupted, UsageError
+from planner.errors import Interrupted, ModelError, UsageError
+from planner.inputs import kind_at
+from planner.kinds import BASELINE
 from planner.lastwords import note
 
 if TYPE_CHECKING:
@@ -89,10 +91,9 @@ class _Run:
     """The files, and what is known of them so far."""
 
     def __init__(self, base: Path, quants: Sequence[Path], threads: int, gpu_layers: int, *, as_json: bool) -> None:
-        from planner.llama.baseline import is_baseline
         from planner.report.evaluation import Evaluated, model_size
 
-        self.base_is_file = is_baseline(base)
+        self.base_is_file = kind_at(base, ModelError) == BASELINE
         sizes = [None if self.base_is_file else model_size(base), *map(model_size, quants)]
         self.files = [Evaluated(size, str(path)) for size, path in zip(sizes, (base, *quants), strict=True)]
         self.base, self.quants = base, quants

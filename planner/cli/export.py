@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from planner.cli.options import threads_option
+from planner.errors import ImatrixError, RecipeError, UsageError
+from planner.inputs import look
 
 __all__ = ["export"]
 
@@ -29,12 +31,15 @@ def export(recipe: Path, dialect: str, compact: bool, output: Path | None, threa
     """
     from planner.cli.messages import wrapped
     from planner.files import write_atomically
-    from planner.recipes import load_recipe
+    from planner.recipes import parse_recipe
     from planner.recipes.edits import recounted
     from planner.recipes.exports import export_recipe
     from planner.text import plain
 
-    plan, _ = recounted(load_recipe(recipe))
+    given = look(recipe, RecipeError)
+    plan, _ = recounted(parse_recipe(given.text(RecipeError, "a recipe"), str(recipe)))
+    if given.piped and output is None:
+        raise UsageError("A recipe from a pipe gives no name to the output.", "Name it with -o.")
     texts, exported = export_recipe(plan, dialect, recipe, output=output, compact=compact, threads=threads)
     for path, text in texts.items():
         write_atomically(path, text.encode("utf-8", "surrogateescape"))
@@ -47,7 +52,6 @@ def export(recipe: Path, dialect: str, compact: bool, output: Path | None, threa
 
 def _older_imatrix(source: Path, digest: str, target: Path) -> None:
     """The imatrix that the recipe was made with, as ik_llama.cpp reads it."""
-    from planner.errors import ImatrixError
     from planner.files import write_atomically
     from planner.gguf import read_imatrix
     from planner.gguf.legacy import legacy_bytes

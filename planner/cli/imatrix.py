@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 from planner.cli.options import gpu_option, threads_option
 from planner.cli.progress import progress_bar
 from planner.errors import ImatrixError, Interrupted, UsageError
+from planner.text import command
 
 if TYPE_CHECKING:
     from planner.gguf import Imatrix, Model
@@ -168,4 +168,4 @@ def _finish(
             err=True,
         )
     if model is not None:
-        click.echo(f"\nNext: planner measure {shlex.quote(str(model.path))} --imatrix {shlex.quote(str(output))}")
+        click.echo(f"\nNext: {command('planner', 'measure', model.path, '--imatrix', output)}")

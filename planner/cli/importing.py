@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.errors import UsageError
+from planner import kinds
+from planner.errors import RecipeError, UsageError
+from planner.inputs import Given, look
 
 if TYPE_CHECKING:
     from planner.assess import Assessment
@@ -59,12 +61,13 @@ def import_recipe(
     from planner.report import role_table, size_line
     from planner.text import plain
 
-    if _is_evidence(Path(file)):
-        for line in _take_evidence(Path(file), model, imatrix, state):
+    given, dialect = _given(file, dialect)
+    if _is_evidence(given):
+        for line in _take_evidence(given, model, imatrix, state):
             click.echo(wrapped(plain(line)))
         return
     with ExitStack() as stack:
-        found = _assessed(file, open_basis(stack, file, model, imatrix, state), dialect, nearest=nearest)
+        found = _assessed(given, open_basis(stack, model, imatrix, state), dialect, nearest=nearest)
     recipe = found.recipe
     save_recipe(recipe, output, force=force)
     click.echo(role_table(recipe))
@@ -77,7 +80,7 @@ def import_recipe(
 
 
 def open_basis(
-    stack: ExitStack, file: str, model: Path | None, imatrix: Path | None, state: Path | None
+    stack: ExitStack, model: Path | None, imatrix: Path | None, state: Path | None
 ) -> tuple[Inventory, Losses | None] | None:
     """The model that a choice of formats is for, and what is known of its losses; None where none is given or found.
 
@@ -117,61 +120,78 @@ def _of_model(stack: ExitStack, model: Path | None, imatrix: Path | None) -> Inv
 
 
 def _assessed(
-    file: str, basis: tuple[Inventory, Losses | None] | None, dialect: str | None, *, nearest: bool
+    given: Given, basis: tuple[Inventory, Losses | None] | None, dialect: str | None, *, nearest: bool
 ) -> Assessment:
     from planner.assess import Assessment, assess, reassess
     from planner.formats import family_of
-    from planner.recipes import load_recipe
-    from planner.recipes.imports import guess_dialect, read_choices, read_text
+    from planner.recipes import is_recipe, parse_recipe
+    from planner.recipes.imports import guess_dialect, read_choices
 
-    path = Path(file)
-    exists = _exists(path)
-    if not exists and (dialect == "ik_llama" or (dialect is None and "=" in file)):
-        text, where, dialect = file, "the rules given", "ik_llama"
-    elif exists and _head(path).startswith(b"GGUF"):
-        return _of_gguf(path, basis)
-    else:
-        text, where = read_text(path), str(path)
-        if dialect is None and text.lstrip().startswith("{") and '"format_version"' in text[:2000]:
-            if basis is None:
-                raise UsageError("A recipe needs its model or its state to be worked out again.", "Give --model.")
-            return reassess(load_recipe(path), *basis)
-        dialect = dialect or guess_dialect(path, text)
+    if given.kind == kinds.GGUF:
+        return _of_gguf(given.path, basis)
+    text, where = _text(given), str(given.path)
+    if dialect is None and is_recipe(text):
+        if basis is None:
+            raise UsageError("A recipe needs its model or its state to be worked out again.", "Give --model.")
+        return reassess(parse_recipe(text, where), *basis)
+    dialect = dialect or guess_dialect(given.path, text)
     if basis is None:
         raise UsageError(f"{where} names types only: which model are they for?", "Give --model or --state.")
     inventory, losses = basis
     names = [tensor.name for tensor in inventory.tensors]
     rows = {tensor.name: tensor.row_length for tensor in inventory.tensors}
     found = read_choices(text, dialect, names, inventory.architecture, where, nearest=nearest, rows=rows)
-    why = f"imported from {path.name if exists else 'rules'}"
-    made = assess(inventory, found.formats, losses, family=family_of(found.formats.values()), why=why)
+    made = assess(
+        inventory, found.formats, losses, family=family_of(found.formats.values()), why=f"imported from {given.name}"
+    )
     return Assessment(made.recipe, (*found.notes, *made.notes))
 
 
-def _is_evidence(path: Path) -> bool:
+def _given(file: str, dialect: str | None) -> tuple[Given, str | None]:
+    """What FILE is, and its dialect where that is clear: the rules themselves, if there is no such file."""
+    path = Path(file)
+    if not _exists(path) and (dialect == "ik_llama" or (dialect is None and "=" in file)):
+        from planner.recipes.imports import are_rules
+
+        if not are_rules(file):
+            raise UsageError(
+                f"{file} does not exist.", "Check the path. For rules in its place: PATTERN=TYPE,PATTERN=TYPE,..."
+            )
+        rules = file.encode("utf-8", "surrogateescape")
+        return Given(Path("the rules given"), kinds.TEXT, rules, whole=True, piped=False), "ik_llama"
+    return look(path, RecipeError), dialect
+
+
+def _text(given: Given) -> str:
+    return given.text(RecipeError, "a recipe, rules or a table", lenient=True)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # rules are too long for a name, or hold what no name may
+        return False
+
+
+def _is_evidence(given: Given) -> bool:
     """Whether a file holds what was measured, rather than a choice."""
-    from planner.recipes.bpw_state import MAGIC
     from planner.recipes.kld_table import is_kld_table
 
-    if not (_exists(path) and path.is_file()):
-        return False
-    head = _head(path)
-    return head.startswith(MAGIC) or is_kld_table(head.decode("latin-1"))
+    return given.kind == kinds.BPW_STATE or (given.kind == kinds.TEXT and is_kld_table(_text(given)))
 
 
-def _take_evidence(path: Path, model: Path | None, imatrix: Path | None, state: Path | None) -> list[str]:
+def _take_evidence(given: Given, model: Path | None, imatrix: Path | None, state: Path | None) -> list[str]:
     """Write into the state what others measured; what to say of it."""
     from planner.cli.options import find_state
     from planner.evidence import add_divergences, add_fork_errors
-    from planner.recipes.bpw_state import MAGIC, read_bpw_state
-    from planner.recipes.imports import read_text
+    from planner.recipes.bpw_state import read_bpw_state
     from planner.recipes.kld_table import read_kld_table
     from state import Store
 
-    target = find_state(state, model)
-    is_state = _head(path).startswith(MAGIC)
-    tried = read_bpw_state(path.read_bytes(), str(path)) if is_state else None
-    table = None if is_state else read_kld_table(read_text(path), str(path))
+    target, where = find_state(state, model), str(given.path)
+    is_state = given.kind == kinds.BPW_STATE
+    tried = read_bpw_state(given.content(RecipeError, "a state of --target-bpw"), where) if is_state else None
+    table = None if is_state else read_kld_table(_text(given), where)
     with ExitStack() as stack, Store.open(target, create=model is not None) as store:
         if store.inventory() is None and model is not None:
             store.set_inventory(_of_model(stack, model, imatrix))
@@ -184,23 +204,6 @@ def _take_evidence(path: Path, model: Path | None, imatrix: Path | None, state: 
             assert table is not None
             notes = add_divergences(store, inventory, table)
     return [*notes, f"State      {target}"]
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # rules are too long for a name, or hold what no name may
-        return False
-
-
-def _head(path: Path) -> bytes:
-    from planner.errors import RecipeError
-
-    try:
-        with path.open("rb") as file:
-            return file.read(64)
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
 
 
 def _of_gguf(path: Path, basis: tuple[Inventory, Losses | None] | None) -> Assessment:

@@ -5,33 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import stat
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from planner import kinds
 from planner.cli.progress import progress_bar
-from planner.errors import UsageError
+from planner.errors import RecipeError, UsageError
+from planner.inputs import look
 
 if TYPE_CHECKING:
     from planner.gguf import Health, Model
+    from planner.inputs import Given
 
 __all__ = ["inspect"]
 
 Kind = Literal["a model", "an imatrix", "a state file", "a recipe"]
-
-_HEAD = 4096  # bytes that tell one kind of file from another
-_CONVERT = "Convert the original model with llama.cpp's convert_hf_to_gguf.py."
-# What else people have: the first bytes, what it is, what to do
-_STRANGERS = (
-    (b"PK\x03\x04", "a zip archive, perhaps of PyTorch", _CONVERT),
-    (b"lmgg", "a GGML file from before GGUF", _CONVERT),
-    (b"tjgg", "a GGML file from before GGUF", _CONVERT),
-    (b"version https://git-lfs.", "a Git LFS pointer, not the file itself", "Fetch the file with `git lfs pull`."),
-    (b"\x1f\x8b", "compressed with gzip", "Unpack it first."),
-)
 
 
 @click.command()
@@ -45,7 +35,8 @@ def inspect(file: Path, model: Path | None, tensors: bool, no_scan: bool, as_jso
 
     Reads all values of a model, and warns where its conversion to F16 clipped or flushed weights.
     """
-    kind = _kind_of(file)
+    given = look(file, UsageError)
+    kind = _kind_of(given)
     if model is not None and kind != "an imatrix":
         raise UsageError(f"--model goes with an imatrix, and {file} is {kind}.", "Leave it out.")
     if no_scan and kind != "a model":
@@ -57,7 +48,7 @@ def inspect(file: Path, model: Path | None, tensors: bool, no_scan: bool, as_jso
     elif kind == "a state file":
         facts, text = _state(file, tensors)
     else:
-        facts, text = _recipe(file, tensors)
+        facts, text = _recipe(given, tensors)
     # JSON in ASCII: nothing in a name reaches the terminal unescaped
     click.echo(json.dumps(_plain_data(facts), indent=2, allow_nan=False) if as_json else text)
 
@@ -113,54 +104,31 @@ def _state(file: Path, tensors: bool) -> tuple[object, str]:
     return facts, state_text(facts, every_tensor=tensors)
 
 
-def _recipe(file: Path, tensors: bool) -> tuple[object, str]:
-    from planner.recipes import load_recipe
+def _recipe(given: Given, tensors: bool) -> tuple[object, str]:
+    from planner.recipes import parse_recipe
     from planner.report.inspection import recipe_facts, recipe_text
 
-    recipe = load_recipe(file)
-    facts = recipe_facts(recipe, str(file))
+    recipe = parse_recipe(given.text(RecipeError, "a recipe"), str(given.path))
+    facts = recipe_facts(recipe, str(given.path))
     return facts, recipe_text(recipe, facts, every_tensor=tensors)
 
 
-def _kind_of(file: Path) -> Kind:
-    """Find out by content. Raises UsageError for what is none of the four, and the reader's error for a bad GGUF."""
-    head, size = _read_head(file)
-    if head.startswith(b"GGUF"):
-        return _kind_of_gguf(file)
-    if head.startswith(b"SQLite format 3\0"):
-        return "a state file"
-    for magic, what, remedy in _STRANGERS:
-        if head.startswith(magic):
-            raise UsageError(f"{file} is {what}.", remedy)
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{" and b"\0" not in head:
-        return "a recipe"
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
-        raise UsageError(f"{file} is a safetensors file.", _CONVERT)
-    if _may_be_legacy_imatrix(head):
-        return "an imatrix"
+def _kind_of(given: Given) -> Kind:
+    """Which of the four it is. Raises UsageError for what is none, and the reader's error for a bad GGUF."""
+    if given.kind == kinds.GGUF:
+        return _kind_of_gguf(given.path)
+    known: dict[kinds.Kind, Kind] = {
+        kinds.STATE: "a state file", kinds.JSON: "a recipe", kinds.LEGACY_IMATRIX: "an imatrix",
+    }  # fmt: skip
+    if given.kind in known:
+        return known[given.kind]
+    if given.kind.remedy:
+        raise UsageError(f"{given.path} is {given.kind.what}.", given.kind.remedy)
     raise UsageError(
-        f"{file} is nothing that planner knows: it begins with {head[:8]!r}.",
+        f"{given.path} is nothing that planner knows: it begins with {given.data[:8]!r}.",
         "Give a GGUF model, an importance matrix (GGUF or legacy .dat), a state file of `planner measure` or a recipe "
         "of `planner solve`.",
     )
-
-
-def _read_head(file: Path) -> tuple[bytes, int]:
-    try:
-        status = file.stat()
-        if stat.S_ISDIR(status.st_mode):
-            found = sorted(path.name for path in file.glob("*.gguf"))
-            listed = f" such as {file / found[0]}" if found else ""
-            raise UsageError(f"{file} is a directory.", f"Give one of the files in it{listed}.")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe could wait for ever
-            raise UsageError(f"{file} is not a regular file.", "Give a file on disk.")
-        with file.open("rb") as opened:
-            head = opened.read(_HEAD)
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror or error}.", "Check the path.") from error
-    if not head:
-        raise UsageError(f"{file} is empty.", "Make it again: whatever wrote it did not get far.")
-    return head, status.st_size
 
 
 def _kind_of_gguf(file: Path) -> Kind:
@@ -173,15 +141,6 @@ def _kind_of_gguf(file: Path) -> Kind:
         return "an imatrix" if is_imatrix else "a model"
     finally:
         opened.data.close()
-
-
-def _may_be_legacy_imatrix(head: bytes) -> bool:
-    """Whether a file without a magic begins as one: how many entries, and a first one with a name that is text."""
-    if len(head) < 8:
-        return False
-    entries, length = struct.unpack_from("<ii", head)
-    name = head[8 : 8 + min(length, 64)] if length > 0 else b""
-    return 0 < entries < 1 << 24 and 0 < length < 1024 and len(name) > 0 and all(32 < byte < 127 for byte in name)
 
 
 def _plain_data(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, cast
 
@@ -12,6 +11,7 @@ from planner.cli.messages import tell_unseen
 from planner.cli.options import Measuring, family_option, measuring_options, open_sources
 from planner.cli.progress import progress_bar
 from planner.errors import Interrupted
+from planner.text import command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,8 +40,8 @@ def measure(model: Path, family: str, **measuring: Unpack[Measuring]) -> None:
     with open_sources(model, measuring) as sources:
         done, fresh = run_campaign(sources, formats, {}, measuring, family=kind)
         click.echo(f"{done} measurements in {sources.state}, {fresh} of them new.")
-        option = "" if kind == "gguf" else f" --family {kind}"
-        click.echo(f"Next: planner solve --state {shlex.quote(str(sources.state))}{option} --budget SIZE")
+        option = () if kind == "gguf" else ("--family", kind)
+        click.echo(f"Next: {command('planner', 'solve', '--state', sources.state, *option, '--budget', 'SIZE')}")
 
 
 def run_campaign(
@@ -62,7 +62,7 @@ def run_campaign(
         click.echo(
             "The imatrix has no sums of activations (.in_sum), so sensitivities are less sure. One that has\n"
             "them makes better recipes:\n"
-            f"  planner imatrix {shlex.quote(str(sources.model.path))} --text FILE",
+            f"  {command('planner', 'imatrix', sources.model.path, '--text', 'FILE')}",
             err=True,
         )
     settings = Settings(measuring["seed"], measuring["tolerance"])

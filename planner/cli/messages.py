@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import textwrap
 import traceback
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from planner.errors import Interrupted, PlannerError
+from planner.files import refusal
 from planner.text import plain
 
 if TYPE_CHECKING:
@@ -19,13 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = ["explain", "tell_unseen", "wrapped"]
 
+# What stands in backticks; else a word of ours or of pip, and its options and words to be replaced
+_COMMAND = re.compile(r"`[^`]*`|\b(?:planner|pip) [a-z]+(?: (?:-[\w-]+(?: [\w/.]+)?|[A-Z]+|'[^']*'))*")
+# Which only writing can meet with
+_WRITING = (errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
+_SPACE = "\0"  # where no line may end; `plain` leaves none
+
 
 def wrapped(text: str) -> str:
-    """Text at 80 columns; paths and patterns are not broken."""
+    """Text at 80 columns; commands, paths and patterns are not broken."""
+    whole = _COMMAND.sub(lambda found: found[0].replace(" ", _SPACE), text)
     lines = (
-        textwrap.wrap(line, 80, break_long_words=False, break_on_hyphens=False) or [""] for line in text.splitlines()
+        textwrap.wrap(line, 80, break_long_words=False, break_on_hyphens=False) or [""] for line in whole.splitlines()
     )
-    return "\n".join(line for group in lines for line in group)
+    return "\n".join(line for group in lines for line in group).replace(_SPACE, " ")
 
 
 def tell_unseen(imatrix: Imatrix, names: Iterable[str], *, written: bool = False) -> None:
@@ -53,9 +62,7 @@ def explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, ProblemError):
         return 1, f"Error: {plain(str(error))}"
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        hint = "\nMake room and run the same command again." if error.errno == errno.ENOSPC else ""
-        return 1, f"Error: {plain(where + (error.strerror or str(error)))}.{hint}"
+        return 1, "Error: " + _two_lines(*_refused(error))
     if isinstance(error, MemoryError):
         return 1, "Error: out of memory.\nTry fewer threads (-t), or a machine with more."
     details = traceback.format_exc() if os.environ.get("PLANNER_DEBUG") else ""
@@ -63,6 +70,15 @@ def explain(error: Exception) -> tuple[int, str]:
         f"{details}Internal error: {type(error).__name__}: {plain(str(error))}\n"
         "This is a bug in planner. Please report it, with the output of the same command under PLANNER_DEBUG=1."
     )
+
+
+def _refused(error: OSError) -> tuple[str, str]:
+    """Problem and remedy of what the system refused, wherever it did."""
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in _WRITING:
+        what, remedy = refusal(error)
+        return f"{where or 'The output cannot be written: '}{what}.", remedy
+    return f"{where}{error.strerror or error}.", ""
 
 
 def _two_lines(problem: str, remedy: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, cast
 
@@ -13,6 +12,7 @@ import click
 from planner.cli.options import Measuring, gpu_option, measuring_options, open_sources
 from planner.cli.progress import progress_bar
 from planner.errors import Interrupted, UsageError
+from planner.text import command
 
 if TYPE_CHECKING:
     from planner.cli.options import Sources
@@ -96,7 +96,7 @@ def sensitivity(
                 "The same command goes on from there.",
             ) from None
         click.echo(f"{len(sources.store.passes())} passes in {sources.state}.")
-        click.echo(f"Next: planner solve --state {shlex.quote(str(sources.state))} --budget SIZE")
+        click.echo(f"Next: {command('planner', 'solve', '--state', sources.state, '--budget', 'SIZE')}")
 
 
 def _run(run: Trials, trials: list[Trial], stretch: str) -> None:

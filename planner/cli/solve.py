@@ -149,7 +149,7 @@ def solve(
         with Store.open(find_state(measuring["state"]), read_only=True) as store:
             plan = make_plan(store, request)
     explanations = [explanation(plan, tensor) for tensor in explained]  # first: a wrong name leaves no recipe behind
-    _report(plan, output)
+    _report(plan, output, model)
     for text in explanations:
         click.echo("\n" + plain(text, keep="\n"))
 
@@ -226,7 +226,7 @@ class _Polishing:
             return polish.plan_as_it_stands()
 
 
-def _report(plan: Plan, output: Path) -> None:
+def _report(plan: Plan, output: Path, model: Path | None) -> None:
     from planner.recipes import save_recipe
     from planner.report import limit_line, next_step, role_table, size_line
 
@@ -251,4 +251,4 @@ def _report(plan: Plan, output: Path) -> None:
     if plan.left_out:
         click.echo(f"Left out   {len(plan.left_out)} tensors of nextn layers, which mlx-lm does not load")
     click.echo(f"Recipe     {output}")
-    click.echo(f"\nNext: {next_step(recipe, plain(recipe.model.path), str(output))}")
+    click.echo(f"\nNext: {next_step(recipe, output, model)}")

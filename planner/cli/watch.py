@@ -50,10 +50,11 @@ def watch(arguments: Sequence[str]) -> int:
     with _notes_file() as notes, _signals() as signals:
         read_end, write_end = os.pipe()
         try:
+            os.set_inheritable(read_end, True)
             child = subprocess.Popen(
                 [sys.executable, "-c", _CHILD.format(path=sys.path), *arguments],
                 env={**os.environ, "GGML_NO_BACKTRACE": "1", _VARIABLE: json.dumps([notes, _inherited(read_end)])},
-                pass_fds=(read_end,) if os.name == "posix" else (),
+                close_fds=False,  # some may be pipes that a shell made: --text <(...)
             )
         finally:
             os.close(read_end)
@@ -170,8 +171,9 @@ def _clear_up(notes: str | None) -> LastWords:
 
 def obituary(arguments: Sequence[str], status: int, words: LastWords) -> str:
     """Say what was run, on which file, how it died, with which last words, and what to do next."""
-    import shlex
+    from pathlib import Path
 
+    from planner.text import command as pasted
     from planner.text import plain
 
     name, command = _signal_name(status), next(word for word in arguments if not word.startswith("-"))
@@ -184,7 +186,8 @@ def obituary(arguments: Sequence[str], status: int, words: LastWords) -> str:
     if words.said:
         lines.append("Its last words: " + "\n".join(words.said))
     lines.append(_KEPT.get(command, _KEPT["solve"]))
-    lines.append(how[1].format(inspect=f"planner inspect {shlex.quote(running)}" if running else "planner inspect"))
+    inspect = pasted("planner", "inspect", *([Path(running)] if running else []))
+    lines.append(how[1].format(inspect=f"`{inspect}`"))
     return plain("\n".join(lines), keep="\n")
 
 
@@ -214,7 +217,7 @@ _CAUSES = {
     "SIGILL": (
         "illegal instruction",
         "llama-cpp-python was compiled for another processor. Compile it here: "
-        "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python",
+        "`pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python`.",
     ),
     "SIGKILL": (
         "the system did that, most likely because memory ran out (SIGKILL)",

@@ -26,6 +26,8 @@ from planner.gguf.metadata import Metadata
 from planner.gguf.model import Model
 from planner.gguf.reader import GgufFile, Tensor, read_gguf
 from planner.gguf.rules import why_left_alone
+from planner.inputs import kind_at
+from planner.kinds import GGUF
 
 __all__ = ["Coverage", "Imatrix", "Match", "read_imatrix"]
 
@@ -174,13 +176,7 @@ def read_imatrix(path: str | Path) -> Imatrix:
     """Read an imatrix, GGUF or legacy. Raises ImatrixError for a file that is damaged, of another kind, or holds
     values that no imatrix can have (NaN, infinite, negative)."""
     given, path = os.fspath(path), Path(path)
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or problem
-        raise ImatrixError(f"{path}: {reason}.", "Check the path.") from problem
-    if magic == b"GGUF":
+    if kind_at(path, ImatrixError) == GGUF:
         return _from_gguf(path, given)
     legacy = read_legacy(path)
     entries = {

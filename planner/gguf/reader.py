@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import NoReturn
 from planner.errors import ModelError, PlannerError
 from planner.ggml import format_by_id
 from planner.gguf.metadata import ARRAY, SCALARS, STRING, Metadata, Pair
+from planner.inputs import open_regular
 
 __all__ = ["DEFAULT_ALIGNMENT", "GgufFile", "Tensor", "padded", "read_gguf"]
 
@@ -119,24 +119,13 @@ def read_gguf(path: Path, part: int = 0, error: type[PlannerError] = ModelError)
 
 
 def _map(path: Path, error: type[PlannerError]) -> mmap.mmap:
-    try:
-        # Without O_NONBLOCK, opening a named pipe waits for a writer that never comes.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as problem:
-        raise error(f"{path}: {problem.strerror or problem}.", "Check the path.") from problem
-    except ValueError as problem:  # a zero byte in the path
-        raise error(f"{str(path)!r}: {problem}.", "Check the path.") from problem
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise error(f"{path}: not a regular file.", "Give the path of a GGUF file.")
-        if status.st_size == 0:
+    with open_regular(path, error) as file:
+        if os.fstat(file.fileno()).st_size == 0:
             raise error(f"{path}: the file is empty.", _DAMAGED)
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    except OSError as problem:
-        raise error(f"{path}: cannot be mapped into memory: {problem.strerror or problem}.") from problem
-    finally:
-        os.close(descriptor)
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as problem:
+            raise error(f"{path}: cannot be mapped into memory: {problem.strerror or problem}.") from problem
 
 
 class _Header:

@@ -6,7 +6,6 @@ disk, the first shard last: whoever finds it, finds all others. On any error or 
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import stat
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from planner.errors import OutputError
+from planner.files import refused
 from planner.lastwords import note
 
 __all__ = ["Output", "check_destinations"]
@@ -150,13 +150,7 @@ class Output:
         try:
             yield
         except OSError as problem:
-            if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OutputError(
-                    f"{target}: the disk is full. Nothing was left behind.", "Make room, or write to another disk."
-                ) from problem
-            raise OutputError(
-                f"{target}: cannot be written: {problem.strerror or problem}.", "Check the directory."
-            ) from problem
+            raise refused(target, problem) from problem
 
 
 def _sync_directory(directory: Path) -> None:

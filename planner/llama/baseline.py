@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from planner.closing import Closing
 from planner.errors import BaselineError, InferenceError
 from planner.files import atomic_file
+from planner.inputs import open_regular
+from planner.kinds import BASELINE_MAGIC
 from planner.llama import logprobs
 from planner.llama.engine import Engine
 
-__all__ = ["Baseline", "is_baseline", "record"]
+__all__ = ["Baseline", "record"]
 
-_MAGIC = b"_logits_"
-_HEAD = len(_MAGIC) + 12  # bytes before the tokens
+_HEAD = len(BASELINE_MAGIC) + 12  # bytes before the tokens
 _LEAST_CONTEXT = 3  # below it, no token is scored
 _STEEPEST = 32 / 65535  # of a row: 16 nats over all steps, and room for rounding
 _LOWEST = -200.0  # of a row: 16 nats and the logarithm of the vocabulary, and room for rounding
@@ -42,12 +43,12 @@ class Baseline(Closing):
         """Read the head. Raises BaselineError for a file that is something else, or damaged."""
         self.path, self._file = path, file
         head = file.read(_HEAD)
-        if not head.startswith(_MAGIC) or len(head) < _HEAD:
+        if not head.startswith(BASELINE_MAGIC) or len(head) < _HEAD:
             raise BaselineError(
                 f"{path} does not hold log-probabilities: it begins with {head[:8]!r}.",
                 "Give a file of `planner evaluate` or `llama-perplexity --kl-divergence-base`.",
             )
-        self.context, self.vocabulary, self.windows = np.frombuffer(head, "<i4", 3, len(_MAGIC)).tolist()
+        self.context, self.vocabulary, self.windows = np.frombuffer(head, "<i4", 3, len(BASELINE_MAGIC)).tolist()
         if self.context < _LEAST_CONTEXT or self.vocabulary < 1 or self.windows < 1:
             raise self._damaged(
                 f"a context of {self.context} tokens, {self.vocabulary} words and {self.windows} windows make no sense"
@@ -68,10 +69,7 @@ class Baseline(Closing):
     @classmethod
     def open(cls, path: Path) -> Self:
         """Open a file. Raises BaselineError."""
-        try:
-            file = path.open("rb")
-        except OSError as error:
-            raise BaselineError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
+        file = open_regular(path, BaselineError)
         try:
             return cls(path, file)
         except BaseException:
@@ -105,15 +103,6 @@ class Baseline(Closing):
         return BaselineError(f"{self.path} is damaged: {what}.", "Make it again: whatever wrote it may have stopped.")
 
 
-def is_baseline(path: Path) -> bool:
-    """Whether a file begins as one of log-probabilities does."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
-    except OSError:
-        return False
-
-
 def record(
     engine: Engine,
     windows: NDArray[np.int32],
@@ -142,7 +131,7 @@ def _write(
     engine: Engine, windows: NDArray[np.int32], file: BinaryIO, progress: Callable[[int, int], None] | None
 ) -> None:
     count, context = windows.shape
-    file.write(_MAGIC + np.array([context, engine.vocabulary_size, count], "<i4").tobytes())
+    file.write(BASELINE_MAGIC + np.array([context, engine.vocabulary_size, count], "<i4").tobytes())
     file.write(windows.astype("<i4").tobytes())
     scored = logprobs.scored(context)
     length, step = scored.stop - scored.start, max(1, _ELEMENTS_AT_A_TIME // engine.vocabulary_size)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import InferenceError, ModelError, UsageError
+from planner.inputs import read_text
 from planner.llama.engine import Engine
 
 __all__ = ["Conversation", "Template", "chat_tokens", "read_conversations"]
@@ -74,11 +75,7 @@ class Template:
 
 def read_conversations(path: Path) -> Iterator[Conversation]:
     """The conversations of a file; empty lines are passed over. Raises UsageError, naming the line."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from error
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    for number, line in enumerate(read_text(path, UsageError).split("\n"), 1):
         if line.strip():
             yield _conversation(f"{path}, line {number}", line)
 
@@ -105,7 +102,7 @@ def chat_tokens(engine: Engine, path: Path) -> NDArray[np.int32]:
     return np.concatenate(parts)
 
 
-def _conversation(where: str, line: bytes) -> Conversation:
+def _conversation(where: str, line: str) -> Conversation:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -21,6 +21,7 @@ from planner.llama.engine import Engine, cut
 from planner.llama.evaluate import Progress
 from planner.llama.library import llama_version
 from planner.provenance import digest
+from planner.text import command
 
 __all__ = ["Request", "kept", "record_kept"]
 
@@ -61,8 +62,8 @@ def kept(request: Request, path: Path) -> Baseline | None:
     if note.get("file") != _stamp(path):
         raise OutputError(
             f"{path} was not written by planner, or has changed since.",
-            f"To compare with what it holds, give it in place of the model: planner evaluate {path} QUANT. "
-            "Else name another file with --kl-divergence-base.",
+            "To compare with what it holds, give it in place of the model: "
+            f"`{command('planner', 'evaluate', path, 'QUANT')}`. Else name another file with --kl-divergence-base.",
         )
     return Baseline.open(path) if note.get("key") == request.key() else None
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from planner.errors import InferenceError, UsageError
 from planner.gguf.sums import Sums, TensorSums
 from planner.gguf.writer import Output
+from planner.inputs import open_regular
 
 __all__ = ["Checkpoint"]
 
@@ -39,8 +40,9 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
+        with open_regular(self.path, InferenceError) as file:
+            data = file.read()
         try:
-            data = self.path.read_bytes()
             header, rest = _header(data)
             run = header["run"]
             changed = [part for part in self._run if run.get(part) != self._run[part]]

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from planner.errors import BaselineError
-from planner.llama.text import read_text
+from planner.inputs import read_bytes, read_text
 
 __all__ = ["READERS", "Kind", "Task", "select"]
 
@@ -42,7 +42,7 @@ class Task:
 
 
 def _hellaswag(path: Path) -> list[Task]:
-    lines = read_text(path).split("\n")
+    lines = read_text(path, BaselineError).removesuffix("\n").split("\n")
     size = _ENDINGS + 2
     if len(lines) % size:
         raise _bad(path, f"has {len(lines)} lines, which is no multiple of {size}", "HellaSwag has six lines a task.")
@@ -57,8 +57,8 @@ def _hellaswag(path: Path) -> list[Task]:
 
 def _winogrande(path: Path) -> list[Task]:
     tasks = []
-    for number, line in enumerate(read_text(path).rstrip().split("\n"), 1):
-        parts = _split(line.removesuffix("\r"))
+    for number, line in enumerate(read_text(path, BaselineError).rstrip().split("\n"), 1):
+        parts = _split(line)
         if parts is None or "_" not in parts[1] or parts[4].strip() not in ("1", "2"):
             raise _bad(path, f"line {number} is {line[:60]!r}", "A line is: number,sentence with a _,choice,choice,1.")
         before, _, after = parts[1].partition("_")
@@ -85,10 +85,7 @@ def _split(line: str) -> list[str] | None:
 
 
 def _multiple_choice(path: Path) -> list[Task]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BaselineError(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from error
+    data = read_bytes(path, BaselineError)
     reader = _Reader(path, data)
     count = reader.number()
     if not 0 < count <= len(data) // 16:

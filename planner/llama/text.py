@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from planner import inputs
 from planner.errors import UsageError
 from planner.gguf import Model
 from planner.llama.engine import Engine, cut
@@ -17,17 +18,9 @@ _CONTEXT = 512  # tokens, the default of llama-perplexity and llama-imatrix
 
 
 def read_text(path: Path) -> str:
-    """A file of UTF-8 as it is, but for one newline at its end (as `-f` of llama.cpp's tools). Raises UsageError."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}.", "Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not text in UTF-8: byte {error.start:,} is {error.object[error.start]:#04x}.",
-            "Give a text file, or convert it: iconv -f latin1 -t utf-8.",
-        ) from error
-    return text.removesuffix("\n")
+    """A file of text as it is, but for one newline at its end (as `-f` of llama.cpp's tools) and the mark of Windows at
+    its start. Raises UsageError."""
+    return inputs.read_text(path, UsageError, exact=True).removesuffix("\n")
 
 
 def window_length(model: Model) -> int:

@@ -7,9 +7,21 @@ from planner.recipes.recipe import (
     ImatrixSource,
     ModelSource,
     Recipe,
+    is_recipe,
     load_recipe,
+    parse_recipe,
     recipe_schema,
     save_recipe,
 )
 
-__all__ = ["Choice", "ImatrixSource", "ModelSource", "Recipe", "load_recipe", "recipe_schema", "save_recipe"]
+__all__ = [
+    "Choice",
+    "ImatrixSource",
+    "ModelSource",
+    "Recipe",
+    "is_recipe",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_schema",
+    "save_recipe",
+]

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 from planner.errors import RecipeError
 from planner.ggml import format_by_id
+from planner.kinds import BPW_STATE_MAGIC
 
-__all__ = ["MAGIC", "Tried", "read_bpw_state"]
+__all__ = ["Tried", "read_bpw_state"]
 
-MAGIC = (0x4250572D5632).to_bytes(8, "little")
 _HEAD = struct.Struct("<8sQQ")
 _TENSOR = struct.Struct("<QiffQ")
 _CANDIDATE = struct.Struct("<ifQd")
@@ -38,7 +38,7 @@ class Tried:
 
 def read_bpw_state(data: bytes, where: str) -> dict[str, Tried]:
     """Tensor → what it was tried in. Raises RecipeError for anything that is not such a file, or is cut short."""
-    if len(data) < _HEAD.size or not data.startswith(MAGIC):
+    if len(data) < _HEAD.size or not data.startswith(BPW_STATE_MAGIC):
         raise RecipeError(
             f"{where} is no state of --target-bpw that planner knows.", "Give a file that begins with BPW-V2."
         )

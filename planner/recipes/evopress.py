@@ -7,14 +7,13 @@ name gguf_splitter.py makes of the type and of its own table of bits. Every tens
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from planner.errors import RecipeError
 from planner.recipes.dialect import Exported, Found, refuse
 from planner.recipes.recipe import Recipe
-from planner.text import some
+from planner.text import command, some
 
 __all__ = ["configuration", "export_evopress", "read_evopress"]
 
@@ -53,9 +52,11 @@ def export_evopress(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool,
     del threads
     if compact:
         raise RecipeError("EvoPress has no patterns: a line is one tensor.", "Leave --compact out.")
-    words = ["python", "gguf_stitcher.py", "LAYER_DATABASE", "OUT.gguf", "--config", str(paths[".evopress.txt"])]
-    command = shlex.join([*words, "--original-model", recipe.model.path])
-    return Exported({".evopress.txt": configuration(recipe)}, command)
+    stitch = command(
+        "python", "gguf_stitcher.py", "LAYER_DATABASE", "OUT.gguf", "--config", paths[".evopress.txt"],
+        "--original-model", Path(recipe.model.path),
+    )  # fmt: skip
+    return Exported({".evopress.txt": configuration(recipe)}, stitch)
 
 
 def read_evopress(text: str, where: str) -> Found:

@@ -8,7 +8,6 @@ a line with comments between, in a script that makes one argument of them. Its i
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from planner.recipes.patterns import compacted, escaped_ecmascript, one_each
 from planner.recipes.recipe import Choice, Recipe
 from planner.recipes.regex import Regex
 from planner.recipes.shell import script_rules
+from planner.text import command
 
 __all__ = ["custom_q", "export_ik_llama", "read_ik_llama"]
 
@@ -71,11 +71,11 @@ def export_ik_llama(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool,
         )
     lines = ["llama-quantize"]
     if recipe.imatrix is not None:
-        lines.append(f"--imatrix {shlex.quote(str(paths['.imatrix.dat']))}")
-    lines.append(f'--custom-q "$(cat {shlex.quote(str(paths[".custom-q.txt"]))})"')
+        lines.append(command("--imatrix", paths[".imatrix.dat"]))
+    lines.append(f'--custom-q "$({command("cat", paths[".custom-q.txt"])})"')
     name = file_type_name(recipe)
     base = "Q4_K_M" if name in _UNKNOWN_FILE_TYPES else name
-    lines.append(shlex.join([recipe.model.path, "OUT.gguf", base, str(threads)]))
+    lines.append(command(Path(recipe.model.path), "OUT.gguf", base, str(threads)))
     imatrix = None if recipe.imatrix is None else paths[".imatrix.dat"]
     return Exported({".custom-q.txt": argument + "\n"}, " \\\n  ".join(lines), _notes(recipe), imatrix)
 

@@ -19,12 +19,11 @@ from planner.recipes.llama_quantize import read_llama_quantize
 from planner.recipes.mlx_lm import read_mlx_lm
 from planner.recipes.modules import bare
 from planner.recipes.shell import is_script, tensor_type_words
-from planner.recipes.table import read_table
+from planner.recipes.table import is_table, read_table
 from planner.recipes.tool_suite import read_tool_suite
 
-__all__ = ["IMPORTS", "Found", "guess_dialect", "nearest_known", "read_choices", "read_text"]
+__all__ = ["IMPORTS", "Found", "are_rules", "guess_dialect", "nearest_known", "read_choices"]
 
-_LARGEST_FILE = 1 << 26  # bytes: rules for ten thousand tensors take one
 _PATTERNS: Mapping[str, Callable[[str, str], list[Rule]]] = {
     "llama-quantize": read_llama_quantize,
     "ik_llama": read_ik_llama,
@@ -56,9 +55,11 @@ _REPACKED = re.compile(r"_(r4|r8|r16|[48]x[48]|g128)$")
 
 def guess_dialect(path: Path, text: str) -> str:
     """The dialect of a file by its name and beginning. Raises UsageError where that does not say."""
-    by_suffix = {".recipe": "gguf-tool-suite", ".csv": "csv"}.get(path.suffix)
+    by_suffix = {".recipe": "gguf-tool-suite", ".csv": "csv"}.get(path.suffix.lower())
     if by_suffix:
         return by_suffix
+    if is_table(text):
+        return "csv"
     begin = text.lstrip()[:4000]
     if begin.startswith("{"):
         return "mlx-lm" if re.search(r'"quantization(_config)?"\s*:\s*\{', text) else "auto-round"
@@ -159,11 +160,12 @@ def nearest_known(kind: str, row_length: int | None = None) -> str | None:
     )
 
 
-def read_text(path: Path) -> str:
-    """A text file, of any size that such files have. Raises RecipeError."""
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise RecipeError(f"{path} is too large for a list of types.", "Give a GGUF, or a text of rules.")
-        return path.read_bytes().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
+def are_rules(text: str) -> bool:
+    """Whether an argument is rules, and not the name of a file that is not there: no tensor has a slash in its name,
+    and somewhere a type is named that ggml or ik_llama.cpp has."""
+    from planner.ggml import formats
+
+    types = {name.lower() for name in formats()}
+    parts = [part.strip().partition("=") for part in re.split(r"[,\n]", text)]
+    named = [kind.strip() for _, separator, kind in parts if separator]
+    return "/" not in text and any(kind.lower() in types or nearest_known(kind) is not None for kind in named)

@@ -6,14 +6,13 @@ other tables look the same and are refused: perplexities, percentages of any kin
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.errors import RecipeError
+from planner.recipes.table import read_rows
 from planner.text import some
 
 __all__ = ["KldTable", "is_kld_table", "read_kld_table"]
@@ -37,18 +36,17 @@ class KldTable:
     notes: tuple[str, ...]
 
 
+_BEGIN = re.compile(r"""("?sep=."?\r?\n)?"?QTYPE"?[,;\t]""")
+
+
 def is_kld_table(text: str) -> bool:
     """Whether text begins as such a table."""
-    return text.startswith(("QTYPE,", '"QTYPE",'))
+    return _BEGIN.match(text) is not None
 
 
 def read_kld_table(text: str, where: str) -> KldTable:
     """The divergences. Raises RecipeError, also for numbers that cannot be any."""
-    csv.field_size_limit(1 << 20)
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
-    except csv.Error as error:
-        raise RecipeError(f"{where} is no table: {error}.", _REMEDY) from error
+    rows = read_rows(text, where, _REMEDY)
     names = [name.strip() for name in rows[0]] if rows else []
     if names[1:] and all(map(_GROUP.fullmatch, names[1:])):
         raise RecipeError(

@@ -7,7 +7,6 @@ take apart or change (white space, `=`, capitals) is written by number: `\\x20`.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from planner.recipes.patterns import compacted, escaped_ecmascript, one_each
 from planner.recipes.recipe import Recipe
 from planner.recipes.regex import Regex
 from planner.recipes.shell import tensor_type_words
+from planner.text import command
 
 __all__ = ["command_line", "export_llama_quantize", "file_type_name", "read_llama_quantize", "tensor_types"]
 
@@ -56,11 +56,11 @@ def file_type_name(recipe: Recipe) -> str:
 
 def command_line(recipe: Recipe, types: Path, threads: int) -> str:
     """The command that makes the same tensors, for a POSIX shell; an option a line."""
-    lines = [["llama-quantize"], ["--tensor-type-file", str(types)]]
+    lines: list[list[str | Path]] = [["llama-quantize"], ["--tensor-type-file", types]]
     if recipe.imatrix is not None:
-        lines.insert(1, ["--imatrix", recipe.imatrix.path])
-    lines.append([recipe.model.path, "OUT.gguf", file_type_name(recipe), str(threads)])
-    return " \\\n  ".join(shlex.join(words) for words in lines)
+        lines.insert(1, ["--imatrix", recipe.imatrix.path])  # as it is: the name goes into the metadata
+    lines.append([Path(recipe.model.path), "OUT.gguf", file_type_name(recipe), str(threads)])
+    return " \\\n  ".join(command(*words) for words in lines)
 
 
 def export_llama_quantize(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:

@@ -8,7 +8,6 @@ experts where transformers has one module each.
 from __future__ import annotations
 
 import json
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from planner.recipes.dialect import Exported, Found, changing, idle, read_dictio
 from planner.recipes.modules import ahead, bare, module_of, other_modules, placed
 from planner.recipes.patterns import compacted, escaped
 from planner.recipes.recipe import Choice, Recipe
-from planner.text import some
+from planner.text import command, some
 
 __all__ = ["export_mlx_lm", "module_paths", "nearest_affine", "read_mlx_lm"]
 
@@ -140,7 +139,7 @@ def export_mlx_lm(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, t
         f'predicate = runpy.run_path({json.dumps(str(paths[".mlx.py"]))})["quant_predicate"]\n'
         "mlx_lm.convert(HF_MODEL, quantize=True, q_group_size=32, quant_predicate=predicate)"
     )
-    return Exported(files, f"python -c {shlex.quote(f'import mlx_lm, runpy{chr(10)}{call}')}", notes)
+    return Exported(files, command("python", "-c", f"import mlx_lm, runpy\n{call}"), notes)
 
 
 def read_mlx_lm(text: str, names: Sequence[str], architecture: str, where: str) -> Found:

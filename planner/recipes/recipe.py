@@ -13,11 +13,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner.errors import OutputError, RecipeError
 from planner.files import write_atomically
+from planner.inputs import look
 
-__all__ = ["Choice", "ImatrixSource", "ModelSource", "Recipe", "load_recipe", "recipe_schema", "save_recipe"]
-
-_LARGEST_FILE = 1 << 28  # bytes: a recipe has about 200 a tensor
-
+__all__ = [
+    "Choice",
+    "ImatrixSource",
+    "ModelSource",
+    "Recipe",
+    "is_recipe",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_schema",
+    "save_recipe",
+]
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -115,26 +123,26 @@ def save_recipe(recipe: Recipe, path: Path, *, force: bool = True) -> None:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe. Raises RecipeError for anything that is not one."""
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise RecipeError(f"{path} is too large for a recipe.", "Give the JSON file that `planner solve` wrote.")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}.", "Give the path of a recipe.") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{path} is not a recipe: it is not text.", "Give the JSON file that `planner solve` wrote."
-        ) from error
+    """Read a recipe from a file or a pipe. Raises RecipeError for anything that is not one."""
+    return parse_recipe(look(path, RecipeError).text(RecipeError, "a recipe"), str(path))
+
+
+def is_recipe(text: str) -> bool:
+    """Whether JSON is meant to be a recipe of ours, and not a dictionary of somebody else."""
+    return text.lstrip().startswith("{") and '"format_version"' in text
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """The recipe that a text holds. Raises RecipeError for anything that is not one."""
     try:
         recipe = Recipe.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        place = ".".join(str(part) for part in first["loc"])
         raise RecipeError(
-            f"{path} is not a recipe: {where + ': ' if where else ''}{first['msg']}.",
+            f"{where} is not a recipe: {place + ': ' if place else ''}{first['msg']}.",
             "Give the JSON file that `planner solve` wrote; edit formats only.",
         ) from error
     if len(recipe.formats) != len(recipe.tensors):
-        raise RecipeError(f"{path} names a tensor twice.", "Remove one of the two lines.")
+        raise RecipeError(f"{where} names a tensor twice.", "Remove one of the two lines.")
     return recipe

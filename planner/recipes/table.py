@@ -1,12 +1,13 @@
 """A recipe as a table (CSV, RFC 4180), for spreadsheets and scripts: `tensor,format,bytes,err,loss,why`.
 
-Read back, only the columns `tensor` and `format` count, wherever they stand.
+Read back, only the columns `tensor` and `format` count, wherever they stand, and semicolons or tabs will do too.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from planner.errors import RecipeError
 from planner.recipes.dialect import Exported, Found
 from planner.recipes.recipe import Recipe
 
-__all__ = ["export_table", "read_table"]
+__all__ = ["export_table", "is_table", "read_rows", "read_table"]
 
+_LARGEST_FIELD = 1 << 20  # characters
+_SAID = re.compile(r'"?sep=([,;\t])"?\r?', re.IGNORECASE)
+_DECIMAL = re.compile(r"\s*[-+]?\d*,\d+(e[-+]?\d+)?\s*%?\s*", re.IGNORECASE)
 _COLUMNS = ("tensor", "format", "bytes", "err", "loss", "why")
 
 
@@ -38,19 +42,46 @@ def _field(text: str) -> str:
     return text if bare else '"' + text.replace('"', '""') + '"'
 
 
+def is_table(text: str) -> bool:
+    """Whether text begins with the names of columns, `tensor` and `format` among them."""
+    _, body = _separated(text)
+    fields = re.split(r"[,;\t]", body.partition("\n")[0].replace('"', "").lower())
+    return {"tensor", "format"} <= {field.strip() for field in fields}
+
+
 def read_table(text: str, where: str) -> Found:
     """Tensor → format. Raises RecipeError."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-    except csv.Error as error:
-        raise RecipeError(f"{where} is no table: {error}.", "Give a CSV with the columns tensor and format.") from error
+    remedy = "Give a CSV with the columns tensor and format."
+    rows = read_rows(text, where, remedy)
+    columns = [column.strip().lower() for column in rows[0]] if rows else []
     found: dict[str, str] = {}
-    for number, row in enumerate(rows, 2):
-        name, fmt = row.get("tensor"), row.get("format")
+    for number, row in enumerate(rows[1:], 2):
+        named = dict(zip(columns, row, strict=False))
+        name, fmt = named.get("tensor"), named.get("format")
         if name is None or not fmt:
-            raise RecipeError(
-                f"{where}: row {number} lacks a tensor or its format.", "Give a CSV with the columns tensor and format."
-            )
+            raise RecipeError(f"{where}: row {number} lacks a tensor or its format.", remedy)
         if found.setdefault(name, fmt) != fmt:
             raise RecipeError(f"{where} gives {name} two formats: {found[name]} and {fmt}.", "Remove one of them.")
     return Found(found)
+
+
+def read_rows(text: str, where: str, remedy: str) -> list[list[str]]:
+    """The rows of a table that are not empty, as spreadsheets write it: with commas, semicolons or tabs between fields,
+    and decimal commas where those are not the former. Raises RecipeError."""
+    separator, body = _separated(text)
+    csv.field_size_limit(_LARGEST_FIELD)
+    try:
+        rows = [row for row in csv.reader(io.StringIO(body, newline=""), delimiter=separator, strict=True) if row]
+    except csv.Error as error:
+        raise RecipeError(f"{where} is no table: {error}.", remedy) from error
+    if separator == ",":
+        return rows
+    return [[field.replace(",", ".") if _DECIMAL.fullmatch(field) else field for field in row] for row in rows]
+
+
+def _separated(text: str) -> tuple[str, str]:
+    """What stands between fields by the first line: as Excel says it (`sep=;`), or else what is there most often."""
+    first, _, rest = text.partition("\n")
+    if said := _SAID.fullmatch(first):
+        return said[1], rest
+    return max(",;\t", key=first.count), text

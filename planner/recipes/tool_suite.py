@@ -7,7 +7,6 @@ those that are never quantized too. Types are spelt `q4_K`, `iq4_xs`, `f32`.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from planner.recipes.dialect import Exported, Rule, refuse, type_names
 from planner.recipes.patterns import compacted, escaped, one_each
 from planner.recipes.recipe import Recipe
 from planner.recipes.regex import Regex
+from planner.text import command
 
 __all__ = ["export_tool_suite", "read_tool_suite", "recipe_lines"]
 
@@ -49,8 +49,8 @@ def _comment(text: str) -> str:
 def export_tool_suite(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
     """The file and the command that fetches its tensors. Raises RecipeError."""
     del threads
-    command = shlex.join(["./quant_downloader.sh", str(paths[".recipe"])])
-    return Exported({".recipe": recipe_lines(recipe, compact=compact)}, command)
+    fetch = command("./quant_downloader.sh", paths[".recipe"])
+    return Exported({".recipe": recipe_lines(recipe, compact=compact)}, fetch)
 
 
 def read_tool_suite(text: str, where: str) -> list[Rule]:

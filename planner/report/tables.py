@@ -5,12 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.recipes import Choice, Recipe
 from planner.sensitivity import role_of
 from planner.sizes import format_size
-from planner.text import plain
+from planner.text import command, plain
 
 if TYPE_CHECKING:
     from planner.plan import LimitUse, Plan  # whose imports `planner inspect` need not wait for
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["explanation", "limit_line", "next_step", "role_table", "size_line"]
 
 _WIDTH = 80
+_LONGEST_PATH = 4096  # PATH_MAX of Linux
 
 
 def role_table(recipe: Recipe) -> str:
@@ -43,11 +45,13 @@ def size_line(recipe: Recipe) -> str:
     return f"{label:<10} {recipe.size:,} bytes ({format_size(recipe.size)}){what}, {recipe.bpw:.4f} bpw"
 
 
-def next_step(recipe: Recipe, model: str, path: str) -> str:
-    """The command that makes something of a recipe; names as a shell takes them."""
-    return (
-        f"planner export {path} --to mlx-lm" if recipe.family == "mlx" else f"planner quantize {model} {path} OUT.gguf"
-    )
+def next_step(recipe: Recipe, path: Path, model: Path | None = None) -> str:
+    """The command that makes something of a recipe, of `model` or the one that it names."""
+    if recipe.family == "mlx":
+        return command("planner", "export", path, "--to", "mlx-lm")
+    said = recipe.model.path
+    named = Path(said) if 0 < len(said) <= _LONGEST_PATH else "MODEL"
+    return command("planner", "quantize", model or named, path, "OUT.gguf")
 
 
 def _share(recipe: Recipe, choices: Sequence[Choice]) -> str:

@@ -518,7 +518,7 @@ def test_a_disk_that_fills_up(recipe, model, here, run):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # Python ignores SIGXFSZ: an error as of a full disk
     try:
-        refused(run("quantize", model, recipe, "out.gguf"), "out.gguf")
+        refused(run("quantize", model, recipe, "out.gguf"), "out.gguf", "--max-shard-size")
         refused(run("quantize", model, recipe, "recipe.json", "--force"))
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
         refused(run("solve", "--bpw", 6), "recipe.json")

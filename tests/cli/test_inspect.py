@@ -483,9 +483,7 @@ def test_what_cannot_be_opened(refuse: Callable[..., tuple[int, str]], tmp_path:
     assert status == 2
     assert "is a directory" in message
     assert str(tmp_path / "a.gguf") in message
-    if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "pipe")
-        assert "not a regular file" in refuse(tmp_path / "pipe")[1]
+    assert "not a regular file" in refuse(Path(os.devnull))[1]
 
 
 def test_options_that_do_not_go_with_the_file(refuse: Callable[..., tuple[int, str]]) -> None:

@@ -97,7 +97,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
             return getattr(os, name)
 
     monkeypatch.setattr(writer, "os", FullOs())
-    with pytest.raises(OutputError, match=r"a: the disk is full.*\nMake room"):
+    with pytest.raises(OutputError, match=r"a cannot be written: the disk is full\.\nMake room"):
         write([tmp_path / "a"], [b"x" * 2000])
     assert not list(tmp_path.iterdir())
 

@@ -110,15 +110,24 @@ def test_lines_of_a_file(tmp_path):
         ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "not text"),
         ('{"messages": [{"role": "user", "content": "x"}], "tools": 1}', '"tools" is no list'),
         ("[" * 5000, "no JSON"),
-        ("\udcff", "no JSON"),
+        ("\udcff", "not text in UTF-8"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, complaint):
     path = tmp_path / "chat.jsonl"
     good = '{"messages": [{"role": "user", "content": "x"}]}\n'
     path.write_bytes((good + line).encode("utf-8", "surrogateescape"))
-    with pytest.raises(UsageError, match=f"line 2: .*{complaint}"):
+    with pytest.raises(UsageError, match=complaint) as caught:
         list(read_conversations(path))
+    assert "line 2" in caught.value.problem
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+def test_files_of_windows(tmp_path, encoding):
+    path = tmp_path / "chat.jsonl"
+    lines = ['{"messages": [{"role": "user", "content": "ä…\\r\\n"}]}'] * 2
+    path.write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n").encode(encoding))
+    assert [entry.messages[0]["content"] for entry in read_conversations(path)] == ["ä…\r\n"] * 2
 
 
 def test_a_model_without_a_template(example, here, run):

@@ -109,7 +109,7 @@ def test_what_does_not_go_together(run, here, example, quant, tmp_path):
         (2, (kept, quant, "--text", TEXT), "--text goes with a model"),
         (2, (kept, quant, "--ctx", 64), "--ctx goes with a model"),
         (2, (example.model, quant, *FEW, "--tasks", 3), "--tasks goes with"),
-        (2, (example.model, quant, "--text", quant), "not text in UTF-8"),
+        (2, (example.model, quant, "--text", quant), "is a GGUF file, not text"),
         (2, (example.model, quant, "--text", here / "none"), "cannot be read"),
         (1, (example.model, quant, "--text", TEXT, "--ctx", 999_999), "fewer than 999,999 tokens"),
         (1, (here / "none.kld", quant, "--text", TEXT), "none.kld"),

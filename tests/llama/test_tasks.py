@@ -176,6 +176,15 @@ def test_files_that_are_wrong(kind, data, words, tmp_path):
         READERS[kind](path)
 
 
+@pytest.mark.parametrize("kind", ["hellaswag", "winogrande"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le"])
+def test_files_of_windows(kind, encoding, tmp_path):
+    text = {"hellaswag": "Ä\n1\nb\nc\nd\ne\n", "winogrande": "1,Ä _ b,a,b,1\n2,a _ b,a,b,2\n"}[kind]
+    (tmp_path / "plain").write_text(text, encoding="utf-8", newline="\n")
+    (tmp_path / "windows").write_bytes(("\ufeff" + text.replace("\n", "\r\n")).encode(encoding))
+    assert READERS[kind](tmp_path / "windows") == READERS[kind](tmp_path / "plain")
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(READERS)), st.data())
 def test_no_file_is_worse_than_an_error(tmp_path_factory, kind, data):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from planner.recipes import Choice, Recipe
 from planner.report.inspection.columns import labelled, shown, table
@@ -92,8 +92,7 @@ def recipe_text(recipe: Recipe, facts: RecipeFacts, *, every_tensor: bool = Fals
             numbers = f"{choice.bytes:,}", err, "" if choice.loss is None else f"{choice.loss:.3g}"
             rows.append((shown(choice.name, 36), shown(choice.format, 12), *numbers, shown(choice.why, 200)))
         lines += ["", *table(rows, "<<>>><")]
-    step = next_step(recipe, shlex.quote(shown(facts.model_path, 400)), shlex.quote(shown(facts.path, 400)))
-    return "\n".join([*lines, "", f"Next: {step}"])
+    return "\n".join([*lines, "", f"Next: {next_step(recipe, Path(facts.path))}"])
 
 
 def _loss(facts: RecipeFacts) -> str:

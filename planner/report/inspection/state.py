@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 from planner.formats import all_formats, belongs
 from planner.gguf import requires_imatrix
 from planner.report.inspection.columns import labelled, shown, some, table, wrapped
 from planner.sizes import format_size
+from planner.text import command
 from state import Inventory, Measurement, Store
 
 __all__ = ["FormatFacts", "MeasuredFacts", "StateFacts", "state_facts", "state_text"]
@@ -142,14 +143,14 @@ def state_text(facts: StateFacts, *, every_tensor: bool = False) -> str:
         every = [fact.format for fact in facts.formats]
         rows += [(shown(tensor.name, 44), shown(_measured_in(tensor, every), 2000)) for tensor in facts.tensors]
         lines += ["", *table(rows, "<<")]
-    path = shlex.quote(shown(facts.path, 400))
+    path = Path(facts.path)
     if facts.finished:
-        family = "" if any(belongs(fact.format, "gguf") for fact in facts.formats) else " --family mlx"
-        lines += ["", f"Next: planner solve --state {path}{family} --budget SIZE"]
+        family = () if any(belongs(fact.format, "gguf") for fact in facts.formats) else ("--family", "mlx")
+        lines += ["", f"Next: {command('planner', 'solve', '--state', path, *family, '--budget', 'SIZE')}"]
     elif facts.model_path is not None:
-        imatrix = f" --imatrix {shlex.quote(shown(facts.imatrix, 400))}" if facts.imatrix else ""
-        model = shlex.quote(shown(facts.model_path, 400))
-        lines += ["", f"Next: planner measure {model}{imatrix} --state {path}"]
+        imatrix = ("--imatrix", Path(facts.imatrix)) if facts.imatrix else ()
+        step = command("planner", "measure", Path(facts.model_path), *imatrix, "--state", path)
+        lines += ["", f"Next: {step}"]
     return "\n".join(lines)
 
 
