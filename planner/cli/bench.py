@@ -10,6 +10,7 @@ import click
 
 from planner.cli.options import gpu_option, threads_option
 from planner.cli.progress import progress_bar
+from planner.cli.running import check_runs
 from planner.errors import UsageError
 
 __all__ = ["bench"]
@@ -49,6 +50,7 @@ def bench(
 
     if not n_prompt and not n_gen:
         raise UsageError("Both tests are left out.", "Give -p or -n a number of tokens.")
+    check_runs(models, context=max(n_prompt, n_gen), gpu_layers=gpu_layers)
     rows = []
     with progress_bar("runs") as advance:
         for path in models:

@@ -9,6 +9,7 @@ from planner.gguf.metadata import Metadata, Value
 from planner.gguf.model import Model, open_model
 from planner.gguf.reader import Tensor
 from planner.gguf.rules import fallback, requires_imatrix, tensor_order, why_left_alone
+from planner.gguf.vocabulary import ids_beyond, vocabulary_fault
 
 __all__ = [
     "Coverage",
@@ -22,6 +23,7 @@ __all__ = [
     "Value",
     "fallback",
     "header_bytes",
+    "ids_beyond",
     "imatrix_pairs",
     "open_model",
     "predicted_size",
@@ -29,5 +31,6 @@ __all__ = [
     "requires_imatrix",
     "tensor_health",
     "tensor_order",
+    "vocabulary_fault",
     "why_left_alone",
 ]

@@ -22,7 +22,7 @@ from planner.files import atomic_file
 from planner.llama import logprobs
 from planner.llama.engine import Engine
 
-__all__ = ["Baseline", "is_baseline", "record"]
+__all__ = ["Baseline", "is_baseline", "no_numbers", "record"]
 
 _MAGIC = b"_logits_"
 _HEAD = len(_MAGIC) + 12  # bytes before the tokens
@@ -114,6 +114,14 @@ def is_baseline(path: Path) -> bool:
         return False
 
 
+def no_numbers(model: Path, where: str) -> InferenceError:
+    """The error of a model whose logits are NaN or infinite. Minus infinity is a number here: never."""
+    return InferenceError(
+        f"{model}: what it predicts in {where} is not a number.",
+        "The file or its conversion is broken: planner inspect shows its weights.",
+    )
+
+
 def record(
     engine: Engine,
     windows: NDArray[np.int32],
@@ -150,10 +158,7 @@ def _write(
         parts = [logits[start:length][:step] for start in range(0, length, step)]
         for rows in engine.workers.map(logprobs.encode, parts):
             if not np.isfinite(np.ascontiguousarray(rows[:, :4]).view(np.float32)).all():
-                raise InferenceError(
-                    f"{engine.path}: what it predicts in window {number} is not a number.",
-                    "The file or its conversion is broken: planner inspect shows its weights.",
-                )
+                raise no_numbers(engine.path, f"window {number}")
             file.write(rows.data)
         if progress:
             progress((number + 1) * context, windows.size)
