@@ -9,7 +9,7 @@ from planner.gguf.metadata import Metadata, Value
 from planner.gguf.model import Model, open_model
 from planner.gguf.reader import Tensor
 from planner.gguf.rules import fallback, requires_imatrix, tensor_order, why_left_alone
-from planner.gguf.vocabulary import ids_beyond, vocabulary_fault
+from planner.gguf.vocabulary import alphabet, ids_beyond, vocabulary_fault
 
 __all__ = [
     "Coverage",
@@ -21,6 +21,7 @@ __all__ = [
     "Model",
     "Tensor",
     "Value",
+    "alphabet",
     "fallback",
     "header_bytes",
     "ids_beyond",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from planner.gguf.model import Model
 from planner.text import plain
 
-__all__ = ["ids_beyond", "vocabulary_fault"]
+__all__ = ["alphabet", "ids_beyond", "vocabulary_fault"]
 
 _TOKENS = "tokenizer.ggml.tokens"
 _EMBEDDING = "token_embd.weight"
@@ -38,6 +38,19 @@ def ids_beyond(model: Model) -> dict[str, int]:
     numbers = {key: model.metadata.integer(key) for key in special}
     # the converters' way to say "none" is -1, as u32
     return {key: number for key, number in numbers.items() if number is not None and count <= number < 2**32 - 1}
+
+
+def alphabet(model: Model) -> frozenset[bytes] | None:
+    """Tokens that all characters of a text have to be among, as llama.cpp ends the process at another: none where there
+    is no vocabulary, and those of a SentencePiece model that has not one for every byte. None: anything goes."""
+    kind = model.metadata.text("tokenizer.ggml.model")
+    if kind in ("none", "no_vocab"):
+        return frozenset()
+    if kind != "llama" or _TOKENS not in model.metadata:
+        return None
+    words = frozenset(model.metadata.strings(_TOKENS))
+    spelt = all(b"<0x%02X>" % byte in words or bytes([byte]) in words for byte in range(256))
+    return None if spelt else words
 
 
 def _twice(model: Model) -> tuple[bytes, int, int] | None:

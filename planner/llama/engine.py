@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from planner.closing import Closing
 from planner.errors import InferenceError, ModelError
-from planner.gguf import open_model
-from planner.llama.fitness import check_ends, check_model, learned_positions, runs_backwards
+from planner.gguf import alphabet, open_model
+from planner.llama.fitness import check_ends, check_model, check_text, learned_positions, runs_backwards
 from planner.llama.library import GgmlTensor, ggml, last_complaint, llama
 from planner.llama.workers import Workers
 
@@ -141,6 +141,7 @@ class Engine(Closing):
             with open_model(path) as model:
                 check_model(model, context=0 if branches else context, predicts=predicts)
                 self._in_one_piece, self._positions = runs_backwards(model), learned_positions(model)
+                self._letters = alphabet(model)
                 self._open_model(gpu_layers, writable)
                 check_ends(model, adds_bos=self.adds_bos, bos=self.bos, adds_eos=self.adds_eos, eos=self.eos)
             self.windows_at_a_time = 1 if branches else windows_at_a_time or self._most_windows()
@@ -173,6 +174,7 @@ class Engine(Closing):
         `special` adds what the model wants at the beginning (BOS); `parse_special` takes `<|im_start|>` and its like
         in the text for the tokens of that name.
         """
+        check_text(self.path, text, self._letters)
         data = text.encode("utf-8")
         room = len(data) + 16
         while True:

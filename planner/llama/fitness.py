@@ -5,11 +5,13 @@ What is not asked here, llama.cpp may answer by ending the process, or with numb
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from planner.errors import ModelError, UsageError
 from planner.gguf import Model, ids_beyond, vocabulary_fault
 from planner.llama.library import llama
 
-__all__ = ["check_ends", "check_model", "learned_positions", "remarks", "runs_backwards"]
+__all__ = ["check_ends", "check_model", "check_text", "learned_positions", "remarks", "runs_backwards"]
 
 # Architectures as llama.cpp spells them. Those of the first three have no memory of past tokens there
 # (llama_model::create_memory), or an encoder alone
@@ -28,6 +30,7 @@ _UNRUNNABLE = {
     "wavtokenizer-dec": "a decoder of sound, not a language model",
 }
 _POSITIONS = "position_embd.weight"
+_SPACE = "\u2581"  # as SentencePiece writes it
 
 
 def check_model(model: Model, *, context: int, predicts: bool = True) -> None:
@@ -74,6 +77,20 @@ def check_ends(model: Model, *, adds_bos: bool, bos: int, adds_eos: bool, eos: i
                 f"(tokenizer.ggml.add_{name}_token), and the vocabulary has none: {said}.",
                 "Convert the model again from its original, or correct its metadata.",
             )
+
+
+def check_text(path: Path, text: str, letters: frozenset[bytes] | None) -> None:
+    """Refuse a text with characters that the model cannot spell by `letters` (see `alphabet`). Raises ModelError."""
+    if letters is None:
+        return
+    if not letters:
+        raise ModelError(f"{path} has no vocabulary: it reads no text.", "Ask for what needs no text, such as bench.")
+    used = {*text.replace(" ", _SPACE), _SPACE}
+    if unknown := [letter for letter in sorted(used) if letter.encode("utf-8", "replace") not in letters]:
+        raise ModelError(
+            f"{path}: its vocabulary has neither the character {unknown[0]!r} nor tokens for bytes.",
+            "Give a text of other characters, or convert the model again from its original.",
+        )
 
 
 def learned_positions(model: Model) -> int | None:

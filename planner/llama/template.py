@@ -31,7 +31,7 @@ _PERCENT_WIDTH = re.compile(r"%[^%a-zA-Z]*(?:\*|[0-9]{7})")
 _BRACE_WIDTH = re.compile(r"\{[^{}]*(?:[0-9]{7}|\{)")
 _NUMBERED = ("center", "indent", "batch", "slice", "wordwrap", "truncate")  # filters with a number of what to make
 _WIDE = "a wide format"
-_MEMORY = 512 << 20  # bytes of address space; a conversation of a megabyte takes about 40 million
+_MEMORY = 512 << 20  # bytes of address space, of which Python and Jinja take a tenth
 _ORPHANED = 60  # seconds: if nobody has ended this process by then, nobody will
 
 
@@ -76,10 +76,10 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     answers.flush()
     template: Template | None = None
     for line in requests:
-        request = json.loads(line)
         if hasattr(signal, "alarm"):
             signal.alarm(_ORPHANED)
         try:
+            request = json.loads(line)
             if template is None:
                 now = datetime.datetime.fromisoformat(request["now"])
                 template = Template(request["source"], bos=request["bos"], eos=request["eos"], now=now)

@@ -157,6 +157,23 @@ def test_a_beginning_that_nothing_names(run, here, example):
     assert (done.status, "tokenizer.ggml.bos_token_id names none" in " ".join(done.err.split())) == (1, True), done.text
 
 
+def test_characters_that_cannot_be_spelt(run, here, example):
+    """SentencePiece without a token for every byte: llama.cpp ends the process at a character that is no word."""
+    change = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.merges": None, "tokenizer.ggml.pre": None}
+    words = words_of(example)
+    words[100] = "\u2581"
+    model = edited(example.model, here / "letters.gguf", {**change, WORDS: words})
+    with Engine(model, context=16, threads=1) as engine:
+        assert len(engine.tokenize("ab a"))
+        for text, unknown in (("ab\nab", r"'\\n'"), ("a\u00fcb\U0001f600", "\U0001f600")):
+            with pytest.raises(ModelError, match=f"neither the character .*{unknown}"):
+                engine.tokenize(text)
+    none = edited(example.model, here / "none.gguf", {"tokenizer.ggml.model": "none"})
+    done = run("evaluate", none, "--text", TEXT, "--chunks", 1, "-t", 1)
+    assert (done.status, "has no vocabulary" in " ".join(done.err.split())) == (1, True), done.text
+    assert run("bench", none, "-p", 16, "-n", 0, "-r", 1, "-t", 1).status == 0
+
+
 def test_contexts_beyond_the_training_are_named(run, here, example):
     short = edited(example.model, here / "short.gguf", {"llama.context_length": 64})
     beyond = "trained on 64 tokens at most: a context of 128 is beyond"
