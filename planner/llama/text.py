@@ -46,7 +46,7 @@ def spread_windows(engine: Engine, text: Path, context: int, tokens: int, repeat
     if len(windows) < count:
         raise UsageError(
             f"{text} has {len(read):,} tokens, and {count * context:,} are needed: {count} windows of {context:,}.",
-            "Give a longer text, or fewer tokens.",
+            "Give a longer text; planner sensitivity takes less with --tokens.",
         )
     chosen = np.linspace(0, len(windows), count, endpoint=False).astype(int)
     return [windows[chosen[number::repeat]] for number in range(repeat)]
