@@ -241,8 +241,8 @@ def test_tables_as_spreadsheets_write_them(separator, said):
     head = f"sep={separator}\n" if said else ""
     text = head + separator.join(["why", '"Tensor"', " Format "]) + "\n" + separator.join(['"a, b; c"', "x", "q4_K"])
     assert is_table(text)
-    assert read_table(text, "t") == {"x": "q4_K"}
+    assert read_table(text, "t").formats == {"x": "q4_K"}
     comma = "." if separator == "," else ","
     table = head + separator.join(["QTYPE", "x"]) + "\n" + separator.join(["iq1_s", f"0{comma}25"]) + "\n"
     assert is_kld_table(table)
-    assert read_kld_table(table, "t") == {"iq1_s": {"x": 0.25}}
+    assert read_kld_table(table, "t").klds == {"iq1_s": {"x": 0.25}}

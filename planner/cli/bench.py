@@ -12,6 +12,7 @@ import click
 
 from planner.cli.options import gpu_option, threads_option
 from planner.cli.progress import progress_bar
+from planner.cli.running import check_runs
 from planner.errors import UsageError
 from planner.lastwords import note
 
@@ -56,6 +57,7 @@ def bench(
 
     if not n_prompt and not n_gen:
         raise UsageError("Both tests are left out.", "Give -p or -n a number of tokens.")
+    check_runs(models, context=max(n_prompt, n_gen), gpu_layers=gpu_layers)
     rows: list[tuple[ModelSize, list[Speed]]] = []
 
     def results() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import click
 
 from planner.cli.options import gpu_option, threads_option
 from planner.cli.progress import progress_bar
+from planner.cli.running import check_runs
 from planner.errors import Interrupted, ModelError, UsageError
 from planner.inputs import kind_at
 from planner.kinds import BASELINE
@@ -34,7 +36,7 @@ _CONTEXT = 512
 @click.argument("base", type=_paths)
 @click.argument("quants", metavar="[QUANT]...", nargs=-1, type=_paths)
 @click.option("--text", type=_paths, help="Text to predict, in UTF-8: none that calibrated the recipe.")
-@click.option("-c", "--ctx", type=click.IntRange(min=3), help=f"Tokens of a window.  [default: {_CONTEXT}]")
+@click.option("-c", "--ctx", type=click.IntRange(min=3), help="Tokens of a window.  [default: 512, or what BASE takes]")
 @click.option("--chunks", type=click.IntRange(min=1), help="Windows to take.  [default: all]")
 @click.option(
     "--kl-divergence-base",
@@ -75,9 +77,10 @@ def evaluate(
               questions, tasks)  # fmt: skip
     if state is not None and text is None and not run.base_is_file:
         raise UsageError("--calibrate goes with --text.", "Give a text, or leave it out.")
+    context = run.ready(text, ctx)
     try:
         if text is not None or run.base_is_file:
-            run.text(text, ctx or _CONTEXT, chunks, base_file, state)
+            run.text(text, context, chunks, base_file, state)
         if questions:
             run.tasks(questions, tasks, 4 * (ctx or _CONTEXT))
     except KeyboardInterrupt:
@@ -133,6 +136,23 @@ class _Run:
         if tasks is not None and not questions:
             raise UsageError("--tasks goes with a file of tasks.", "Give one: --multiple-choice, --hellaswag, …")
 
+    def ready(self, text: Path | None, ctx: int | None) -> int:
+        """Ask of all models what can be asked before one runs; returns how many tokens a window has."""
+        from planner.gguf import open_model
+        from planner.llama.baseline import Baseline
+        from planner.llama.text import window_length
+
+        if self.base_is_file:
+            with Baseline.open(self.base) as baseline:
+                context = int(baseline.context)
+        else:
+            with open_model(self.base) as model:
+                context = ctx or window_length(model)
+        models = [file.size.path for file in self.files if file.size is not None]
+        windows = text is not None or self.base_is_file
+        check_runs(models, context=context if windows else 0, gpu_layers=self._gpu_layers)
+        return context
+
     def text(
         self, text: Path | None, context: int, chunks: int | None, base_file: Path | None, state: Path | None
     ) -> None:
@@ -151,7 +171,9 @@ class _Run:
                     found = diverge(engine, baseline, functools.partial(advance, path.name))
                 file.statistics = statistics(found)
                 file.ppl = file.statistics.ppl
-                if state is not None:
+                if state is not None and not math.isfinite(file.statistics.kld.value):
+                    click.echo(f"{path}: an infinite divergence is not kept in {state}.", err=True)
+                elif state is not None:
                     with Store.open(state) as store:
                         remember(store, path, baseline, found.kld)
                 self._finish(self.finished + 1)
@@ -181,10 +203,13 @@ class _Run:
                 what = f"{file.size.path.name} {kind}"
                 with progress_bar("tasks") as advance:
                     file.scores[kind] = run_tasks(engine, tasks, functools.partial(advance, what))
+        if file is next(each for each in self.files if each.size is not None):
+            longest = max(score.longest for score in file.scores.values())
+            check_runs([file.size.path], context=longest, gpu_layers=0)
 
     def _baseline(self, text: Path | None, context: int, chunks: int | None, base_file: Path | None) -> Baseline:
         from planner.llama.baseline import Baseline
-        from planner.llama.kept import Request, kept, record_kept
+        from planner.llama.kept import Request, check_length, kept, record_kept
         from planner.llama.text import read_text
 
         if text is None:
@@ -193,6 +218,7 @@ class _Run:
         request = Request(self.base, read_text(text), context, chunks)
         found = kept(request, path)
         if found is None:
+            check_length(request)
             with self._engine(self.base, context=context) as engine, progress_bar("tokens") as advance:
                 found = record_kept(request, engine, path, functools.partial(advance, self.base.name))
             click.echo(

@@ -9,6 +9,7 @@ import click
 
 from planner.cli.options import gpu_option, threads_option
 from planner.cli.progress import progress_bar
+from planner.cli.running import check_runs
 from planner.errors import ImatrixError, Interrupted, UsageError
 from planner.text import command
 
@@ -47,7 +48,9 @@ _paths = click.Path(path_type=Path)
     show_default=True,
     help="dat: the legacy format, without sums of activations.",
 )
-@click.option("-c", "--ctx", type=click.IntRange(min=16), help="Tokens of a chunk.  [default: 512]")
+@click.option(
+    "-c", "--ctx", type=click.IntRange(min=16), help="Tokens of a chunk.  [default: 512, or what the model takes]"
+)
 @click.option("--chunks", type=click.IntRange(min=1), help="Read at most so many chunks of each text.")
 @click.option("--process-output", is_flag=True, help="Collect for output.weight too.")
 @click.option("--parse-special", is_flag=True, help="Take <|im_start|> and its like in --text for special tokens.")
@@ -77,6 +80,7 @@ def imatrix(
     from planner.gguf import open_model, read_imatrix
     from planner.gguf.writer import check_destinations
     from planner.llama.gather import Request
+    from planner.llama.text import window_length
 
     reading = bool(texts or chats)
     _check_usage(model, reading=reading, merging=bool(merged))
@@ -94,8 +98,8 @@ def imatrix(
             _finish(sums, opened, output, output_format, [*inputs, *opened.parts], force=force)
             return
         request = Request(
-            opened, texts, chats, tuple(earlier), output, context=ctx or 512, chunks=chunks, output=process_output,
-            parse_special=parse_special, gpu_layers=gpu_layers, threads=threads, force=force,
+            opened, texts, chats, tuple(earlier), output, context=ctx or window_length(opened), chunks=chunks,
+            output=process_output, parse_special=parse_special, gpu_layers=gpu_layers, threads=threads, force=force,
         )  # fmt: skip
         _read(request, output_format, [*inputs, *opened.parts])
 
@@ -122,11 +126,7 @@ def _check_model(file: Imatrix, model: Model) -> None:
 def _read(request: Request, output_format: str, inputs: list[Path]) -> None:
     from planner.llama.gather import Gathering
 
-    length = request.model.parameter("context_length")
-    if length is not None and request.context > length:
-        click.echo(
-            f"The model was trained on {length:,} tokens at most: a --ctx of {request.context:,} is beyond.", err=True
-        )
+    check_runs([request.model.path], context=request.context, gpu_layers=request.gpu_layers, predicts=False)
     gathering = None
     try:
         with Gathering(request) as gathering, progress_bar("chunks") as advance:

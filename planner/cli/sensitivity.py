@@ -11,6 +11,7 @@ import click
 
 from planner.cli.options import Measuring, gpu_option, measuring_options, open_sources
 from planner.cli.progress import progress_bar
+from planner.cli.running import check_runs
 from planner.errors import Interrupted, UsageError
 from planner.text import command
 
@@ -74,10 +75,11 @@ def sensitivity(
     if design is not None and passes is not None:
         raise UsageError("--design and --passes exclude each other.", "Give one of them.")
     with open_sources(model, measuring) as sources:
+        context = ctx or window_length(sources.model)
+        check_runs([model], context=context, gpu_layers=gpu_layers)
         run_campaign(sources, select_formats(measuring["types"] or "all"), {}, measuring)
         trials = plan_trials(sources.store, cast("Design | None", design), passes, affordable=_AFFORDABLE)
         threads = measuring["threads"]
-        context = ctx or window_length(sources.model)
         try:
             with contextlib.ExitStack() as kept:
                 with perturber(

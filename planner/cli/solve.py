@@ -15,6 +15,7 @@ import click
 
 from planner.cli.options import Measuring, family_option, find_state, gpu_option, measuring_options, open_sources
 from planner.cli.progress import progress_bar
+from planner.cli.running import check_runs
 from planner.errors import UsageError
 from planner.text import plain
 
@@ -136,6 +137,8 @@ def solve(
         raise UsageError("--polish runs llama.cpp, which has none of MLX's types.", "Leave --polish or --family out.")
     if model is not None:
         with open_sources(model, measuring) as sources:
+            if polish is not None:
+                check_runs([model], context=0, gpu_layers=gpu_layers)
             _measure(sources, request, measuring)
             plan = make_plan(sources.store, request)
             if polish is not None:

@@ -10,6 +10,7 @@ from planner.gguf.metadata import Metadata, Value
 from planner.gguf.model import Model, open_model
 from planner.gguf.reader import Tensor
 from planner.gguf.rules import fallback, requires_imatrix, tensor_order, why_left_alone
+from planner.gguf.vocabulary import alphabet, ids_beyond, vocabulary_fault
 
 __all__ = [
     "GAPS_VERSION",
@@ -22,8 +23,10 @@ __all__ = [
     "Model",
     "Tensor",
     "Value",
+    "alphabet",
     "fallback",
     "header_bytes",
+    "ids_beyond",
     "imatrix_pairs",
     "open_model",
     "predicted_size",
@@ -31,5 +34,6 @@ __all__ = [
     "requires_imatrix",
     "tensor_health",
     "tensor_order",
+    "vocabulary_fault",
     "why_left_alone",
 ]

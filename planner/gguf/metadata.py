@@ -108,9 +108,23 @@ class Metadata(Mapping[str, Value]):
         value = self[key]
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
+    def strings(self, key: str) -> list[bytes]:
+        """Return an array of strings (empty where it is none), or a string as one, as the file has them."""
+        pair = self._pairs[key]
+        if pair.kind != STRING:
+            return []
+        block = self._data[pair.value : pair.end]
+        at, words = 0, []
+        for _ in range(pair.count):
+            (length,) = _U64.unpack_from(block, at)
+            at += 8
+            words.append(block[at : at + length])
+            at += length
+        return words
+
     def _decode(self, pair: Pair) -> Value:
         if pair.kind == STRING:
-            words = self._strings(pair)
+            words = [word.decode("utf-8", "replace") for word in self.strings(pair.key)]
             return words if pair.is_array else words[0]
         dtype = SCALARS[pair.kind]
         # Booleans are bytes in the file, and any byte but 0 is true: a view as "?" would trust them to be 0 or 1.
@@ -123,16 +137,6 @@ class Metadata(Mapping[str, Value]):
             return array
         scalar: bool | int | float = array[0].item()
         return scalar
-
-    def _strings(self, pair: Pair) -> list[str]:
-        block = self._data[pair.value : pair.end]
-        at, words = 0, []
-        for _ in range(pair.count):
-            (length,) = _U64.unpack_from(block, at)
-            at += 8
-            words.append(block[at : at + length].decode("utf-8", "replace"))
-            at += length
-        return words
 
 
 def encode_pair(key: str, value: bool | int | float | str | list[str] | np.generic) -> bytes:

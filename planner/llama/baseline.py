@@ -23,8 +23,9 @@ from planner.inputs import open_regular
 from planner.kinds import BASELINE_MAGIC
 from planner.llama import logprobs
 from planner.llama.engine import Engine
+from planner.text import command
 
-__all__ = ["Baseline", "record"]
+__all__ = ["Baseline", "no_numbers", "record"]
 
 _HEAD = len(BASELINE_MAGIC) + 12  # bytes before the tokens
 _LEAST_CONTEXT = 3  # below it, no token is scored
@@ -103,6 +104,14 @@ class Baseline(Closing):
         return BaselineError(f"{self.path} is damaged: {what}.", "Make it again: whatever wrote it may have stopped.")
 
 
+def no_numbers(model: Path, where: str) -> InferenceError:
+    """The error of a model whose logits are NaN or infinite. Minus infinity is a number here: never."""
+    return InferenceError(
+        f"{model}: what it predicts in {where} is not a number.",
+        f"The file or its conversion is broken: `{command('planner', 'inspect', model)}` shows its weights.",
+    )
+
+
 def record(
     engine: Engine,
     windows: NDArray[np.int32],
@@ -139,10 +148,7 @@ def _write(
         parts = [logits[start:length][:step] for start in range(0, length, step)]
         for rows in engine.workers.map(logprobs.encode, parts):
             if not np.isfinite(np.ascontiguousarray(rows[:, :4]).view(np.float32)).all():
-                raise InferenceError(
-                    f"{engine.path}: what it predicts in window {number} is not a number.",
-                    "The file or its conversion is broken: planner inspect shows its weights.",
-                )
+                raise no_numbers(engine.path, f"window {number}")
             file.write(rows.data)
         if progress:
             progress((number + 1) * context, windows.size)

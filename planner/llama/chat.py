@@ -1,8 +1,4 @@
-"""Conversations as the model sees them: a JSONL file in OpenAI's form, rendered with the model's own template.
-
-Templates are Jinja as Hugging Face's `apply_chat_template` runs it: a sandbox, whitespace control, `tojson` without
-escapes for HTML, `raise_exception`, `strftime_now`, and `{% generation %}` passed through.
-"""
+"""Conversations as the model sees them: a JSONL file in OpenAI's form, rendered with the model's own template."""
 
 from __future__ import annotations
 
@@ -11,18 +7,25 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import InferenceError, ModelError, UsageError
+from planner.errors import UsageError
 from planner.inputs import read_text
 from planner.llama.engine import Engine
+from planner.llama.rendering import Renderer
+from planner.text import command
 
-__all__ = ["Conversation", "Template", "chat_tokens", "read_conversations"]
+__all__ = ["Conversation", "chat_tokens", "read_conversations"]
 
 _FORM = 'Each line is {"messages": [{"role": "user", "content": "…"}, …]}, and "tools" where there are any.'
+
+_SHAREGPT = (
+    'jq -c \'{messages: [.conversations[] | {role: ({human: "user", gpt: "assistant"}[.from] // .from), '
+    "content: .value}]}' makes it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,54 +37,22 @@ class Conversation:
     tools: list[Any] | None
 
 
-class Template:
-    """A model's chat template. `now` is what it takes for the time.
-
-    Raises ModelError for one that Jinja does not understand, InferenceError where Jinja is missing.
-    """
-
-    def __init__(self, source: str, *, bos: str, eos: str, now: datetime.datetime) -> None:
-        try:
-            import jinja2
-        except ImportError as error:
-            raise InferenceError("jinja2 is needed for --chat.", "pip install 'gguf-planner[llama]'") from error
-        self._given = {"bos_token": bos, "eos_token": eos, "raise_exception": _refuse, "strftime_now": now.strftime}
-        try:
-            self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise ModelError(
-                f"The model's chat template cannot be read: {error}.", "Give text rendered already, with --text."
-            ) from error
-
-    def render(self, conversation: Conversation) -> str:
-        """The conversation as text, without a prompt for an answer. Raises UsageError where the template refuses."""
-        failure: Exception | None = None
-        # templates want arguments of tool calls as objects, most of them; OpenAI's form has JSON text
-        for messages in _with_arguments(conversation.messages), conversation.messages:
-            try:
-                text = self._template.render(
-                    messages=messages, tools=conversation.tools, add_generation_prompt=False, **self._given
-                )
-                return str(text)
-            except Exception as error:  # a template runs code of its own, and may fail in any way
-                failure = failure or error
-            if messages == conversation.messages:
-                break
-        raise UsageError(
-            f"{conversation.where}: the model's chat template refuses it: {failure}.",
-            "Templates may want user and assistant in turn, and know no other roles.",
-        ) from failure
-
-
 def read_conversations(path: Path) -> Iterator[Conversation]:
     """The conversations of a file; empty lines are passed over. Raises UsageError, naming the line."""
-    for number, line in enumerate(read_text(path, UsageError).split("\n"), 1):
+    text = read_text(path, UsageError)
+    if text.lstrip().startswith("["):
+        raise UsageError(
+            f"{path}, line 1: a list in JSON, not a conversation a line.",
+            f"Make lines of it: `{command('jq', '-c', '.[]', path)}`",
+        )
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield _conversation(f"{path}, line {number}", line)
 
 
 def chat_tokens(engine: Engine, path: Path) -> NDArray[np.int32]:
-    """All conversations of a file as the model reads them, one after the other, i32[n]. Raises UsageError."""
+    """All conversations of a file as the model reads them, one after the other, i32[n]. Raises UsageError, and
+    ModelError for a template that is broken, or takes too long or too much."""
     source = engine.chat_template
     if source is None:
         raise UsageError(
@@ -91,14 +62,15 @@ def chat_tokens(engine: Engine, path: Path) -> NDArray[np.int32]:
     eos = engine.token_text(engine.eos) if engine.eos >= 0 else ""
     conversations = list(read_conversations(path))
     # templates that write today's date: the file's own, so that it gives the same tomorrow
-    now = datetime.datetime.fromtimestamp(path.stat().st_mtime)
-    template = Template(source, bos=bos, eos=eos, now=now)
+    now = datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat()
     parts = [np.empty(0, np.int32)]
-    for conversation in conversations:
-        text = template.render(conversation)
-        if engine.adds_bos and bos:
-            text = text.removeprefix(bos)  # the tokenizer adds it
-        parts.append(engine.tokenize(text, parse_special=True))
+    with Renderer(str(engine.path), source, bos=bos, eos=eos, now=now) as renderer:
+        for each in conversations:
+            text = renderer.render(each.where, each.messages, each.tools)
+            # the tokenizer adds it; white space before it is a slip of the template's
+            if engine.adds_bos and bos and text.lstrip().startswith(bos):
+                text = text.lstrip().removeprefix(bos)
+            parts.append(engine.tokenize(text, parse_special=True))
     return np.concatenate(parts)
 
 
@@ -108,6 +80,10 @@ def _conversation(where: str, line: str) -> Conversation:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: no JSON: {error}.", _FORM) from error
     messages = found.get("messages") if isinstance(found, dict) else None
+    if isinstance(found, dict) and messages is None and isinstance(found.get("conversations"), list):
+        raise UsageError(
+            f'{where}: ShareGPT\'s form ("conversations" of "from" and "value"), not OpenAI\'s.', f"{_FORM} {_SHAREGPT}"
+        )
     if not isinstance(messages, list) or not messages:
         raise UsageError(f'{where}: there is no list "messages".', _FORM)
     tools = found.get("tools")
@@ -134,48 +110,3 @@ def _message(where: str, message: object) -> dict[str, Any]:
     # half of a surrogate pair is no text
     whole = None if content is None else content.encode("utf-8", "replace").decode("utf-8")
     return {**message, "content": whole}
-
-
-def _with_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages whose tool calls have their arguments as objects instead of JSON text."""
-
-    def parsed(call: Any) -> Any:
-        try:
-            return {**call, "function": {**call["function"], "arguments": json.loads(call["function"]["arguments"])}}
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return call
-
-    return [
-        {**message, "tool_calls": [parsed(call) for call in message["tool_calls"]]}
-        if isinstance(message.get("tool_calls"), list)
-        else message
-        for message in messages
-    ]
-
-
-def _environment() -> Any:
-    import jinja2.ext
-    import jinja2.sandbox
-
-    class Generation(jinja2.ext.Extension):  # type: ignore[misc, unused-ignore]
-        """Marks what an assistant wrote, which matters only in training."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Any) -> Any:
-            parser.stream.skip(1)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    return environment
-
-
-def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise ValueError(message)

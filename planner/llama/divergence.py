@@ -23,7 +23,9 @@ class Divergence:
 
     `nll`, `nll_base` are the negative log-likelihoods (nats) of the token that came, by this model and the original;
     `kld` the Kullback-Leibler divergence (nats) of this model from the original; `top`, `top_base` the most likely
-    token by each, and `tokens` the one that came.
+    token by each, and `tokens` the one that came. Where logits are no numbers, `nll` is NaN; where this model never
+    says the token that came, infinite, unless the original does not say it either: that counts nothing, and `nll` is
+    `nll_base`. `kld` is infinite where this model never says what the original does.
     """
 
     nll: NDArray[np.float32]
@@ -66,16 +68,21 @@ def _compare(logits: NDArray[np.float32], base: NDArray[np.uint16], tokens: NDAr
     with np.errstate(invalid="ignore", over="ignore"):  # a broken model's statistics are NaN
         top = logits.max(axis=1)
         terms = logits - top[:, None]
-        log_total = np.log(np.exp(terms, out=terms).sum(axis=1, dtype=np.float64)).astype(np.float32)
+        np.exp(terms, out=terms)
+        never = terms[rows, tokens] == 0  # not even the least that a float32 holds
+        lowest = base[rows, 4 + tokens] == 0  # as little as the original's rows can say
+        log_total = np.log(terms.sum(axis=1, dtype=np.float64)).astype(np.float32)
         shift = top + log_total
         log_base = logprobs.decode(base, vocabulary)
         nll_base = -log_base[rows, tokens]
+        nll = shift - logits[rows, tokens]
         np.subtract(log_base, logits, out=terms)
         terms += shift[:, None]
-        p_base = np.where(log_base > _LEAST, np.exp(log_base), np.float32(0))
-        terms *= p_base
+        counts = log_base > _LEAST
+        terms *= np.where(counts, np.exp(log_base), np.float32(0))
+        terms[~counts] = 0  # infinity times 0 is NaN
     return Divergence(
-        nll=shift - logits[rows, tokens],
+        nll=np.where(never & lowest & ~counts[rows, tokens], nll_base, nll),
         nll_base=nll_base,
         kld=terms.sum(axis=1, dtype=np.float64).astype(np.float32),
         top=logits.argmax(axis=1).astype(np.int32),

@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 
 from planner.closing import Closing
 from planner.errors import InferenceError, ModelError
+from planner.gguf import alphabet, open_model
 from planner.lastwords import note
+from planner.llama.fitness import check_ends, check_model, check_text, learned_positions, runs_backwards
 from planner.llama.library import GgmlTensor, ggml, has_amx, last_complaint, llama
 from planner.llama.workers import Workers
 
@@ -106,8 +108,9 @@ class Engine(Closing):
     they are in the file (not packed again for speed), so that they can be changed. `gpu_layers` as llama.cpp's -ngl.
     `workers` are as many threads as llama.cpp has, idle while it runs, for work on its memory.
     Another `observer`, or None, may take the place of one that was given. With `branches`, there are no windows:
-    `context` is the length of one memory that up to so many sequences share.
-    Raises InferenceError without llama-cpp-python, ModelError for a file that llama.cpp does not load.
+    `context` is the length of one memory that up to so many sequences share. An encoder, whose logits mean nothing, is
+    refused unless `predicts` is false.
+    Raises InferenceError without llama-cpp-python, ModelError for a file that llama.cpp does not load or cannot run.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class Engine(Closing):
         writable: bool = False,
         windows_at_a_time: int | None = None,
         branches: int = 0,
+        predicts: bool = True,
     ) -> None:
         if branches > min(context, _MOST_SEQUENCES):  # llama.cpp would abort the process
             raise ValueError(f"{branches} branches need a context of as many tokens, and there are {context}")
@@ -135,7 +139,12 @@ class Engine(Closing):
         self._caller = Workers(1, "llama")  # calls llama.cpp
         self.workers = Workers(self.threads, "logits")  # for what is done with logits and weights
         try:
-            self._open_model(gpu_layers, writable)
+            with open_model(path) as model:
+                check_model(model, context=0 if branches else context, predicts=predicts)
+                self._in_one_piece, self._positions = runs_backwards(model), learned_positions(model)
+                self._letters = alphabet(model)
+                self._open_model(gpu_layers, writable)
+                check_ends(model, adds_bos=self.adds_bos, bos=self.bos, adds_eos=self.adds_eos, eos=self.eos)
             self.windows_at_a_time = 1 if branches else windows_at_a_time or self._most_windows()
             self.branches = branches
             self._open_context()
@@ -167,6 +176,7 @@ class Engine(Closing):
         `special` adds what the model wants at the beginning (BOS); `parse_special` takes `<|im_start|>` and its like
         in the text for the tokens of that name.
         """
+        check_text(self.path, text, self._letters)
         data = text.encode("utf-8")
         room = len(data) + 16
         while True:
@@ -226,6 +236,11 @@ class Engine(Closing):
         f32[outputs, vocabulary], valid until the next call. With `branches`, a token may belong to several sequences:
         `shared` of them, from its `sequences` on."""
         api, count = llama(), len(tokens)
+        if self._positions is not None and positions.max(initial=0) >= self._positions:
+            raise InferenceError(
+                f"{self.path} has learned {self._positions:,} positions, and {positions.max() + 1:,} are needed.",
+                "Leave longer texts out.",
+            )
         batch = self._batch
         batch.n_tokens = count
         for field, values in ((batch.token, tokens), (batch.pos, positions), (batch.logits, outputs.astype(np.int8))):
@@ -304,13 +319,16 @@ class Engine(Closing):
         self.vocabulary_size: int = api.llama_vocab_n_tokens(self._vocabulary)
         self.adds_bos: bool = api.llama_vocab_get_add_bos(self._vocabulary)
         self.bos: int = api.llama_vocab_bos(self._vocabulary)
+        self.adds_eos: bool = api.llama_vocab_get_add_eos(self._vocabulary)
 
     def _open_context(self) -> None:
         api = llama()
-        self.batch_tokens = min(_BATCH, self.context * self.windows_at_a_time)
         parameters = api.llama_context_default_params()
         parameters.n_ctx = self.context * self.windows_at_a_time
+        self.batch_tokens = parameters.n_ctx if self._in_one_piece else min(_BATCH, parameters.n_ctx)
         parameters.n_batch = self.batch_tokens
+        if self._in_one_piece:
+            parameters.n_ubatch = self.batch_tokens
         parameters.n_seq_max = self.branches or self.windows_at_a_time
         parameters.kv_unified = self.branches > 0
         parameters.n_threads = parameters.n_threads_batch = self.threads

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from planner.errors import BaselineError
 from planner.llama import logprobs
-from planner.llama.baseline import Baseline
+from planner.llama.baseline import Baseline, no_numbers
 from planner.llama.divergence import Divergence, compare, join
 from planner.llama.engine import Engine
 
@@ -21,7 +21,8 @@ Progress = Callable[[int, int], None]  # tokens done, of how many
 def diverge(engine: Engine, baseline: Baseline, progress: Progress | None = None) -> Divergence:
     """Run the baseline's windows of tokens and compare every scored prediction: windows * scored of them, in order.
 
-    The engine's context has to be the baseline's. Raises BaselineError where the vocabularies differ.
+    The engine's context has to be the baseline's. Raises BaselineError where the vocabularies differ, and
+    InferenceError for a model whose output is not a number.
     """
     if engine.vocabulary_size != baseline.vocabulary:
         raise BaselineError(
@@ -32,7 +33,10 @@ def diverge(engine: Engine, baseline: Baseline, progress: Progress | None = None
     scored, parts = logprobs.scored(baseline.context), []
     length, total = scored.stop - scored.start, baseline.tokens.size
     for number, logits in engine.windows(baseline.tokens, first=scored.start):
-        parts.append(compare(logits[:length], baseline.rows(number), baseline.targets(number), engine.workers))
+        part = compare(logits[:length], baseline.rows(number), baseline.targets(number), engine.workers)
+        if np.isnan(part.nll).any():
+            raise no_numbers(engine.path, f"window {number}")
+        parts.append(part)
         if progress:
             progress((number + 1) * baseline.context, total)
     return join(parts)

@@ -64,6 +64,7 @@ class Gathering(Closing):
             threads=request.threads,
             gpu_layers=request.gpu_layers,
             observer=collector,
+            predicts=False,
         )
         try:
             self._texts = _read_all(self._engine, request)

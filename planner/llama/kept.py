@@ -12,6 +12,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from planner.errors import BaselineError, OutputError
 from planner.files import write_atomically
 from planner.gguf import open_model
@@ -23,7 +26,7 @@ from planner.llama.library import llama_version
 from planner.provenance import digest
 from planner.text import command
 
-__all__ = ["Request", "kept", "record_kept"]
+__all__ = ["Request", "check_length", "kept", "record_kept"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,6 @@ class Request:
     context: int
     chunks: int | None
 
-    def __post_init__(self) -> None:
-        """Refuse a text that cannot fill a window, as a token is a byte at least, before there is memory for one."""
-        if len(self.text.encode()) + 1 < self.context:
-            raise _too_short(self.context)
-
     def key(self) -> str:
         """SHA-256 (hex) over all that they depend on. Weights count by their files' sizes and times of change."""
         parts = [self.text, str(self.context), str(self.chunks), llama_version()]
@@ -49,6 +47,16 @@ class Request:
                 status = part.stat()
                 parts += [str(status.st_size), str(status.st_mtime_ns)]
         return digest(*parts)
+
+
+def check_length(request: Request) -> None:
+    """Refuse a text that cannot fill a window, as a token is a byte at least, before there is memory for one.
+
+    Raises BaselineError.
+    """
+    if len(request.text.encode()) + 1 < request.context:
+        with Engine(request.model, context=1, windows_at_a_time=1) as engine:
+            raise _too_short(engine.tokenize(request.text), request.context)
 
 
 def kept(request: Request, path: Path) -> Baseline | None:
@@ -71,9 +79,10 @@ def kept(request: Request, path: Path) -> Baseline | None:
 def record_kept(request: Request, engine: Engine, path: Path, progress: Progress | None = None) -> Baseline:
     """Compute them, and keep them at `path`. Raises BaselineError for a text that is too short, OutputError where
     there is no room."""
-    windows = cut(engine.tokenize(request.text), request.context, request.chunks)
+    tokens = engine.tokenize(request.text)
+    windows = cut(tokens, request.context, request.chunks)
     if not len(windows):
-        raise _too_short(request.context)
+        raise _too_short(tokens, request.context)
     scored = logprobs.scored(request.context)
     needed = 2 * len(windows) * (scored.stop - scored.start) * logprobs.row_width(engine.vocabulary_size)
     with contextlib.suppress(OSError):
@@ -90,9 +99,9 @@ def record_kept(request: Request, engine: Engine, path: Path, progress: Progress
     return baseline
 
 
-def _too_short(context: int) -> BaselineError:
+def _too_short(tokens: NDArray[np.int32], context: int) -> BaselineError:
     return BaselineError(
-        f"The text has fewer than {context:,} tokens, which are needed for one window.",
+        f"The text has {len(tokens):,} tokens, and one window needs {context:,}.",
         "Give a longer text, or a shorter --ctx.",
     )
 

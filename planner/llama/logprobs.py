@@ -29,20 +29,22 @@ def scored(context: int) -> slice:
 
 
 def encode(logits: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Rows u16[n, row_width(vocabulary)] of logits f32[n, vocabulary]; scale and least are NaN where a logit is."""
+    """Rows u16[n, row_width(vocabulary)] of logits f32[n, vocabulary]; scale and least are NaN where a logit is
+    NaN or infinite. Minus infinity is the logit of a word that is never said."""
     count, vocabulary = logits.shape
-    top = logits.max(axis=1)
-    low = np.maximum(logits.min(axis=1), top - _RANGE)
-    total = np.log(np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)).astype(np.float32)
-    scale = (top - low) / _STEPS
     rows = np.zeros((count, row_width(vocabulary)), np.uint16)
-    rows[:, :4].view(np.float32)[:] = np.stack([scale, low - top - total], axis=1)
-    steps = scale >= np.finfo(np.float32).tiny  # else all words are alike, or there is no order in them
-    inverse = np.where(steps, np.float32(1) / np.where(steps, scale, np.float32(1)), np.float32(0))
-    above = np.maximum(logits - low[:, None], 0)
-    above *= inverse[:, None]
-    above[~steps] = 0
-    rows[:, 4 : 4 + vocabulary] = np.rint(above, out=above)
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        top = logits.max(axis=1)
+        low = np.maximum(logits.min(axis=1), top - _RANGE)
+        total = np.log(np.exp(logits - top[:, None]).sum(axis=1, dtype=np.float64)).astype(np.float32)
+        scale = (top - low) / _STEPS
+        rows[:, :4].view(np.float32)[:] = np.stack([scale, low - top - total], axis=1)
+        steps = scale >= np.finfo(np.float32).tiny  # else all words are alike, or there is no order in them
+        inverse = np.where(steps, np.float32(1) / np.where(steps, scale, np.float32(1)), np.float32(0))
+        above = np.maximum(logits - low[:, None], 0)
+        above *= inverse[:, None]
+        above[~steps] = 0
+        rows[:, 4 : 4 + vocabulary] = np.rint(above, out=above)
     return rows
 
 

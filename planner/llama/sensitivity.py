@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.closing import Closing
-from planner.errors import StateFileError
+from planner.errors import InferenceError, StateFileError
 from planner.ggml import Format, formats
 from planner.llama.baseline import Baseline, record
 from planner.llama.evaluate import Progress, diverge
@@ -152,7 +152,12 @@ def pass_key(subject: str, windows: NDArray[np.int32], used: Mapping[str, str]) 
 
 def mean_kld(klds: NDArray[np.float64]) -> tuple[float, float]:
     """Mean and standard error of divergences f64[windows, tokens]: between windows, whose tokens go together, or where
-    they are few between tokens."""
+    they are few between tokens. Raises InferenceError where they are infinite."""
+    if not np.isfinite(klds).all():
+        raise InferenceError(
+            "The divergence from the original is infinite: words that it says are never said any more.",
+            "Nothing can be learned from that: `planner inspect` shows the model's weights.",
+        )
     sample = klds.mean(axis=1) if len(klds) >= _FEWEST_WINDOWS else klds.reshape(-1)
     stderr = float(sample.std(ddof=1) / np.sqrt(len(sample))) if len(sample) > 1 else 0.0
     return float(sample.mean()), stderr

@@ -17,7 +17,8 @@ _MOST = 700.0  # nats, whose exponential is still a float64
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean, or what is computed from means, with its standard error."""
+    """A mean, or what is computed from means, with its standard error. Both are infinite where a model never says what
+    comes, or what the original says."""
 
     value: float
     error: float
@@ -83,7 +84,9 @@ def statistics(divergence: Divergence) -> Statistics:
 def perplexity(nll: NDArray[np.floating]) -> Estimate:
     """Perplexity of negative log-likelihoods [n] in nats; its error is that of their mean, carried over."""
     mean = _mean(nll.astype(np.float64))
-    value = math.exp(mean.value) if mean.value < _MOST else math.inf
+    if mean.value >= _MOST:
+        return Estimate(math.inf, math.inf)
+    value = math.exp(mean.value)
     return Estimate(value, value * mean.error)
 
 
@@ -92,10 +95,13 @@ def _quantile(ordered: NDArray[np.float32], share: float) -> float:
     place = np.float32(share) * np.float32(len(ordered) - 1)
     below = min(int(place), len(ordered) - 1)
     part = np.float32(place - np.float32(below))
-    return float((1 - part) * ordered[below] + part * ordered[min(below + 1, len(ordered) - 1)])
+    low, high = ordered[below], ordered[min(below + 1, len(ordered) - 1)]
+    return float((1 - part) * low + part * high if part else low)  # 0 times infinity is NaN
 
 
 def _mean(values: NDArray[np.float64]) -> Estimate:
     """Mean of [n] and its standard error (0 of a single value), tokens taken as independent."""
     count = len(values)
+    if np.isinf(values).any():
+        return Estimate(math.inf, math.inf)
     return Estimate(float(values.mean()), float(values.std() / (count - 1) ** 0.5) if count > 1 else 0.0)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import BaselineError
+from planner.llama.baseline import no_numbers
 from planner.llama.engine import Engine
 from planner.llama.taskfiles import Task
 
@@ -23,10 +24,12 @@ _TRAILING = 3  # k_min_trailing_ctx: tokens after the choice that suffice to lea
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Which tasks, b[n], a model got right; by `chance` it gets about so many of 100."""
+    """Which tasks, b[n], a model got right; by `chance` it gets about so many of 100. `longest` are the tokens of the
+    longest text."""
 
     right: NDArray[np.bool_]
     chance: int
+    longest: int = 0
 
     @property
     def percent(self) -> float:
@@ -79,7 +82,8 @@ def run_tasks(engine: Engine, tasks: Sequence[Task], progress: Callable[[int, in
     begin with left out.
 
     The engine has to have `branches_for(tasks)`. `progress` is told how many tasks are done, of how many. Raises
-    BaselineError for a task that does not fit the engine's context.
+    BaselineError for a task that does not fit the engine's context, InferenceError for a model whose output is not a
+    number.
     """
     right: list[bool] = []
     prompts = [_prompt(engine, task) for task in tasks]
@@ -96,7 +100,8 @@ def run_tasks(engine: Engine, tasks: Sequence[Task], progress: Callable[[int, in
         if progress:
             progress(len(right), len(tasks))
     # four answers are the rule; where their number differs, too, four are reckoned with, as others do
-    return Score(np.array(right), 50 if all(len(task.texts) == 2 for task in tasks) else 25)
+    chance = 50 if all(len(task.texts) == 2 for task in tasks) else 25
+    return Score(np.array(right), chance, max(len(each) for prompt in prompts for each in prompt.sequences))
 
 
 def _prompt(engine: Engine, task: Task) -> _Prompt:
@@ -161,6 +166,8 @@ def _run(engine: Engine, prompts: Sequence[_Prompt]) -> list[dict[tuple[int, int
         tokens, positions, sequences, shared, outputs = columns[:, start : start + engine.batch_tokens]
         for logits in engine.decode(tokens, positions, sequences, outputs.astype(np.bool_), shared):
             top = logits.max()
+            if not np.isfinite(top):  # then some logit is NaN or infinite, or none is more than minus infinity
+                raise no_numbers(engine.path, "a task")
             total = top + np.log(np.exp(logits - top).sum(dtype=np.float64))
             found.append({token: float(logits[token] - total) for token in next(targets)})
     rows = iter(found)

@@ -85,7 +85,8 @@ def _summary(files: Sequence[Evaluated], names: Sequence[str]) -> str:
         size, bpw = (format_size(file.size.bytes), f"{file.size.bpw:.3f}") if file.size else ("", "")
         kld = _estimate(file.statistics.kld) if file.statistics else ""
         # digits beyond its error: most of that is the text's, common to all rows
-        ppl = f"{file.ppl.value:.4f} ± {file.ppl.error:.4f}" if file.ppl else ""
+        finite = file.ppl is not None and math.isfinite(file.ppl.value)
+        ppl = "" if file.ppl is None else f"{file.ppl.value:.4f} ± {file.ppl.error:.4f}" if finite else "inf"
         rows.append((name, size, bpw, ppl, kld))
     return "\n".join(table(rows, "<>>>>"))
 
@@ -135,7 +136,7 @@ def speed_table(rows: Sequence[tuple[ModelSize, Sequence[Speed]]]) -> str:
 
 
 def evaluation_facts(files: Sequence[Evaluated]) -> list[dict[str, Any]]:
-    """The same for JSON, to full precision; what is not a number is None."""
+    """The same for JSON, to full precision; what is infinite is None."""
     return [
         {
             "path": file.name,

@@ -33,8 +33,10 @@ class Parrot:
 
     path, workers = Path("parrot.gguf"), Workers(2, "parrot")
 
-    def __init__(self, vocabulary: int = VOCABULARY, *, noise: float = 0, fails_at: int | None = None) -> None:
-        self.vocabulary_size, self.noise, self.fails_at = vocabulary, noise, fails_at
+    def __init__(
+        self, vocabulary: int = VOCABULARY, *, noise: float = 0, fails_at: int | None = None, value: float = np.nan
+    ) -> None:
+        self.vocabulary_size, self.noise, self.fails_at, self.value = vocabulary, noise, fails_at, value
 
     def logits(self, number: int, context: int, first: int) -> NDArray[np.float32]:
         rng = np.random.default_rng(number)
@@ -46,7 +48,7 @@ class Parrot:
         for number in range(len(tokens)):
             logits = self.logits(number, tokens.shape[1], first)
             if number == self.fails_at:
-                logits[0, 3] = np.nan
+                logits[0, 3] = self.value
             yield number, logits
 
 
@@ -132,10 +134,15 @@ def test_a_broken_model_leaves_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_broken_quantization_has_statistics_that_are_none(file: Path):
-    with Baseline.open(file) as baseline:
-        found = diverge(parrot(fails_at=1), baseline)
-    assert np.isnan(found.kld).sum() == 1
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_broken_quantization_is_refused_as_the_original_is(file: Path, tmp_path: Path, value: float):
+    with (
+        Baseline.open(file) as baseline,
+        pytest.raises(InferenceError, match=r"parrot.gguf: .* window 2 is not a number"),
+    ):
+        diverge(parrot(fails_at=2, value=value), baseline)
+    with pytest.raises(InferenceError, match=r"parrot.gguf: .* window 2 is not a number"):
+        record(parrot(fails_at=2, value=value), some_windows())
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path):

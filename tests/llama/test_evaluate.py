@@ -8,11 +8,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from planner.gguf import open_model, why_left_alone
 from planner.quantize import quantize_model
 from tests.conftest import EXAMPLES
+from tests.edited import edited, phi
 from tests.models import dense
 
 TEXT = EXAMPLES / "evaluation.txt"
@@ -111,7 +113,7 @@ def test_what_does_not_go_together(run, here, example, quant, tmp_path):
         (2, (example.model, quant, *FEW, "--tasks", 3), "--tasks goes with"),
         (2, (example.model, quant, "--text", quant), "is a GGUF file, not text"),
         (2, (example.model, quant, "--text", here / "none"), "cannot be read"),
-        (1, (example.model, quant, "--text", TEXT, "--ctx", 999_999), "fewer than 999,999 tokens"),
+        (1, (example.model, quant, "--text", TEXT, "--ctx", 999_999), "55,201 tokens, and one window needs 999,999"),
         (1, (here / "none.kld", quant, "--text", TEXT), "none.kld"),
         (1, (kept, here / "other.gguf"), "cannot load"),
     ):
@@ -165,6 +167,49 @@ def test_interrupted_while_a_thread_starts(run, here, example, monkeypatch):
         assert list(here.iterdir()) == []
     assert number > 0
     assert result.status == 0, result.text
+
+
+def test_words_that_a_model_never_says(run, here, example):
+    """Whether by minus infinity or by the least float32: nothing between a model and itself, infinity where the
+    original says them, in the tables and without a warning."""
+    with open_model(example.model) as model:
+        words = list(model.metadata["tokenizer.ggml.tokens"])
+    common = [words.index(word) for word in ("\u0120the", ".", ",")]
+    for name, value in (("plain", 0), ("inf", -np.inf), ("low", -3e38)):
+        bias = np.zeros(len(words), np.float32)
+        bias[common] = value
+        phi(example.model, here / f"{name}.gguf", bias)
+    for name in ("inf", "low"):
+        found = run("evaluate", f"{name}.gguf", f"{name}.gguf", *FEW, "--json")
+        assert (found.status, "NaN" in found.out) == (0, False), found.text
+        base, itself = json.loads(found.out)["files"]
+        assert itself["kld"]["value"] == pytest.approx(0, abs=1e-6)
+        assert itself["ppl"]["value"] == pytest.approx(base["ppl"]["value"], rel=1e-3)
+    assert json.loads(run("evaluate", "inf.gguf", "plain.gguf", *FEW, "--json").out)["files"][1]["kld"]["value"] > 0
+    lost = run("evaluate", "plain.gguf", "inf.gguf", *FEW)
+    assert (lost.status, lost.err.count("\n"), "nan" in lost.out) == (0, 1, False), lost.text
+    assert lost.out.splitlines()[2].split()[-2:] == ["inf", "inf"]
+
+
+def test_a_file_that_computes_no_numbers(run, here, example):
+    """In the place of a quantization as in that of the original; on a text and on tasks."""
+
+    def spoilt(arrays):
+        arrays["output_norm.weight"] = np.full_like(arrays["output_norm.weight"], np.nan)
+        return arrays
+
+    edited(example.model, here / "spoilt.gguf", arrays=spoilt)
+    (here / "task.txt").write_text("What is it?\n0\na.\nb.\nc.\nd.\n")
+    for arguments in (
+        ("spoilt.gguf", *FEW),
+        (example.model, "spoilt.gguf", *FEW),
+        (example.model, "spoilt.gguf", "--hellaswag", "task.txt", "-t", 2),
+    ):
+        done = run("evaluate", *arguments)
+        where = "a task" if "--hellaswag" in arguments else "window 0"
+        assert (done.status, f"spoilt.gguf: what it predicts in {where} is not a number" in done.err) == (1, True), (
+            done.text
+        )
 
 
 def test_bench(run, here, example, quant):

@@ -76,7 +76,7 @@ def test_a_text_that_is_too_short(run, example, cheap, tmp_path):
     short.write_text("Once upon a time.")
     found = run("sensitivity", example.model, "--imatrix", example.sums, "--state", cheap, "--text", short, *SHORT)
     assert found.status == 2
-    assert "windows of 128 tokens, and 8 are needed" in found.err
+    assert "has 6 tokens, and 1,024 are needed: 8 windows of 128." in " ".join(found.err.split())
 
 
 def test_designs(cheap):

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from planner.llama import divergence as module
 from planner.llama import logprobs
@@ -105,3 +107,48 @@ def test_one_token_and_none_that_is_a_number():
     assert math.isnan(found.kld.value)
     assert found.ppl_base.value == pytest.approx(4)
     assert found.ppl_base.error == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([-np.inf, np.float32(-3e38), np.float32(-1e9), np.float32(-104.5)]))
+def test_words_that_nobody_says_count_nothing(seed, value):
+    """As if the vocabulary did not have them, whatever it is that makes a model never say them."""
+    rng = np.random.default_rng(seed)
+    vocabulary, count = 30, 40
+    said = np.sort(rng.choice(vocabulary, 20, replace=False))
+    logits, others = (2 * rng.standard_normal((2, count, 20))).astype(np.float32)
+    tokens = rng.integers(20, size=count).astype(np.int32)
+    expected = compare(others, logprobs.encode(logits), tokens)
+
+    def silent(some):
+        whole = np.full((count, vocabulary), value, np.float32)
+        whole[:, said] = some
+        return whole
+
+    found = compare(silent(others), logprobs.encode(silent(logits)), said[tokens].astype(np.int32))
+    # with such a word in it a row always spans 16 nats, and its steps may be larger
+    np.testing.assert_allclose(found.kld, expected.kld, atol=2e-3)
+    np.testing.assert_allclose(found.nll, expected.nll, atol=1e-5)
+    same = compare(
+        silent(logits), logprobs.encode(silent(logits)), rng.integers(vocabulary, size=count).astype(np.int32)
+    )
+    sums = statistics(same)
+    assert abs(sums.kld.value) < 1e-5
+    assert abs(sums.ln_ppl_ratio.value) < 0.01 or value == np.float32(-104.5)
+    assert sums.ppl.error < np.inf
+
+
+def test_what_is_never_said_any_more_is_infinitely_far():
+    logits = np.zeros((3, 4), np.float32)
+    base, tokens = logprobs.encode(logits), np.zeros(3, np.int32)
+    lost = logits.copy()
+    lost[1, 2] = -np.inf
+    found = compare(lost, base, tokens)
+    assert np.isinf(found.kld).tolist() == [False, True, False]
+    assert np.isfinite(found.nll).all()
+    sums = statistics(found)
+    assert (sums.kld.value, sums.kld.error, sums.kld_max, sums.kld_999) == (np.inf, np.inf, np.inf, np.inf)
+    assert np.isfinite(sums.kld_median)
+    came = statistics(compare(lost, base, np.full(3, 2, np.int32)))
+    assert (came.ppl.value, came.ln_ppl_ratio.value) == (np.inf, np.inf)
+    assert came.p_diff.value == pytest.approx((2 * (1 / 4 - 1 / 4) - 1 / 4) / 3, abs=1e-4)

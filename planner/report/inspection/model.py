@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from planner.gguf import Health, Model, Tensor, why_left_alone
+from planner.gguf import Health, Model, Tensor, ids_beyond, vocabulary_fault, why_left_alone
 from planner.report.inspection.columns import counted, labelled, percent, role_name, shape_text, shown, some, table
 from planner.report.inspection.metadata import Entry, entries_of, metadata_text
 from planner.sizes import format_size
@@ -94,7 +94,7 @@ def model_facts(model: Model, healths: Mapping[str, Health | None] | None) -> Mo
         bpw=8 * sum(tensor.nbytes for tensor in model.tensors) / elements,
         left_alone=sum(tensor.left_alone is not None for tensor in tensors),
         scanned=healths is not None,
-        warnings=tuple(_warnings(tensors)),
+        warnings=(*_words(model), *_warnings(tensors)),
         roles=_roles(model.tensors),
         metadata=entries_of(model.metadata),
         tensors=tensors,
@@ -122,6 +122,17 @@ def _roles(tensors: Iterable[Tensor]) -> tuple[RoleFacts, ...]:
 
 
 # Warnings
+
+
+def _words(model: Model) -> list[str]:
+    found = []
+    if fault := vocabulary_fault(model):
+        found.append(f"{fault[0].upper()}{fault[1:]}. llama.cpp does not load such a model: convert it again.")
+    found += [
+        f"{key} is {number:,}, which the vocabulary does not have: llama.cpp takes another token, or none."
+        for key, number in ids_beyond(model).items()
+    ]
+    return found
 
 
 def _warnings(tensors: Iterable[TensorFacts]) -> list[str]:
@@ -174,8 +185,8 @@ def model_text(facts: ModelFacts, *, every_tensor: bool = False) -> str:
     lines = _head(facts)
     for warning in facts.warnings:
         lines += labelled("Warning", warning)
-    if facts.warnings:
-        lines += ["", *_suspects(facts)]
+    if suspects := _suspects(facts):
+        lines += ["", *suspects]
     lines += ["", *_role_table(facts)]
     lines += ["", f"Metadata, {len(facts.metadata)} pairs", *metadata_text(facts.metadata)]
     if every_tensor:
@@ -232,7 +243,7 @@ def _suspects(facts: ModelFacts, most: int = 20) -> list[str]:
         share = percent(health.below_f16, health.elements)
         rows.append((shown(tensor.name, 34), tensor.type, *counts, f"{health.below_f16:,} ({share})"))  # type: ignore[arg-type]
     more = [f"and {len(suspects) - most:,} more"] if len(suspects) > most else []
-    return table(rows, "<<>>><") + more
+    return table(rows, "<<>>><") + more if suspects else []
 
 
 def _role_table(facts: ModelFacts) -> list[str]:

@@ -1,0 +1,67 @@
+"""A model's vocabulary, as far as it decides whether llama.cpp can run the model."""
+
+from __future__ import annotations
+
+from planner.gguf.model import Model
+from planner.text import plain
+
+__all__ = ["alphabet", "ids_beyond", "vocabulary_fault"]
+
+_TOKENS = "tokenizer.ggml.tokens"
+_EMBEDDING = "token_embd.weight"
+# A vocabulary has some megabytes; of anything much larger no Python objects are made
+_LARGEST = 1 << 26
+
+
+def vocabulary_fault(model: Model) -> str | None:
+    """Why llama.cpp does not load the model, where that is its vocabulary: a word that is there twice, which ends the
+    process, or another number of words than the embedding has rows. Else None."""
+    if _TOKENS not in model.metadata:
+        return None
+    count = model.metadata.pair(_TOKENS).count
+    embedding = model.by_name.get(_EMBEDDING)
+    draft = model.architecture == "eagle3"  # may have the rows of another model's vocabulary
+    if embedding is not None and embedding.rows != count and not draft:
+        return f"the vocabulary ({_TOKENS}) has {count:,} words, and {_EMBEDDING} has {embedding.rows:,} rows"
+    if twice := _twice(model):
+        word, first, second = twice
+        shown = plain(word.decode("utf-8", "replace"))[:60]
+        return f'the vocabulary ({_TOKENS}) has the word "{shown}" twice: as token {first:,} and as token {second:,}'
+    return None
+
+
+def ids_beyond(model: Model) -> dict[str, int]:
+    """Special tokens that the vocabulary does not have: key → number. llama.cpp takes another, or none, for each."""
+    if _TOKENS not in model.metadata:
+        return {}
+    count = model.metadata.pair(_TOKENS).count
+    special = [key for key in model.metadata if key.startswith("tokenizer.ggml.") and key.endswith("_token_id")]
+    numbers = {key: model.metadata.integer(key) for key in special}
+    # the converters' way to say "none" is -1, as u32
+    return {key: number for key, number in numbers.items() if number is not None and count <= number < 2**32 - 1}
+
+
+def alphabet(model: Model) -> frozenset[bytes] | None:
+    """Tokens that all characters of a text have to be among, as llama.cpp ends the process at another: none where there
+    is no vocabulary, and those of a SentencePiece model that has not one for every byte. None: anything goes."""
+    kind = model.metadata.text("tokenizer.ggml.model")
+    if kind in ("none", "no_vocab"):
+        return frozenset()
+    if kind != "llama" or _TOKENS not in model.metadata:
+        return None
+    words = frozenset(model.metadata.strings(_TOKENS))
+    spelt = all(b"<0x%02X>" % byte in words or bytes([byte]) in words for byte in range(256))
+    return None if spelt else words
+
+
+def _twice(model: Model) -> tuple[bytes, int, int] | None:
+    """A word and the first two tokens that are spelt so, as llama.cpp reads them: up to a zero byte."""
+    if model.metadata.raw_size(_TOKENS) > _LARGEST:
+        return None
+    seen: dict[bytes, int] = {}
+    for number, word in enumerate(model.metadata.strings(_TOKENS)):
+        word = word.partition(b"\0")[0] or b"[EMPTY_%d]" % number
+        first = seen.setdefault(word, number)
+        if first != number:
+            return word, first, number
+    return None
