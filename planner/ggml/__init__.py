@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.ggml.file_types import GUESSED, file_type_of, file_types
 from planner.ggml.formats import CANDIDATES, FORMAT_SETS, Format, format_by_id, format_named, formats, select_formats
 from planner.ggml.kernels import (
     dequantize_rows,
@@ -16,8 +17,11 @@ from planner.ggml.library import load
 __all__ = [
     "CANDIDATES",
     "FORMAT_SETS",
+    "GUESSED",
     "Format",
     "dequantize_rows",
+    "file_type_of",
+    "file_types",
     "format_by_id",
     "format_named",
     "formats",
