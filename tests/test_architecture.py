@@ -18,7 +18,7 @@ THIRD_PARTY = {"solvers": {"numpy", "ortools"}, "state": {"pydantic"}}
 # Layers of planner, lowest first: a module may import from its own layer's package and from layers before it
 LAYERS = [
     {"planner.errors"},
-    {"planner.ggml", "planner.closing", "planner.files", "planner.sizes", "planner.text"},
+    {"planner.ggml", "planner.closing", "planner.files", "planner.sizes", "planner.strangers", "planner.text"},
     {"planner.mlx"},
     {"planner.formats"},
     {"planner.gguf", "planner.recipes", "planner.provenance"},

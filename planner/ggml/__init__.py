@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.ggml.file_types import GUESSED, file_type_of, file_types
+from planner.ggml.foreign import FOREIGN, nearest_known, unknown_type
 from planner.ggml.formats import CANDIDATES, FORMAT_SETS, Format, format_by_id, format_named, formats, select_formats
 from planner.ggml.kernels import (
     dequantize_rows,
@@ -16,6 +17,7 @@ from planner.ggml.library import load
 
 __all__ = [
     "CANDIDATES",
+    "FOREIGN",
     "FORMAT_SETS",
     "GUESSED",
     "Format",
@@ -28,11 +30,13 @@ __all__ = [
     "has_tables",
     "library_digest",
     "library_version",
+    "nearest_known",
     "prepare_tables",
     "quantize_rows",
     "rows_are_valid",
     "select_formats",
     "tables_ready",
+    "unknown_type",
 ]
 
 

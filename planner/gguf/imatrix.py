@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
+from planner.gguf.contents import contents_of
 from planner.gguf.legacy import read_legacy
 from planner.gguf.metadata import Metadata
 from planner.gguf.model import Model
@@ -246,7 +247,8 @@ def _from_gguf(path: Path, given: str) -> Imatrix:
     absent = [key for key in (_DATASETS, _CHUNKS, _CHUNK_SIZE) if key not in metadata]
     if absent:
         if metadata.text("general.architecture") not in (None, "imatrix"):
-            raise ImatrixError(f"{path}: a model, not an importance matrix.", "Give what llama-imatrix wrote.")
+            what = contents_of(metadata)
+            raise ImatrixError(f"{path}: {what}, not an importance matrix.", "Give what llama-imatrix wrote.")
         raise ImatrixError(f"{path}: not an importance matrix: {', '.join(absent)} missing.", _AGAIN)
     groups: dict[str, dict[str, Tensor]] = {}
     for tensor in file.tensors:

@@ -38,6 +38,8 @@ STRING = 8
 ARRAY = 9
 _IDS = {dtype: kind for kind, dtype in SCALARS.items()}
 _U64 = struct.Struct("<Q")
+_PIECE = 1 << 20  # bytes read together
+_LONGEST = 1 << 24  # bytes of a text that anybody reads: a chat template has some ten thousand
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,12 @@ class Metadata(Mapping[str, Value]):
         pair = self._pairs[key]
         return self._data[pair.begin : pair.end]
 
+    def raw_pieces(self, key: str) -> Iterator[bytes]:
+        """Yield `raw(key)` in pieces of bounded size."""
+        pair = self._pairs[key]
+        for begin in range(pair.begin, pair.end, _PIECE):
+            yield self._data[begin : min(begin + _PIECE, pair.end)]
+
     def raw_size(self, key: str) -> int:
         """Return `len(raw(key))` without reading it."""
         pair = self._pairs[key]
@@ -95,8 +103,8 @@ class Metadata(Mapping[str, Value]):
         return self._pairs[key]
 
     def text(self, key: str) -> str | None:
-        """Return the value when there is one and it is a string."""
-        if key not in self or self.pair(key).is_array:
+        """Return the value when there is one and it is a string, of a length that texts have."""
+        if key not in self or self.pair(key).is_array or self.raw_size(key) > _LONGEST:
             return None
         value = self[key]
         return value if isinstance(value, str) else None

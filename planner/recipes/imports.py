@@ -6,11 +6,13 @@ Every dialect is read by the rules of its own parser; see the modules of the dia
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from planner.errors import RecipeError, UsageError
+from planner.ggml import nearest_known
 from planner.recipes.auto_round import read_auto_round
 from planner.recipes.dialect import Rule, first_match
 from planner.recipes.evopress import read_evopress
@@ -20,7 +22,7 @@ from planner.recipes.mlx_lm import read_mlx_lm
 from planner.recipes.table import read_table
 from planner.recipes.tool_suite import read_tool_suite
 
-__all__ = ["IMPORTS", "Found", "guess_dialect", "nearest_known", "read_choices", "read_text"]
+__all__ = ["IMPORTS", "Found", "guess_dialect", "known_formats", "read_choices", "read_text"]
 
 _LARGEST_FILE = 1 << 26  # bytes: rules for ten thousand tensors take one
 _PATTERNS: Mapping[str, Callable[[str, str], list[Rule]]] = {
@@ -34,14 +36,6 @@ _MODULES: Mapping[str, Callable[[str, Sequence[str], str, str], dict[str, str]]]
 }  # fmt: skip
 IMPORTS = (*_PATTERNS, *_TABLES, *_MODULES)
 """Dialects that can be read; GGUF files, states of --target-bpw and tables of KL divergences are told by content."""
-
-# Bits per weight of types that only ik_llama.cpp has, by the sizes of their blocks in ggml/src/ggml-common.h there
-_IK_BITS = {
-    "q6_0": 6.5, "q8_KV": 8.0, "iq1_bn": 1.625, "iq2_bn": 2.0, "iq1_kt": 1.75, "iq2_kt": 2.125, "iq3_kt": 3.125,
-    "iq4_kt": 4.0, "iq2_k": 2.375, "iq2_ks": 2.1875, "iq2_kl": 2.6875, "iq3_k": 3.4375, "iq3_ks": 3.1875, "iq4_k": 4.5,
-    "iq4_ks": 4.25, "iq4_kss": 4.0, "iq5_k": 5.5, "iq5_ks": 5.25, "iq6_k": 6.625,
-}  # fmt: skip
-_REPACKED = re.compile(r"_(r4|r8|r16)$")
 
 
 @dataclass(frozen=True)
@@ -71,10 +65,17 @@ def guess_dialect(path: Path, text: str) -> str:
 
 
 def read_choices(
-    text: str, dialect: str, names: Sequence[str], architecture: str, where: str, *, nearest: bool = False
+    text: str,
+    dialect: str,
+    names: Sequence[str],
+    architecture: str,
+    where: str,
+    *,
+    nearest: bool = False,
+    rows: Mapping[str, int] | None = None,
 ) -> Found:
     """Which of a model's tensors (`names`) get which format. With `nearest`, types that only ik_llama.cpp has become
-    those of ggml that are nearest in bits per weight.
+    those of ggml that are nearest in bits per weight and fit the tensor's rows; `rows` are their lengths, where known.
 
     Raises RecipeError for text that the dialect's parser would not read, and for types that ggml does not know.
     """
@@ -92,44 +93,24 @@ def read_choices(
         formats = _TABLES[dialect](text, where)
     else:
         formats = _MODULES[dialect](text, names, architecture, where)
-    return _known(formats, where, nearest=nearest)
+    return known_formats(formats, where, nearest=nearest, rows=rows or {})
 
 
-def _known(formats: Mapping[str, str], where: str, *, nearest: bool) -> Found:
-    kinds = dict.fromkeys(formats.values())
-    replaced = {kind: near for kind in kinds if (near := nearest_known(kind)) is not None}
-    if replaced and not nearest:
-        listed = ", ".join(f"{kind} ({near})" for kind, near in list(replaced.items())[:6])
+def known_formats(formats: Mapping[str, str], where: str, *, nearest: bool, rows: Mapping[str, int]) -> Found:
+    """Types by tensor as ggml has them: see `read_choices`. Raises RecipeError for those of ik_llama.cpp alone, unless
+    the nearest are wanted."""
+    near = {name: nearest_known(kind, rows.get(name)) for name, kind in formats.items()}
+    pairs = Counter((formats[name], found) for name, found in near.items() if found is not None)
+    if pairs and not nearest:
+        listed = ", ".join(f"{kind} ({found})" for kind, found in list(pairs)[:6])
         raise RecipeError(
-            f"{where} has types of ik_llama.cpp, which ggml does not have: {listed}.",
+            f"{where} has types of ik_llama.cpp or of older ggml, which ggml does not have: {listed}.",
             "With --nearest each becomes the type of ggml that is nearest in bits per weight (in brackets).",
         )
     notes = [
-        f"{sum(kind == own for own in formats.values())} tensors get {near} for {kind}, which ggml does not have."
-        for kind, near in replaced.items()
+        f"{count} tensors get {found} for {kind}, which ggml does not have." for (kind, found), count in pairs.items()
     ]
-    return Found({name: replaced.get(kind, kind) for name, kind in formats.items()}, tuple(notes))
-
-
-def nearest_known(kind: str) -> str | None:
-    """For a type that only ik_llama.cpp has, ggml's nearest in bits per weight; None for all others.
-
-    A repacked type (`_r4`, `_r8`) holds the same numbers as the one that it is made of.
-    """
-    from planner.ggml import CANDIDATES, formats
-
-    lowered = {name.lower(): name for name in formats()}
-    own = {name.lower(): bits for name, bits in _IK_BITS.items()}
-    base = _REPACKED.sub("", kind.lower())
-    if kind.lower() in lowered:
-        return None
-    if base in lowered:
-        return lowered[base]
-    if base not in own:
-        return None
-    table = formats()
-    # equally near: one with large blocks, which says more with as many bits
-    return min(CANDIDATES, key=lambda name: (abs(table[name].bpw - own[base]), -table[name].block, table[name].bpw))
+    return Found({name: near[name] or kind for name, kind in formats.items()}, tuple(notes))
 
 
 def read_text(path: Path) -> str:
