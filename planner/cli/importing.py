@@ -129,7 +129,7 @@ def _assessed(
     if not exists and (dialect == "ik_llama" or (dialect is None and "=" in file)):
         text, where, dialect = file, "the rules given", "ik_llama"
     elif exists and _head(path).startswith(b"GGUF"):
-        return _of_gguf(path, basis)
+        return _of_gguf(path, basis, nearest=nearest)
     else:
         text, where = read_text(path), str(path)
         if dialect is None and text.lstrip().startswith("{") and '"format_version"' in text[:2000]:
@@ -141,7 +141,8 @@ def _assessed(
         raise UsageError(f"{where} names types only: which model are they for?", "Give --model or --state.")
     inventory, losses = basis
     names = [tensor.name for tensor in inventory.tensors]
-    found = read_choices(text, dialect, names, inventory.architecture, where, nearest=nearest)
+    rows = {tensor.name: tensor.row_length for tensor in inventory.tensors}
+    found = read_choices(text, dialect, names, inventory.architecture, where, nearest=nearest, rows=rows)
     why = f"imported from {path.name if exists else 'rules'}"
     made = assess(inventory, found.formats, losses, family=family_of(found.formats.values()), why=why)
     return Assessment(made.recipe, (*found.notes, *made.notes))
@@ -202,13 +203,19 @@ def _head(path: Path) -> bytes:
         raise RecipeError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
 
 
-def _of_gguf(path: Path, basis: tuple[Inventory, Losses | None] | None) -> Assessment:
-    from planner.assess import assess
+def _of_gguf(path: Path, basis: tuple[Inventory, Losses | None] | None, *, nearest: bool) -> Assessment:
+    from planner.assess import Assessment, assess
     from planner.campaign import take_inventory
     from planner.gguf import open_model
     from planner.measure import Settings
+    from planner.recipes.imports import known_formats
 
-    with open_model(path) as model:
-        formats = {tensor.name: tensor.format for tensor in model.tensors}
+    with open_model(path, nearest=nearest) as model:
+        stored = {tensor.name: model.replaced.get(tensor.name, tensor.format) for tensor in model.tensors}
         inventory, losses = basis or (take_inventory(model, None, Settings()), None)
-    return assess(inventory, formats, losses, why=f"imported from {path.name}")
+        useless = bool(model.replaced) and basis is None
+    rows = {tensor.name: tensor.row_length for tensor in inventory.tensors}
+    found = known_formats(stored, str(path), nearest=nearest, rows=rows)
+    made = assess(inventory, found.formats, losses, why=f"imported from {path.name}")
+    own = (f"This recipe is for {path.name} itself, which cannot be quantized: give the original with --model.",)
+    return Assessment(made.recipe, (*found.notes, *made.notes, *(own if useless else ())))
