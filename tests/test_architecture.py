@@ -25,7 +25,7 @@ LAYERS = [
     {"planner.measure"},
     {"planner.sensitivity"},
     {"planner.quantize", "planner.campaign", "planner.rules", "planner.candidates", "planner.limits", "planner.passes"}
-    | {"planner.families"},
+    | {"planner.families", "planner.targets"},
     {"planner.accounting", "planner.assess", "planner.evidence"},
     {"planner.plan"},
     {"planner.report", "planner.llama"},

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Unpack, cast
 
 import click
 
+from planner.cli.messages import wrapped
 from planner.cli.options import Measuring, family_option, measuring_options, open_sources
 from planner.cli.progress import progress_bar
 from planner.errors import Interrupted
+from planner.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,6 +71,8 @@ def run_campaign(
         sources.model, sources.imatrix, sources.store, formats, settings, family=family, pinned=pinned,
         allow_requantize=measuring["allow_requantize"],
     )  # fmt: skip
+    for note in campaign.notes:
+        click.echo(wrapped(plain(note)), err=True)
     done = total = fresh = 0
     try:
         with progress_bar("measurements") as advance:

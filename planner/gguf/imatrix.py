@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,10 @@ Floats = NDArray[np.float32]
 _SUFFIXES = (".in_sum2", ".in_sum", ".counts")
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 _AGAIN = "Make it again with llama-imatrix."
-# llama-quantize goes on without weights where an entry of this name has another size than the tensor
-_MAY_MISMATCH = frozenset(("token_embd.weight", "per_layer_token_embd.weight"))
+# llama-quantize goes on without weights where an entry of this name has another size than the tensor; and these are
+# of other sizes in files of one model for the two forms that latent attention can be computed in
+_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+_MAY_MISMATCH = re.compile(r"(per_layer_)?token_embd\.weight|.*\.attn_(kv|k|v)_b\.weight")
 
 
 class Entry:
@@ -117,6 +120,12 @@ class Coverage:
     unused: tuple[str, ...]
     never_activated: Mapping[str, tuple[int, ...]]
 
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Tensors that have to do without an entry, though most imatrix files have one for them."""
+        names = (*self.missing, *self.mismatched)
+        return tuple(name for name in names if name not in (*_EMBEDDINGS, "output.weight"))
+
 
 @dataclass(frozen=True)
 class Imatrix:
@@ -150,7 +159,8 @@ class Imatrix:
         """Return whether there is an entry for the tensor.
 
         As in llama-quantize, sizes need only agree as a whole: a legacy file knows nothing of experts. Raises
-        ImatrixError where they do not, except for token embeddings, which then go without.
+        ImatrixError where they do not, except for token embeddings, and for what latent attention is made of, which
+        then go without.
         """
         entry = self.entries.get(tensor.name)
         if entry is None:
@@ -158,7 +168,7 @@ class Imatrix:
         difference = _difference(entry, tensor)
         if difference is None:
             return True
-        if tensor.name in _MAY_MISMATCH:
+        if _MAY_MISMATCH.fullmatch(tensor.name):
             return False
         raise ImatrixError(
             f"{self.path}: the imatrix of another model: {tensor.name} {difference}.",
@@ -205,7 +215,7 @@ class Imatrix:
     def require(self, model: Model) -> Coverage:
         """Return the coverage; raise ImatrixError if this is the imatrix of another model."""
         coverage = self.coverage(model)
-        wrong = [name for name in coverage.mismatched if name not in _MAY_MISMATCH]
+        wrong = [name for name in coverage.mismatched if not _MAY_MISMATCH.fullmatch(name)]
         if wrong:
             raise ImatrixError(
                 f"{self.path}: the imatrix of another model: {wrong[0]} {coverage.mismatched[wrong[0]]}"
