@@ -32,10 +32,12 @@ from planner.measure import (
 )
 from planner.provenance import digest, provenance_pairs
 from planner.sensitivity import (
+    EXPERTS_VERSION,
     STRUCTURE_VERSION,
     Facts,
     block_facts,
     global_facts,
+    is_expert,
     read_anatomy,
     role_of,
     rounding_of,
@@ -183,6 +185,8 @@ class Campaign:
         """All that the facts of a block depend on. Files are known by size and time of change, as `make` knows
         them; when these change the content is read again, and what was measured of the same content stays valid."""
         basis = [str(STRUCTURE_VERSION), str(METRIC_VERSION), repr(self._anatomy_of(block))]
+        if any(is_expert(target.tensor.name) for target in block.targets):
+            basis.append(EXPERTS_VERSION)
         for target in block.targets:
             tensor = target.tensor
             file = self._model.parts[tensor.part].stat()
@@ -244,7 +248,10 @@ class Campaign:
     def _facts(self, block: Block, surveys: Sequence[Survey]) -> dict[str, Facts]:
         tied = "output.weight" not in self._model.by_name
         if block.number is not None:
-            placed = block_facts(surveys, self._anatomy, block.number)
+            entries = {} if self._imatrix is None else self._imatrix.entries
+            names = [survey.tensor.name for survey in surveys]
+            tokens = {name: float(entries[name].counts.sum()) for name in names if name in entries}
+            placed = block_facts(surveys, self._anatomy, block.number, tokens)
         else:
             placed = {survey.tensor.name: global_facts(survey, self._anatomy, tied=tied) for survey in surveys}
         return {
