@@ -271,7 +271,7 @@ def _from_gguf(path: Path, given: str) -> Imatrix:
         raise ImatrixError(f"{path}: the imatrix has no entries.", _AGAIN)
     # llama-quantize keeps its entries sorted by name
     entries = {name: _gguf_entry(file, name, groups[name]) for name in sorted(groups)}
-    datasets = metadata[_DATASETS]
+    datasets = metadata.brief(_DATASETS)
     return Imatrix(
         path,
         given,

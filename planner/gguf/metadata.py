@@ -39,7 +39,7 @@ ARRAY = 9
 _IDS = {dtype: kind for kind, dtype in SCALARS.items()}
 _U64 = struct.Struct("<Q")
 _PIECE = 1 << 20  # bytes read together
-_LONGEST = 1 << 24  # bytes of a text that anybody reads: a chat template has some ten thousand
+_LONGEST = 1 << 24  # bytes: a chat template has some ten thousand, a list for all blocks a thousand
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +104,17 @@ class Metadata(Mapping[str, Value]):
 
     def text(self, key: str) -> str | None:
         """Return the value when there is one and it is a string, of a length that texts have."""
-        if key not in self or self.pair(key).is_array or self.raw_size(key) > _LONGEST:
-            return None
-        value = self[key]
+        value = self.brief(key)
         return value if isinstance(value, str) else None
 
     def integer(self, key: str) -> int | None:
         """Return the value when there is one and it is a whole number (not a boolean)."""
-        if key not in self or self.pair(key).is_array:
-            return None
-        value = self[key]
+        value = self.brief(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def brief(self, key: str) -> Value | None:
+        """Return the value when there is one, and it is of a size that anybody means to be read."""
+        return self[key] if key in self and self.raw_size(key) <= _LONGEST else None
 
     def _decode(self, pair: Pair) -> Value:
         if pair.kind == STRING:
