@@ -40,6 +40,7 @@ _HEAD = 4096  # bytes that tell what else a file is
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _DAMAGED = "The file is damaged or incomplete: download or convert it again."
 _PIECE = "By its name it is a piece of a file that was cut: join all pieces, in order, with cat."
+_CONVERTER = "llama.cpp's convert_hf_to_gguf.py makes a GGUF file of a model"
 _RAISED = (
     "The file may be sound: for image and video models, stable-diffusion.cpp and ComfyUI-GGUF raise these limits, "
     "which hold here as in llama.cpp. Quantize it with their tools."
@@ -90,6 +91,10 @@ def _map(path: Path, error: type[PlannerError]) -> mmap.mmap:
         raise error(f"{str(path)!r}: {problem}.", "Check the path.") from problem
     try:
         status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            found = sorted(path.glob("*.gguf"))
+            remedy = f"Give a file in it, such as {found[0]}." if found else f"Convert what is in it: {_CONVERTER}."
+            raise error(f"{path}: a directory, not a GGUF file.", remedy)
         if not stat.S_ISREG(status.st_mode):
             raise error(f"{path}: not a regular file.", "Give the path of a GGUF file.")
         if status.st_size == 0:
@@ -160,7 +165,7 @@ class _Header:
             what = stranger(head, self.size)
             if what is not None:
                 self.fail(f"not a GGUF file but {what.what}", what.remedy)
-            remedy = _PIECE if looks_like_a_piece(self.path) else "Convert the model with convert_hf_to_gguf.py."
+            remedy = _PIECE if looks_like_a_piece(self.path) else f"Convert it: {_CONVERTER}."
             self.fail(f"not a GGUF file: it begins with {head[:4]!r}", remedy)
         self.at = 4
         version = self.u32("the version")

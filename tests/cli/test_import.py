@@ -154,6 +154,15 @@ def test_the_nearest_type_is_one_that_fits(here, run):
     assert chosen["blk.0.ffn_down.weight"] == "q6_K"
 
 
+def test_types_that_no_substitute_is_known_for(here, run):
+    path = dense(width=288, inner=512).write(here / "model.gguf")
+    done = run("import", "ffn=nvfp4", "--model", path)
+    said = " ".join(done.err.split())
+    assert done.status == 1
+    assert "blk.0.ffn_gate.weight cannot be nvfp4. Rows of 288 weights are no multiple of the 64 of nvfp4" in said
+    assert "Possible are iq4_nl, q4_0, q4_1, q5_0, q5_1, q8_0, f16, bf16" in said
+
+
 def test_the_nearest_types(solved, run):
     (solved / "it.recipe").write_text("# a comment\n^blk\\..*ffn=iq4_ks_r4\n.*=q8_0=locked\n")
     done = run("import", "it.recipe", "--nearest", "-o", "x.json")

@@ -181,3 +181,11 @@ def test_types_of_others_can_be_read_as_the_nearest(make, tools, rows):
     tensors[1] = tools.info("b.weight", (256, 2), 12, bytes(288), offset=2**40)
     with pytest.raises(ModelError, match="beyond the end"):
         open_model(make(tensors=tensors), nearest=True)
+
+
+def test_directories(tmp_path, tools):
+    assert "convert_hf_to_gguf.py" in refused(tmp_path).remedy
+    (tmp_path / "m.gguf").write_bytes(tools.spec().encode())
+    found = refused(tmp_path)
+    assert "a directory" in found.problem
+    assert "m.gguf" in found.remedy
