@@ -52,6 +52,7 @@ _BITS = {
     "iq4_ks": 4.25, "iq4_kss": 4.0, "iq5_k": 5.5, "iq5_ks": 5.25, "iq6_k": 6.625, "iq1_tn": 1.6875, "iq2_tn": 2.0625,
     "q4_2": 5.0, "q4_3": 6.0, "q8_k": 8.0,
 }  # fmt: skip
+_BITNET = 36  # what BitNet's own fork calls i2_s
 _LAST_TYPE = 1000  # beyond the numbers of all forks
 _REPACKED = re.compile(r"_(r4|r8|r16|x4|4_4|4_8|8_8)$")
 _OF_ACTIVATIONS = re.compile(r"^q8_k(16|32|64|128|r8)$")
@@ -98,4 +99,6 @@ def unknown_type(number: int, row_length: int, path: Path) -> tuple[str, str]:
         whose, remedy = "ggml has no more", "Get a newer file of the model, or convert its original."
     if near is not None:
         remedy += f" `planner import {shlex.quote(path.name)} --nearest` makes a recipe of ggml's nearest types."
+    if number == _BITNET:
+        return f"{number} ({foreign.name}, or i2_s of Microsoft's BitNet), which {whose}", f"{remedy} BitNet: in tq2_0."
     return f"{number} ({foreign.name}), which {whose}", remedy

@@ -44,7 +44,8 @@ def test_the_row_decides():
     [
         (4, "4 (q4_2), which ggml has no more", "newer file of the model"),
         (31, "31 (q4_0_4_4), which ggml has no more", "in q4_0, which llama.cpp rearranges"),
-        (36, "36 (iq4_nl_4_4), which ggml has no more", "in iq4_nl, which"),
+        (36, "36 (iq4_nl_4_4, or i2_s of Microsoft's BitNet), which ggml has no more", "in iq4_nl, which"),
+        (37, "37 (iq4_nl_4_8), which", "in iq4_nl, which"),
         (144, "144 (iq4_ks), which only ik_llama.cpp has", "import 'a model.gguf' --nearest"),
         (212, "212 (q4_k_r4), which only ik_llama.cpp has", "Run the file with ik_llama.cpp"),
         (77, "77, which neither", "PLANNER_GGML"),
