@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 from planner import __version__
-from planner.formats import Family, all_formats
+from planner.formats import Family
 from planner.ggml import library_version
 from planner.limits import padded
 from planner.recipes import Choice, ImatrixSource, ModelSource, Recipe
+from planner.recipes.dialect import file_type_of_choices
 from state import Inventory, TensorRecord
 
 __all__ = ["compose_recipe", "left_alone", "number_of"]
-
-# general.file_type (llama_ftype in llama.h) by the format that holds most of the weights, as llama.cpp guesses it
-_FILE_TYPES = {
-    "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_K": 10, "q3_K": 12, "q4_K": 15, "q5_K": 17, "q6_K": 18,
-    "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq1_s": 24, "iq4_nl": 25, "iq3_s": 26, "iq2_s": 28, "iq4_xs": 30,
-    "iq1_m": 31, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38,
-}  # fmt: skip
-_FALLBACK_FILE_TYPE = 15
 
 
 def left_alone(tensor: TensorRecord) -> Choice:
@@ -67,7 +59,7 @@ def compose_recipe(
         loss=None if None in losses else sum(loss or 0.0 for loss in losses),
         bound=bound,
         status=status,
-        file_type=_file_type(choices),
+        file_type=file_type_of_choices(choices),
         tensors=tuple(choices),
     )
 
@@ -76,13 +68,3 @@ def number_of(inventory: Inventory, key: str) -> float:
     """A number of the model's metadata; 0 where there is none."""
     value = inventory.metadata.get(key, 0)
     return 0 if isinstance(value, str) else value
-
-
-def _file_type(choices: Sequence[Choice]) -> int:
-    """The llama_ftype of the quantized format that holds most weights."""
-    weights: dict[str, int] = {}
-    for choice in choices:
-        # llama-quantize heeds --tensor-type only beside a quantized file type
-        if not choice.why.startswith("left alone") and all_formats()[choice.format].quantized:
-            weights[choice.format] = weights.get(choice.format, 0) + prod(choice.shape)
-    return _FILE_TYPES.get(max(weights, key=lambda name: weights[name], default=""), _FALLBACK_FILE_TYPE)

@@ -10,7 +10,7 @@ from planner.accounting import compose_recipe, left_alone
 from planner.errors import RecipeError, UsageError
 from planner.families import in_family
 from planner.formats import Family, named_in
-from planner.ggml import Format, formats
+from planner.ggml import CANDIDATES, Format, formats
 from planner.gguf import fallback
 from planner.passes import Losses, best_source, passes_of, sensitivities_of
 from planner.recipes import Choice, Recipe
@@ -84,7 +84,7 @@ def assess(
             continue
         same = text.lower() == tensor.source_format.lower()
         asked = formats()[tensor.source_format] if same else _named(tensor, text, family)
-        fmt = asked if same or family == "mlx" else fallback(asked, tensor.row_length)
+        fmt = asked if same or family == "mlx" else _substitute(tensor, asked)
         if fmt is not asked:
             replaced.append(f"{tensor.name} {fmt.name} for {asked.name}")
         choices.append(_choice(tensor, fmt, losses, why))
@@ -112,6 +112,15 @@ def _named(tensor: TensorRecord, text: str, family: Family) -> Format:
             "Choose a format with smaller groups.",
         )
     return fmt
+
+
+def _substitute(tensor: TensorRecord, asked: Format) -> Format:
+    try:
+        return fallback(asked, tensor.row_length)
+    except RecipeError as error:
+        able = [name for name in CANDIDATES if formats()[name].fits(tensor.row_length)]
+        remedy = f"Possible are {', '.join((*able, 'f16', 'bf16'))}."
+        raise RecipeError(f"{tensor.name} cannot be {asked.name}. {error.problem}", remedy) from error
 
 
 def _choice(tensor: TensorRecord, fmt: Format, losses: Losses | None, why: str) -> Choice:

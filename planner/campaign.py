@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
-from planner.errors import ModelError, UsageError
-from planner.families import can_quantize, check_architecture, left_out
+from planner.errors import ModelError
+from planner.families import check_architecture
 from planner.formats import Family, all_formats, kernel_of
-from planner.ggml import Format, formats
-from planner.gguf import GAPS_VERSION, Imatrix, Model, Tensor, header_bytes, requires_imatrix, why_left_alone
+from planner.ggml import Format
+from planner.gguf import GAPS_VERSION, Imatrix, Model, Tensor, header_bytes, why_left_alone
+from planner.gguf.contents import is_encoder
 from planner.measure import (
     METRIC_VERSION,
     Job,
@@ -31,20 +32,20 @@ from planner.measure import (
 )
 from planner.provenance import digest, provenance_pairs
 from planner.sensitivity import (
+    EXPERTS_VERSION,
     STRUCTURE_VERSION,
     Facts,
     block_facts,
     global_facts,
+    is_expert,
     read_anatomy,
     role_of,
     rounding_of,
 )
+from planner.targets import Block, Target, batches, find_blocks, notes_on
 from state import Energies, Inventory, Measurement, Store, TensorRecord
 
 __all__ = ["Campaign", "Step", "take_inventory"]
-
-# Rows whose energies are held in memory at a time (four float64 each); whole blocks are surveyed, then measured
-_ROWS_AT_A_TIME = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -55,31 +56,6 @@ class Step:
     done: int
     total: int
     fresh: int
-
-
-@dataclass
-class _Target:
-    """A tensor to measure, and what has been found out about it. `digest` is that of its content, once known."""
-
-    tensor: Tensor
-    formats: tuple[Format, ...]
-    facts_key: str = ""
-    digest: str = ""
-    missing: tuple[Format, ...] = ()
-
-
-@dataclass
-class _Block:
-    """Tensors that explain each other, and whether their facts are known."""
-
-    number: int | None
-    targets: list[_Target] = field(default_factory=list)
-    known: bool = False
-
-    @property
-    def to_survey(self) -> list[_Target]:
-        """All, where facts are missing; else those with measurements missing."""
-        return [target for target in self.targets if target.missing or not self.known]
 
 
 def take_inventory(model: Model, imatrix: Imatrix | None, settings: Settings) -> Inventory:
@@ -136,13 +112,25 @@ class Campaign:
         allow_requantize: bool = False,
     ) -> None:
         check_architecture(model.architecture, family)
-        if imatrix is not None:
-            imatrix.require(model)
+        if is_encoder(model.metadata):
+            raise ModelError(
+                f"{model.path}: the encoder of a multimodal model (mmproj), not a language model.",
+                "Plan the language model. The encoder is quantized to one type: llama-quantize FILE OUT Q8_0",
+            )
+        coverage = None if imatrix is None else imatrix.require(model)
         self._model, self._imatrix, self._store, self._settings = model, imatrix, store, settings
+        self._coverage = coverage
         self._anatomy = read_anatomy(model)
         self._family: Family = family
-        self._blocks = self._find_blocks(candidates, pinned or {}, allow_requantize=allow_requantize)
+        self._blocks = find_blocks(
+            model, imatrix, candidates, pinned or {}, family=family, allow_requantize=allow_requantize
+        )
         store.set_inventory(take_inventory(model, imatrix, settings))
+
+    @property
+    def notes(self) -> list[str]:
+        """What is worth saying about the model and its imatrix before anything is measured."""
+        return notes_on(self._blocks, self._coverage)
 
     def run(self, threads: int) -> Iterator[Step]:
         """Measure what is missing, storing every tensor's results as they come; yields progress."""
@@ -151,7 +139,7 @@ class Campaign:
             self._recall(block)
         fresh = 0
         yield self._step("", total, fresh)
-        for batch in _batches([block for block in self._blocks if block.to_survey]):
+        for batch in batches([block for block in self._blocks if block.to_survey]):
             jobs: list[Job] = []
             for surveyed in in_threads(self._survey, batch, threads):
                 jobs += self._learn(*surveyed)
@@ -176,51 +164,7 @@ class Campaign:
 
     # What there is to do
 
-    def _find_blocks(
-        self, candidates: Sequence[Format], pinned: Mapping[str, Sequence[Format]], *, allow_requantize: bool
-    ) -> list[_Block]:
-        blocks: dict[object, _Block] = {}
-        gone = left_out((tensor.name for tensor in self._model.tensors), self._family)
-        for tensor in self._model.tensors:
-            if why_left_alone(tensor.name, tensor.shape, self._model.architecture, tensor.format) is not None:
-                continue
-            if self._model.format(tensor).quantized and not allow_requantize:
-                raise ModelError(
-                    f"{tensor.name} is {tensor.format}, quantized already: quantizing again loses more than it must.",
-                    "Start from the F16, BF16 or F32 model, or insist with --allow-requantize.",
-                )
-            number, _ = role_of(tensor.name)
-            # outside the stack, every tensor stands for itself
-            block = blocks.setdefault(tensor.name if number is None else number, _Block(number))
-            # llama.cpp's own resort for rows that no block divides, and the step between F32 and q8_0
-            halves = (formats()["f16"],) if tensor.format == "f32" and self._family == "gguf" else ()
-            wanted = dict.fromkeys(() if tensor.name in gone else (*candidates, *halves, *pinned.get(tensor.name, ())))
-            block.targets.append(_Target(tensor, self._usable(tensor, wanted)))
-        if not blocks:
-            raise ModelError(
-                f"{self._model.path} has no tensors that llama.cpp would quantize.",
-                "Give a language model with its weights.",
-            )
-        if not any(target.formats for block in blocks.values() for target in block.targets):
-            raise UsageError(
-                f"No tensor of {self._model.path} can be stored as {', '.join(fmt.name for fmt in candidates)}.",
-                "Allow more --types: blocks of some do not fill the rows, and some need an imatrix (--imatrix).",
-            )
-        return list(blocks.values())
-
-    def _usable(self, tensor: Tensor, candidates: Iterable[Format]) -> tuple[Format, ...]:
-        if not can_quantize(tensor.name, self._model.architecture, self._family):
-            return ()
-        covered = self._imatrix is not None and self._imatrix.covers(tensor)
-        return tuple(
-            fmt
-            for fmt in candidates
-            if fmt.fits(tensor.row_length)
-            and fmt.name != tensor.format
-            and (covered or not requires_imatrix(tensor.name, fmt))
-        )
-
-    def _recall(self, block: _Block) -> None:
+    def _recall(self, block: Block) -> None:
         """Find the block's facts in the state and, if they are there, which measurements are missing."""
         shared = self._facts_basis(block)
         for target in block.targets:
@@ -232,15 +176,17 @@ class Campaign:
                 target.digest = json.loads(stored[target.facts_key].notes)["content"]
                 self._look_up(target)
 
-    def _look_up(self, target: _Target) -> None:
+    def _look_up(self, target: Target) -> None:
         keys = {self._key(target, fmt): fmt for fmt in target.formats}
         found = self._store.measurements(keys)
         target.missing = tuple(fmt for key, fmt in keys.items() if key not in found)
 
-    def _facts_basis(self, block: _Block) -> list[str]:
+    def _facts_basis(self, block: Block) -> list[str]:
         """All that the facts of a block depend on. Files are known by size and time of change, as `make` knows
         them; when these change the content is read again, and what was measured of the same content stays valid."""
         basis = [str(STRUCTURE_VERSION), str(METRIC_VERSION), repr(self._anatomy_of(block))]
+        if any(is_expert(target.tensor.name) for target in block.targets):
+            basis.append(EXPERTS_VERSION)
         for target in block.targets:
             tensor = target.tensor
             file = self._model.parts[tensor.part].stat()
@@ -248,7 +194,7 @@ class Campaign:
             basis += [str(file.st_size), str(file.st_mtime_ns), self._entry_key(tensor)]
         return basis
 
-    def _anatomy_of(self, block: _Block) -> object:
+    def _anatomy_of(self, block: Block) -> object:
         anatomy = self._anatomy
         own = anatomy.blocks.get(block.number) if block.number is not None else None
         vectors = {name: vector.tobytes() for name, vector in own.vectors.items()} if own else {}
@@ -266,7 +212,7 @@ class Campaign:
         """What passes of the model depend on, besides contents and the imatrix's digest."""
         return {"gaps": GAPS_VERSION} if self._imatrix is not None and self._imatrix.has_gaps(tensor) else {}
 
-    def _key(self, target: _Target, fmt: Format) -> str:
+    def _key(self, target: Target, fmt: Format) -> str:
         tensor, settings = target.tensor, self._settings
         where = (tensor.name, repr(tensor.shape), tensor.format, target.digest, self._entry_key(tensor))
         how = (repr(settings.seed), repr(settings.tolerance), str(METRIC_VERSION), *kernel_of(fmt))
@@ -274,7 +220,7 @@ class Campaign:
 
     # Doing it
 
-    def _survey(self, block: _Block, stop: threading.Event) -> tuple[_Block, list[Survey]]:
+    def _survey(self, block: Block, stop: threading.Event) -> tuple[Block, list[Survey]]:
         surveys = []
         for target in block.to_survey:
             tensor = target.tensor
@@ -283,7 +229,7 @@ class Campaign:
             surveys.append(survey_tensor(self._model, tensor, known, find_massive=massive, stop=stop.is_set))
         return block, surveys
 
-    def _learn(self, block: _Block, surveys: Sequence[Survey]) -> list[Job]:
+    def _learn(self, block: Block, surveys: Sequence[Survey]) -> list[Job]:
         """Keep the facts that a block's surveys tell; return what is left to measure of it."""
         by_name = {survey.tensor.name: survey for survey in surveys}
         if not block.known:
@@ -303,10 +249,13 @@ class Campaign:
                 self._look_up(target)
         return [Job(by_name[t.tensor.name].slim(), t.missing) for t in block.targets if t.missing]
 
-    def _facts(self, block: _Block, surveys: Sequence[Survey]) -> dict[str, Facts]:
+    def _facts(self, block: Block, surveys: Sequence[Survey]) -> dict[str, Facts]:
         tied = "output.weight" not in self._model.by_name
         if block.number is not None:
-            placed = block_facts(surveys, self._anatomy, block.number)
+            entries = {} if self._imatrix is None else self._imatrix.entries
+            names = [survey.tensor.name for survey in surveys]
+            tokens = {name: float(entries[name].counts.sum()) for name in names if name in entries}
+            placed = block_facts(surveys, self._anatomy, block.number, tokens)
         else:
             placed = {survey.tensor.name: global_facts(survey, self._anatomy, tied=tied) for survey in surveys}
         return {
@@ -315,7 +264,7 @@ class Campaign:
             for survey in surveys
         }
 
-    def _records(self, target: _Target, found: Measured) -> Iterator[Measurement]:
+    def _records(self, target: Target, found: Measured) -> Iterator[Measurement]:
         for fmt in target.missing:
             estimate = found.estimates.get(fmt.name)
             if estimate is not None:
@@ -340,18 +289,5 @@ class Campaign:
         for block in self._blocks:
             for target in block.targets:
                 yield target.facts_key
-                yield from self._store.measurements(self._key(target, fmt) for fmt in every)
-
-
-def _batches(blocks: Iterable[_Block]) -> Iterator[list[_Block]]:
-    batch: list[_Block] = []
-    rows = 0
-    for block in blocks:
-        size = sum(target.tensor.rows for target in block.to_survey)
-        if batch and rows + size > _ROWS_AT_A_TIME:
-            yield batch
-            batch, rows = [], 0
-        batch.append(block)
-        rows += size
-    if batch:
-        yield batch
+                if not target.kept:
+                    yield from self._store.measurements(self._key(target, fmt) for fmt in every)

@@ -99,6 +99,9 @@ class Candidates:
             kept = self._allowed | halves | {tensor.source_format}
             candidates = [entry for entry in candidates if entry.format.name in kept]
         floors, caps = (bounds.get(tensor.name, []) for bounds in self._bounds)
+        if len(candidates) == 1 and candidates[0].format.quantized:
+            # what stays as it is, quantized already: rules for all tensors do not mean it, those that name it do
+            floors, caps = ([rule for rule in rules if rule.pattern.pattern] for rules in (floors, caps))
         within = [
             entry
             for entry in candidates

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from planner.errors import RecipeError
-from planner.ggml import formats
+from planner.ggml import formats, nearest_known
 from planner.passes import subject_of
 from planner.provenance import digest
 from planner.recipes.bpw_state import Tried
-from planner.recipes.imports import nearest_known
 from planner.recipes.kld_table import KldTable
 from planner.sensitivity import role_of
 from planner.text import some

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
-import struct
 from dataclasses import dataclass
+
+from planner.strangers import is_legacy_imatrix, stranger
 
 __all__ = [
     "BASELINE",
@@ -48,25 +49,10 @@ JSON = Kind("JSON")
 TEXT = Kind("text")
 UNKNOWN = Kind("nothing that planner knows")
 
-_CONVERT = "Convert the original model with llama.cpp's convert_hf_to_gguf.py."
-_UNPACK = "Unpack it first."
 _EMPTY = Kind("empty", remedy="Make it again: whatever wrote it did not get far.")
-_SAFETENSORS = Kind("a safetensors file", remedy=_CONVERT)
 _MAGICS = (
-    (b"GGUF", GGUF),
-    (b"SQLite format 3\0", STATE),
-    (BASELINE_MAGIC, BASELINE),
-    (BPW_STATE_MAGIC, BPW_STATE),
-    # What else people have
-    (b"PK\x03\x04", Kind("a zip archive, perhaps of PyTorch", remedy=_CONVERT)),
-    (b"lmgg", Kind("a GGML file from before GGUF", remedy=_CONVERT)),
-    (b"tjgg", Kind("a GGML file from before GGUF", remedy=_CONVERT)),
-    (b"version https://git-lfs.", Kind("a Git LFS pointer, not the file itself", remedy="Fetch it: `git lfs pull`.")),
-    (b"\x1f\x8b", Kind("compressed with gzip", remedy=_UNPACK)),
-    (b"\x28\xb5\x2f\xfd", Kind("compressed with zstd", remedy=_UNPACK)),
-    (b"\xfd7zXZ\0", Kind("compressed with xz", remedy=_UNPACK)),
-    (b"<!DOCTYPE html", Kind("a web page", remedy="Download the file itself; its site may want a login.")),
-)
+    (b"GGUF", GGUF), (b"SQLite format 3\0", STATE), (BASELINE_MAGIC, BASELINE), (BPW_STATE_MAGIC, BPW_STATE),
+)  # fmt: skip
 # The longer ones first: UTF-32's begins with UTF-16's
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -89,21 +75,12 @@ def kind_of(head: bytes, size: int) -> Kind:
     for magic, kind in _MAGICS:
         if head.startswith(magic):
             return kind
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
-        return _SAFETENSORS
-    if _may_be_legacy_imatrix(head):
+    if is_legacy_imatrix(head):
         return LEGACY_IMATRIX
     encoding, mark = encoding_of(head)
     text = head[mark:].decode(encoding, "replace")
-    if "\0" in text:
-        return UNKNOWN
-    return JSON if text.lstrip().startswith("{") else TEXT
-
-
-def _may_be_legacy_imatrix(head: bytes) -> bool:
-    """Whether a file without a magic begins as one: how many entries, and a first one with a name that is text."""
-    if len(head) < 8:
-        return False
-    entries, length = struct.unpack_from("<ii", head)
-    name = head[8 : 8 + min(length, 64)] if length > 0 else b""
-    return 0 < entries < 1 << 24 and 0 < length < 1024 and len(name) > 0 and all(32 < byte < 127 for byte in name)
+    if "\0" not in text and text.lstrip().startswith("{"):
+        return JSON
+    if found := stranger(head, size):
+        return Kind(found.what, remedy=found.remedy)
+    return UNKNOWN if "\0" in text else TEXT

@@ -9,7 +9,7 @@ from fractions import Fraction
 from planner.candidates import Candidates, TiedGroup
 from planner.errors import UsageError
 from planner.rules import Device, assign_devices
-from planner.sensitivity import role_of
+from planner.sensitivity import is_expert, role_of
 from planner.sizes import format_size
 from state import Inventory, TensorRecord
 
@@ -131,7 +131,7 @@ def padded(nbytes: int, inventory: Inventory) -> int:
 
 
 def _active_shares(inventory: Inventory) -> Mapping[str, Fraction]:
-    """The share of a tensor's bytes that generating one token reads: of stacked experts those that are used, of token
+    """The share of a tensor's bytes that generating one token reads: of experts those that are used, of token
     embeddings a row (unless they are the output too), of all else everything."""
     experts = _count(inventory, "expert_count")
     used = _count(inventory, "expert_used_count") or experts
@@ -140,7 +140,7 @@ def _active_shares(inventory: Inventory) -> Mapping[str, Fraction]:
     for tensor in inventory.tensors:
         _, role = role_of(tensor.name)
         share = Fraction(1)
-        if experts and role.endswith("_exps") and tensor.shape[-1] == experts:
+        if experts and role.endswith("_exps") and (tensor.shape[-1] == experts or is_expert(tensor.name)):
             share = Fraction(min(used, experts), experts)
         elif role == "per_layer_token_embd" or (role == "token_embd" and not tied):
             share = Fraction(1, max(1, tensor.elements // tensor.row_length))

@@ -21,7 +21,7 @@ from planner.errors import KernelError, ModelError, RecipeError, UsageError
 from planner.ggml import Format, format_named, quantize_rows, rows_are_valid
 from planner.gguf.health import all_finite
 from planner.gguf.imatrix import Imatrix
-from planner.gguf.layout import Extra, Placed, Shard, arrange, imatrix_pairs
+from planner.gguf.layout import Extra, Placed, Shard, arrange, imatrix_pairs, zeros
 from planner.gguf.model import Model, split_path
 from planner.gguf.reader import Tensor, padded
 from planner.gguf.rules import requires_imatrix, why_left_alone
@@ -193,7 +193,8 @@ class _Run:
     def write(self, shards: Sequence[Shard]) -> None:
         for shard in shards:
             self.output.begin()
-            self.output.write(shard.header())
+            for piece in shard.header():
+                self.output.write(piece)
             self.write_tensors(shard)
             self.output.end(shard.nbytes)
 
@@ -252,7 +253,8 @@ class _Run:
         is_last = chunk.stop == tensor.rows
         if is_last:
             size = chunk.placed.nbytes
-            self.output.write(bytes(padded(size, alignment) - size))
+            for piece in zeros(padded(size, alignment) - size):
+                self.output.write(piece)
         if is_last or (chunk.stop - released) * tensor.row_bytes >= _RELEASE:
             self.model.release(tensor, released, chunk.stop)
             released = chunk.stop

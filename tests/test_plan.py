@@ -421,7 +421,7 @@ def test_the_same_question_has_the_same_answer(states):
     assert first == second
 
 
-@pytest.mark.parametrize(("fmt", "number"), [("q4_K", 15), ("q2_K", 10), ("q8_0", 7), ("f16", 15)])
+@pytest.mark.parametrize(("fmt", "number"), [("q4_K", 15), ("q2_K", 10), ("q8_0", 7), ("f16", 1)])
 def test_the_file_type_is_that_of_most_weights(states, fmt, number):
     names, options, fixed, _ = everything(states[0], "uniform")
     exact = HEADER + fixed + sum(padded(n) for own in options for name, n, _ in own if name == fmt)

@@ -128,7 +128,7 @@ def _assessed(
     from planner.recipes.imports import guess_dialect, read_choices
 
     if given.kind == kinds.GGUF:
-        return _of_gguf(given.path, basis)
+        return _of_gguf(given.path, basis, nearest=nearest)
     text, where = _text(given), str(given.path)
     if dialect is None and is_recipe(text):
         if basis is None:
@@ -206,13 +206,19 @@ def _take_evidence(given: Given, model: Path | None, imatrix: Path | None, state
     return [*notes, f"State      {target}"]
 
 
-def _of_gguf(path: Path, basis: tuple[Inventory, Losses | None] | None) -> Assessment:
-    from planner.assess import assess
+def _of_gguf(path: Path, basis: tuple[Inventory, Losses | None] | None, *, nearest: bool) -> Assessment:
+    from planner.assess import Assessment, assess
     from planner.campaign import take_inventory
     from planner.gguf import open_model
     from planner.measure import Settings
+    from planner.recipes.imports import known_formats
 
-    with open_model(path) as model:
-        formats = {tensor.name: tensor.format for tensor in model.tensors}
+    with open_model(path, nearest=nearest) as model:
+        stored = {tensor.name: model.replaced.get(tensor.name, tensor.format) for tensor in model.tensors}
         inventory, losses = basis or (take_inventory(model, None, Settings()), None)
-    return assess(inventory, formats, losses, why=f"imported from {path.name}")
+        useless = bool(model.replaced) and basis is None
+    rows = {tensor.name: tensor.row_length for tensor in inventory.tensors}
+    found = known_formats(stored, str(path), nearest=nearest, rows=rows)
+    made = assess(inventory, found.formats, losses, why=f"imported from {path.name}")
+    own = (f"This recipe is for {path.name} itself, which cannot be quantized: give the original with --model.",)
+    return Assessment(made.recipe, (*found.notes, *made.notes, *(own if useless else ())))

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Unpack, cast
 
 import click
 
-from planner.cli.messages import tell_unseen
+from planner.cli.messages import tell_unseen, wrapped
 from planner.cli.options import Measuring, family_option, measuring_options, open_sources
 from planner.cli.progress import progress_bar
 from planner.errors import Interrupted
-from planner.text import command
+from planner.text import command, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,6 +72,8 @@ def run_campaign(
     )  # fmt: skip
     if sources.imatrix is not None:
         tell_unseen(sources.imatrix, sources.model.by_name)
+    for note in campaign.notes:
+        click.echo(wrapped(plain(note)), err=True)
     done = total = fresh = 0
     try:
         with progress_bar("measurements") as advance:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from planner.ggml.file_types import GUESSED, file_type_of, file_types
+from planner.ggml.foreign import FOREIGN, nearest_known, unknown_type
 from planner.ggml.formats import CANDIDATES, FORMAT_SETS, Format, format_by_id, format_named, formats, select_formats
 from planner.ggml.kernels import (
     FAINTEST_WEIGHT,
@@ -17,20 +19,26 @@ from planner.ggml.library import load
 __all__ = [
     "CANDIDATES",
     "FAINTEST_WEIGHT",
+    "FOREIGN",
     "FORMAT_SETS",
+    "GUESSED",
     "Format",
     "dequantize_rows",
+    "file_type_of",
+    "file_types",
     "format_by_id",
     "format_named",
     "formats",
     "has_tables",
     "library_digest",
     "library_version",
+    "nearest_known",
     "prepare_tables",
     "quantize_rows",
     "rows_are_valid",
     "select_formats",
     "tables_ready",
+    "unknown_type",
 ]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
+from planner.gguf.contents import contents_of
 from planner.gguf.entry import Entry, Floats
 from planner.gguf.legacy import read_legacy
 from planner.gguf.metadata import Metadata
@@ -34,8 +36,10 @@ __all__ = ["Coverage", "Imatrix", "Match", "read_imatrix"]
 _SUFFIXES = (".in_sum2", ".in_sum", ".counts")
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 _AGAIN = "Make it again with llama-imatrix."
-# llama-quantize goes on without weights where an entry of this name has another size than the tensor
-_MAY_MISMATCH = frozenset(("token_embd.weight", "per_layer_token_embd.weight"))
+# llama-quantize goes on without weights where an entry of this name has another size than the tensor; and these are
+# of other sizes in files of one model for the two forms that latent attention can be computed in
+_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
+_MAY_MISMATCH = re.compile(r"(per_layer_)?token_embd\.weight|.*\.attn_(kv|k|v)_b\.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,12 @@ class Coverage:
     mismatched: Mapping[str, str]
     unused: tuple[str, ...]
     never_activated: Mapping[str, tuple[int, ...]]
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Tensors that have to do without an entry, though most imatrix files have one for them."""
+        names = (*self.missing, *self.mismatched)
+        return tuple(name for name in names if name not in (*_EMBEDDINGS, "output.weight"))
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,8 @@ class Imatrix:
         """Return whether there is an entry for the tensor.
 
         As in llama-quantize, sizes need only agree as a whole: a legacy file knows nothing of experts. Raises
-        ImatrixError where they do not, except for token embeddings, which then go without.
+        ImatrixError where they do not, except for token embeddings, and for what latent attention is made of, which
+        then go without.
         """
         entry = self.entries.get(tensor.name)
         if entry is None:
@@ -104,7 +115,7 @@ class Imatrix:
         difference = _difference(entry, tensor)
         if difference is None:
             return True
-        if tensor.name in _MAY_MISMATCH:
+        if _MAY_MISMATCH.fullmatch(tensor.name):
             return False
         raise ImatrixError(
             f"{self.path}: the imatrix of another model: {tensor.name} {difference}.",
@@ -156,7 +167,7 @@ class Imatrix:
     def require(self, model: Model) -> Coverage:
         """Return the coverage; raise ImatrixError if this is the imatrix of another model."""
         coverage = self.coverage(model)
-        wrong = [name for name in coverage.mismatched if name not in _MAY_MISMATCH]
+        wrong = [name for name in coverage.mismatched if not _MAY_MISMATCH.fullmatch(name)]
         if wrong:
             raise ImatrixError(
                 f"{self.path}: the imatrix of another model: {wrong[0]} {coverage.mismatched[wrong[0]]}"
@@ -192,7 +203,8 @@ def _from_gguf(path: Path, given: str) -> Imatrix:
     absent = [key for key in (_DATASETS, _CHUNKS, _CHUNK_SIZE) if key not in metadata]
     if absent:
         if metadata.text("general.architecture") not in (None, "imatrix"):
-            raise ImatrixError(f"{path}: a model, not an importance matrix.", "Give what llama-imatrix wrote.")
+            what = contents_of(metadata)
+            raise ImatrixError(f"{path}: {what}, not an importance matrix.", "Give what llama-imatrix wrote.")
         raise ImatrixError(f"{path}: not an importance matrix: {', '.join(absent)} missing.", _AGAIN)
     groups: dict[str, dict[str, Tensor]] = {}
     for tensor in file.tensors:
@@ -205,7 +217,7 @@ def _from_gguf(path: Path, given: str) -> Imatrix:
         raise ImatrixError(f"{path}: the imatrix has no entries.", _AGAIN)
     # llama-quantize keeps its entries sorted by name
     entries = {name: _gguf_entry(file, name, groups[name]) for name in sorted(groups)}
-    datasets = metadata[_DATASETS]
+    datasets = metadata.brief(_DATASETS)
     return Imatrix(
         path,
         given,

@@ -27,7 +27,7 @@ from planner.gguf.model import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS,
 from planner.gguf.reader import DEFAULT_ALIGNMENT, Tensor, padded
 from planner.gguf.rules import tensor_order
 
-__all__ = ["Extra", "Placed", "Shard", "arrange", "header_bytes", "imatrix_pairs", "predicted_size"]
+__all__ = ["Extra", "Placed", "Shard", "arrange", "header_bytes", "imatrix_pairs", "predicted_size", "zeros"]
 
 Extra: TypeAlias = "bool | int | float | str | list[str] | np.generic"
 """A value of a pair to be added: see `encode_pair`."""
@@ -35,6 +35,7 @@ Extra: TypeAlias = "bool | int | float | str | list[str] | np.generic"
 _START = struct.Struct("<4sIQQ")
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 _OVERRIDE = 127  # bytes of a string that fit llama_model_kv_override
+_PIECE = 1 << 20  # bytes written together
 _MOST_SHARDS = 65535  # split.count is a u16
 
 
@@ -82,7 +83,8 @@ class _Pairs:
         return sum(map(self.metadata.raw_size, self.kept)) + sum(map(len, self.added))
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from map(self.metadata.raw, self.kept)
+        for key in self.kept:
+            yield from self.metadata.raw_pieces(key)
         yield from self.added
 
 
@@ -106,21 +108,26 @@ class Shard:
         """Bytes of the file."""
         return self.header_bytes + sum(padded(placed.nbytes, self.alignment) for placed in self.tensors)
 
-    def header(self) -> bytes:
-        """Return the header, padding included."""
+    def header(self) -> Iterator[bytes]:
+        """Yield the header in pieces of bounded size, padding included."""
         count = (self.pairs.count if self.pairs else 0) + len(self.split)
-        out = bytearray(_START.pack(b"GGUF", 3, len(self.tensors), count))
-        for pair in self.pairs or ():
-            out += pair
-        for pair in self.split:
-            out += pair
-        offset = 0
+        yield _START.pack(b"GGUF", 3, len(self.tensors), count)
+        yield from self.pairs or ()
+        yield from self.split
+        offset, written = 0, _START.size + (self.pairs.nbytes if self.pairs else 0) + sum(map(len, self.split))
         for placed in self.tensors:
             name, shape = placed.tensor.name.encode(), placed.tensor.shape
-            out += struct.pack("<Q", len(name)) + name
-            out += struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, placed.format.id, offset)
+            yield struct.pack("<Q", len(name)) + name
+            yield struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, placed.format.id, offset)
             offset += padded(placed.nbytes, self.alignment)
-        return bytes(out.ljust(padded(len(out), self.alignment), b"\0"))
+            written += placed.info_bytes
+        yield from zeros(self.header_bytes - written)
+
+
+def zeros(count: int) -> Iterator[bytes]:
+    """Yield so many zero bytes in pieces of bounded size: an alignment may be of gigabytes."""
+    for begin in range(0, count, _PIECE):
+        yield bytes(min(_PIECE, count - begin))
 
 
 def arrange(

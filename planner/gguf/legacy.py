@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
+from planner.strangers import is_legacy_imatrix, stranger
 
 __all__ = ["Legacy", "legacy_bytes", "read_legacy"]
 
 _I32 = struct.Struct("<i")
+_HEAD = 4096  # bytes that tell what else a file is
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,11 @@ class _Reader:
         size = path.stat().st_size
         self.data: NDArray[np.uint8] = np.memmap(path, np.uint8, "r") if size else np.empty(0, np.uint8)
         self.at = 0
+        head = self.data[:_HEAD].tobytes()
+        other = None if is_legacy_imatrix(head) else stranger(head, size)
+        if other is not None:
+            remedy = other.remedy if other.veiled else "Give the file that llama-imatrix wrote."
+            raise ImatrixError(f"{path}: {other.what}, not an importance matrix.", remedy)
 
     def take(self, size: int) -> NDArray[np.uint8]:
         if not 0 <= size <= self.data.size - self.at:

@@ -38,6 +38,8 @@ STRING = 8
 ARRAY = 9
 _IDS = {dtype: kind for kind, dtype in SCALARS.items()}
 _U64 = struct.Struct("<Q")
+_PIECE = 1 << 20  # bytes read together
+_LONGEST = 1 << 24  # bytes: a chat template has some ten thousand, a list for all blocks a thousand
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,12 @@ class Metadata(Mapping[str, Value]):
         pair = self._pairs[key]
         return self._data[pair.begin : pair.end]
 
+    def raw_pieces(self, key: str) -> Iterator[bytes]:
+        """Yield `raw(key)` in pieces of bounded size."""
+        pair = self._pairs[key]
+        for begin in range(pair.begin, pair.end, _PIECE):
+            yield self._data[begin : min(begin + _PIECE, pair.end)]
+
     def raw_size(self, key: str) -> int:
         """Return `len(raw(key))` without reading it."""
         pair = self._pairs[key]
@@ -95,17 +103,13 @@ class Metadata(Mapping[str, Value]):
         return self._pairs[key]
 
     def text(self, key: str) -> str | None:
-        """Return the value when there is one and it is a string."""
-        if key not in self or self.pair(key).is_array:
-            return None
-        value = self[key]
+        """Return the value when there is one and it is a string, of a length that texts have."""
+        value = self.brief(key)
         return value if isinstance(value, str) else None
 
     def integer(self, key: str) -> int | None:
         """Return the value when there is one and it is a whole number (not a boolean)."""
-        if key not in self or self.pair(key).is_array:
-            return None
-        value = self[key]
+        value = self.brief(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     def strings(self, key: str) -> list[bytes]:
@@ -121,6 +125,10 @@ class Metadata(Mapping[str, Value]):
             words.append(block[at : at + length])
             at += length
         return words
+
+    def brief(self, key: str) -> Value | None:
+        """Return the value when there is one, and it is of a size that anybody means to be read."""
+        return self[key] if key in self and self.raw_size(key) <= _LONGEST else None
 
     def _decode(self, pair: Pair) -> Value:
         if pair.kind == STRING:

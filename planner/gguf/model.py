@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from planner.closing import Closing
 from planner.errors import ModelError
 from planner.ggml import Format, dequantize_rows, formats
+from planner.gguf.contents import other_contents
 from planner.gguf.metadata import Metadata
 from planner.gguf.reader import GgufFile, Tensor, read_gguf
 from planner.gguf.rules import tensor_order
@@ -35,7 +36,7 @@ class Model(Closing):
     """An open model. Close it, or use it in a `with` statement; arrays that `raw_rows` gave stay valid.
 
     `tensors` are in file order, part after part; `metadata` is the first part's, which is the one that llama.cpp
-    believes.
+    believes. `replaced`: tensor → its type in the file, where that is none of ggml's and the nearest stands for it.
     """
 
     def __init__(self, files: tuple[GgufFile, ...]) -> None:
@@ -47,6 +48,7 @@ class Model(Closing):
         self.alignment: int = first.alignment
         self.metadata: Metadata = first.metadata
         self.tensors: tuple[Tensor, ...] = tuple(tensor for file in files for tensor in file.tensors)
+        self.replaced: Mapping[str, str] = {name: kind for file in files for name, kind in file.replaced.items()}
         self.size: int = sum(len(file.data) for file in files)  # bytes of all files
         architecture = first.metadata.text("general.architecture")
         assert architecture is not None  # open_model has seen to it
@@ -119,23 +121,29 @@ class Model(Closing):
         sha = hashlib.sha256()
         for key in self.metadata:
             if key not in SPLIT_KEYS:
-                sha.update(self.metadata.raw(key))
+                for piece in self.metadata.raw_pieces(key):
+                    sha.update(piece)
         for name in tensor_order(self.by_name):
             tensor = self.by_name[name]
             sha.update(repr((tensor.name, tensor.shape, tensor.format)).encode())
         return sha.hexdigest()
 
 
-def open_model(path: str | Path) -> Model:
+def open_model(path: str | Path, *, nearest: bool = False) -> Model:
     """Open a model: a GGUF file of version 2 or 3, or the first part of a split one, whose other parts are found
-    beside it. Raises ModelError for a file that is damaged, incomplete or no model."""
-    first = read_gguf(Path(path))
+    beside it. With `nearest`, types that ggml does not have become its nearest, and data cannot be read (`read_gguf`).
+
+    Raises ModelError for a file that is damaged, incomplete or no model.
+    """
+    first = read_gguf(Path(path), nearest=nearest)
     files = [first]
     try:
         _check_model(first)
-        files += _other_parts(first)
+        files += _other_parts(first, nearest=nearest)
         if not any(file.tensors for file in files):
-            raise ModelError(f"{first.path}: holds no tensors.", "A vocabulary alone cannot be quantized.")
+            raise ModelError(
+                f"{first.path}: holds no tensors, only a vocabulary or metadata.", "Give the model with its weights."
+            )
         return Model(tuple(files))
     except BaseException:
         for file in files:
@@ -144,10 +152,9 @@ def open_model(path: str | Path) -> Model:
 
 
 def _check_model(file: GgufFile) -> None:
-    if file.metadata.text("general.type") == "imatrix" or "imatrix.chunk_count" in file.metadata:
-        raise ModelError(
-            f"{file.path}: an importance matrix, not a model.", "Give the model, and this file with --imatrix."
-        )
+    other = other_contents(file.metadata)
+    if other is not None:
+        raise ModelError(f"{file.path}: {other[0]}, not a model.", other[1])
     index = file.metadata.integer(SPLIT_NO) or 0
     if index:
         match = _SPLIT_NAME.fullmatch(file.path.name)
@@ -159,7 +166,7 @@ def _check_model(file: GgufFile) -> None:
         )
 
 
-def _other_parts(first: GgufFile) -> list[GgufFile]:
+def _other_parts(first: GgufFile, *, nearest: bool) -> list[GgufFile]:
     count = first.metadata.integer(SPLIT_COUNT) or 1
     if count == 1:
         return []
@@ -183,7 +190,7 @@ def _other_parts(first: GgufFile) -> list[GgufFile]:
     files: list[GgufFile] = []
     try:
         for index, part in enumerate(paths, 1):
-            files.append(read_gguf(part, index))
+            files.append(read_gguf(part, index, nearest=nearest))
             _check_part(files[-1], index, count)
         _check_whole(first, files)
     except BaseException:

@@ -13,86 +13,44 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import NoReturn
 
 from planner.errors import ModelError, PlannerError
-from planner.ggml import format_by_id
+from planner.ggml import FOREIGN, Format, format_by_id, formats, nearest_known, unknown_type
 from planner.gguf.metadata import ARRAY, SCALARS, STRING, Metadata, Pair
+from planner.gguf.tensor import Tensor
 from planner.inputs import open_regular
+from planner.strangers import looks_like_a_piece, stranger
 
 __all__ = ["DEFAULT_ALIGNMENT", "GgufFile", "Tensor", "padded", "read_gguf"]
 
 DEFAULT_ALIGNMENT = 32
 _MAX_DIMS = 4  # GGML_MAX_DIMS
+_MORE_DIMS = 8  # what other software may have raised it to
 _MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
 _MAX_DIM = 2**63 - 1  # ggml keeps dimensions in an int64
+# More than any model has, and few enough to be looked at in seconds: 61 blocks of 256 experts stored one by one are
+# 47,000 tensors, a vocabulary and its merges a million strings
+_MOST_TENSORS, _MOST_PAIRS, _MOST_STRINGS = 1 << 18, 1 << 16, 1 << 22
+_HEAD = 4096  # bytes that tell what else a file is
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _DAMAGED = "The file is damaged or incomplete: download or convert it again."
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor of a model.
-
-    `shape` is in ggml order, row length first, without trailing ones; `offset` counts from the beginning of the
-    file; `part` is the index of the file that holds it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    format: str
-    part: int
-    offset: int
-    nbytes: int
-
-    @property
-    def row_length(self) -> int:
-        """Weights in a row."""
-        return self.shape[0]
-
-    @property
-    def rows(self) -> int:
-        """Rows over all matrices."""
-        return prod(self.shape[1:])
-
-    @property
-    def rows_per_matrix(self) -> int:
-        """Rows of one matrix."""
-        return self.shape[1] if len(self.shape) > 1 else 1
-
-    @property
-    def matrices(self) -> int:
-        """Matrices stacked in the tensor: its experts, or 1."""
-        return prod(self.shape[2:])
-
-    def slices(self, weights: int) -> Iterator[tuple[int, int, int]]:
-        """(matrix, first row, last row + 1) over all rows, at most so many `weights` (but a row at least) at a time;
-        none crosses matrices. Rows are numbered over all matrices."""
-        step = max(1, weights // self.row_length)
-        for matrix in range(self.matrices):
-            begin = matrix * self.rows_per_matrix
-            end = begin + self.rows_per_matrix
-            for start in range(begin, end, step):
-                yield matrix, start, min(start + step, end)
-
-    @property
-    def elements(self) -> int:
-        """Weights in the tensor."""
-        return prod(self.shape)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row as the file stores it."""
-        return self.nbytes // self.rows
+_PIECE = "By its name it is a piece of a file that was cut: join all pieces, in order, with cat."
+_CONVERTER = "llama.cpp's convert_hf_to_gguf.py makes a GGUF file of a model"
+_RAISED = (
+    "The file may be sound: for image and video models, stable-diffusion.cpp and ComfyUI-GGUF raise these limits, "
+    "which hold here as in llama.cpp. Quantize it with their tools."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """A GGUF file that holds what its header says. `data` is the whole file, mapped read-only."""
+    """A GGUF file that holds what its header says. `data` is the whole file, mapped read-only. `replaced`: tensor →
+    the type that ggml does not have, where another was put in its place."""
 
     path: Path
     data: mmap.mmap
@@ -100,6 +58,7 @@ class GgufFile:
     alignment: int
     metadata: Metadata
     tensors: tuple[Tensor, ...]
+    replaced: Mapping[str, str]
 
 
 def padded(size: int, alignment: int) -> int:
@@ -107,18 +66,26 @@ def padded(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-def read_gguf(path: Path, part: int = 0, error: type[PlannerError] = ModelError) -> GgufFile:
+def read_gguf(path: Path, part: int = 0, error: type[PlannerError] = ModelError, *, nearest: bool = False) -> GgufFile:
     """Map the file and read its header. Raises `error` for anything that llama.cpp would refuse, and for tensors
-    without elements, which no model has."""
+    without elements, which no model has.
+
+    With `nearest`, tensors of ik_llama.cpp's types are read as if they were of ggml's nearest: their names, shapes and
+    types may be asked for, their data not.
+    """
     data = _map(path, error)
     try:
-        return _Header(path, data, error).read(part)
+        return _Header(path, data, error, nearest=nearest).read(part)
     except BaseException:
         data.close()
         raise
 
 
 def _map(path: Path, error: type[PlannerError]) -> mmap.mmap:
+    if path.is_dir():
+        found = sorted(path.glob("*.gguf"))
+        remedy = f"Give a file in it, such as {found[0]}." if found else f"Convert what is in it: {_CONVERTER}."
+        raise error(f"{path} is a directory, not a GGUF file.", remedy)
     with open_regular(path, error) as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise error(f"{path}: the file is empty.", _DAMAGED)
@@ -131,20 +98,26 @@ def _map(path: Path, error: type[PlannerError]) -> mmap.mmap:
 class _Header:
     """A cursor over the mapped file that never steps beyond its end."""
 
-    def __init__(self, path: Path, data: mmap.mmap, error: type[PlannerError]) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, error: type[PlannerError], *, nearest: bool) -> None:
         self.path = path
         self.data = data
         self.size = len(data)
         self.at = 0
         self.error = error
+        self.strings = 0  # in arrays so far
+        self.nearest = nearest
+        self.replaced: dict[str, str] = {}
 
     def read(self, part: int) -> GgufFile:
         version, tensors, pairs = self.start()
         metadata = Metadata(self.data, self.pairs(pairs))
         alignment = self.alignment(metadata)
-        return GgufFile(self.path, self.data, version, alignment, metadata, self.tensors(tensors, alignment, part))
+        found = self.tensors(tensors, alignment, part)
+        return GgufFile(self.path, self.data, version, alignment, metadata, found, self.replaced)
 
     def fail(self, problem: str, remedy: str = _DAMAGED) -> NoReturn:
+        if remedy is _DAMAGED and looks_like_a_piece(self.path):
+            remedy = _PIECE
         raise self.error(f"{self.path}: {problem}.", remedy)
 
     def skip(self, size: int, what: str) -> int:
@@ -176,21 +149,24 @@ class _Header:
         return text
 
     def start(self) -> tuple[int, int, int]:
-        magic = self.data[:4]
-        if magic != b"GGUF":
-            if self.data[:24] == b"version https://git-lfs.":
-                self.fail("a Git LFS pointer, not the model itself", "Fetch the file with `git lfs pull`.")
-            self.fail(f"not a GGUF file: it begins with {magic!r}", "Convert the model with convert_hf_to_gguf.py.")
+        head = self.data[:_HEAD]
+        if not head.startswith(b"GGUF"):
+            what = stranger(head, self.size)
+            if what is not None:
+                self.fail(f"not a GGUF file but {what.what}", what.remedy)
+            remedy = _PIECE if looks_like_a_piece(self.path) else f"Convert it: {_CONVERTER}."
+            self.fail(f"not a GGUF file: it begins with {head[:4]!r}", remedy)
         self.at = 4
         version = self.u32("the version")
         if version & 0xFFFF == 0:
-            self.fail("a big-endian GGUF file", "Convert it with gguf-py's gguf_convert_endian.py.")
+            self.fail("a big-endian GGUF file", "Convert it in place: gguf-convert-endian FILE little.")
         if version not in (2, 3):
             advice = "Convert the model again with a current converter." if version < 2 else "Update planner."
             self.fail(f"GGUF version {version}, and only versions 2 and 3 can be read", advice)
         tensors, pairs = self.u64("the number of tensors"), self.u64("the number of metadata pairs")
         # name length, dimensions, type and offset; key length, type and the smallest value
-        if tensors * 24 + pairs * 13 > self.size - self.at:
+        impossible = tensors * 24 + pairs * 13 > self.size - self.at
+        if impossible or tensors > _MOST_TENSORS or pairs > _MOST_PAIRS:
             self.fail(f"the header claims {tensors:,} tensors and {pairs:,} metadata pairs in {self.size:,} bytes")
         return version, tensors, pairs
 
@@ -223,7 +199,8 @@ class _Header:
     def skip_strings(self, count: int, what: str) -> None:
         # The one loop of the header that runs half a million times: locals only.
         data, at, size, unpack = self.data, self.at, self.size, _U64.unpack_from
-        if count * 8 > size - at:
+        self.strings += count
+        if count * 8 > size - at or self.strings > _MOST_STRINGS:
             self.fail(f"{what} claims {count:,} strings in the {size - at:,} bytes that are left")
         for index in range(count):
             if at + 8 > size:
@@ -240,29 +217,41 @@ class _Header:
         pair = metadata.pair(key)
         value = metadata.integer(key) or 0
         if pair.is_array or pair.kind != 4 or value & (value - 1) or not value:
-            self.fail(f"{key} must be a power of two in a u32, and is {_shown(str(metadata[key]))}")
+            found = "an array" if pair.is_array else "a text" if pair.kind == STRING else _shown(str(metadata[key]))
+            self.fail(f"{key} must be a power of two in a u32, and is {found}")
         return value
 
     def tensors(self, count: int, alignment: int, part: int) -> tuple[Tensor, ...]:
         infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
         for index in range(count):
             name = self.name(f"the name of tensor {index}")
-            if len(name.encode()) >= _MAX_NAME:
-                self.fail(f"the name of tensor {index} is longer than the {_MAX_NAME - 1} bytes that ggml allows")
+            if (length := len(name.encode())) >= _MAX_NAME:
+                self.fail(
+                    f"the name of tensor {index}, {_shown(name)}, has {length} bytes: longer than the {_MAX_NAME - 1} "
+                    "bytes that ggml allows",
+                    _RAISED,
+                )
             if name in infos:
                 self.fail(f"the tensor {_shown(name)} occurs twice")
             infos[name] = self.shape(name), self.u32(f"the type of {name}"), self.u64(f"the offset of {name}")
-        start, expected, tensors = padded(self.at, alignment), 0, []
-        for name, (shape, type_id, offset) in infos.items():
-            tensor = self.tensor(name, shape, type_id, part, start, offset, expected, alignment)
-            expected += padded(tensor.nbytes, alignment)
-            tensors.append(tensor)
+        header_end, start = self.at, padded(self.at, alignment)
+        data_end, expected, tensors = start if infos else header_end, 0, []
+        after = [*[offset for _, _, offset in infos.values()][1:], self.size - start]
+        for (name, (shape, type_id, offset)), following in zip(infos.items(), after, strict=False):
+            fmt = self.format(name, shape, type_id)
+            nbytes = fmt.row_bytes(shape[0]) * prod(shape[1:])
+            stored = max(0, following - offset) if name in self.replaced else nbytes
+            self.check_place(name, start, offset, stored, expected, alignment)
+            tensors.append(Tensor(name, shape, fmt.name, part, start + offset, nbytes))
+            data_end, expected = start + offset + stored, expected + padded(stored, alignment)
+        self.check_end(data_end, alignment)
         return tuple(tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
         dims = self.u32(f"the number of dimensions of {name}")
         if dims > _MAX_DIMS:
-            self.fail(f"tensor {name} has {dims:,} dimensions, and ggml allows {_MAX_DIMS}")
+            remedy = _RAISED if dims <= _MORE_DIMS else _DAMAGED
+            self.fail(f"tensor {name} has {dims:,} dimensions, and ggml allows {_MAX_DIMS}", remedy)
         shape = [self.u64(f"the shape of {name}") for _ in range(dims)] or [1]
         if 0 in shape:
             self.fail(f"tensor {name} has no elements: its shape is {shape}")
@@ -272,19 +261,23 @@ class _Header:
             shape.pop()
         return tuple(shape)
 
-    def tensor(
-        self, name: str, shape: tuple[int, ...], type_id: int, part: int,
-        start: int, offset: int, expected: int, alignment: int,
-    ) -> Tensor:  # fmt: skip
-        fmt = format_by_id(type_id)
-        if fmt is None:
-            self.fail(
-                f"tensor {name} has type {type_id}, which this ggml library does not know",
-                "Point PLANNER_GGML at the libggml-base of a newer llama.cpp, or convert the model again.",
-            )
+    def format(self, name: str, shape: tuple[int, ...], type_id: int) -> Format:
+        fmt = format_by_id(type_id) or self.stand_in(name, shape, type_id)
         if not fmt.fits(shape[0]):
             self.fail(f"tensor {name}: its rows of {shape[0]:,} weights are no multiple of {fmt.name}'s {fmt.block}")
-        nbytes = fmt.row_bytes(shape[0]) * prod(shape[1:])
+        return fmt
+
+    def stand_in(self, name: str, shape: tuple[int, ...], type_id: int) -> Format:
+        """The nearest type for one that the library does not have, where that is wanted."""
+        foreign = FOREIGN.get(type_id)
+        near = None if foreign is None else nearest_known(foreign.name, shape[0])
+        if foreign is None or near is None or not self.nearest:
+            problem, remedy = unknown_type(type_id, shape[0], self.path)
+            self.fail(f"tensor {name} has type {problem}", remedy or _DAMAGED)
+        self.replaced[name] = foreign.name
+        return formats()[near]
+
+    def check_place(self, name: str, start: int, offset: int, nbytes: int, expected: int, alignment: int) -> None:
         if start + offset + nbytes > self.size:
             self.fail(
                 f"tensor {name} goes beyond the end of the file: its {nbytes:,} bytes begin at {start + offset:,}, "
@@ -293,7 +286,15 @@ class _Header:
         if offset != expected:
             fault = "not aligned" if offset % alignment else "overlapping" if offset < expected else "leaving a gap"
             self.fail(f"tensor {name} lies at offset {offset:,} of the data, {fault}: {expected:,} was expected")
-        return Tensor(name, shape, fmt.name, part, start + offset, nbytes)
+
+    def check_end(self, end: int, alignment: int) -> None:
+        for at in (end, padded(end, alignment)):
+            if self.data[at : at + 4] == b"GGUF":
+                self.fail(
+                    f"several GGUF files joined end to end: the second begins at byte {at:,}",
+                    "Parts of a split model are joined with `llama-gguf-split --merge FIRST-PART OUT`, not with cat. "
+                    "Or give the first part, with the others beside it.",
+                )
 
 
 def _shown(text: str) -> str:

@@ -111,7 +111,8 @@ def perturber(
 ) -> Iterator[Perturber]:
     """Load a model so that its weights can be changed; on leaving, however that comes about, all is put back first.
 
-    Raises UsageError for a model that is quantized, InferenceError where llama.cpp keeps weights out of reach.
+    What is quantized already cannot be changed. Raises UsageError for a model that is so throughout, InferenceError
+    where llama.cpp keeps weights out of reach.
     """
     found: dict[str, dict[int, Tensor]] = {}
 
@@ -132,6 +133,12 @@ def perturber(
             pass
         engine.observer = None
         weights = {name: list(each.values()) for name, each in found.items() if _as_stored(model[name], each.values())}
+        quantized = [name for name in found if formats()[model[name].format].quantized]
+        if quantized and not any(model[name].rows > 1 for name in weights):
+            raise UsageError(
+                f"{quantized[0]} is {model[quantized[0]].format}, quantized already.",
+                "Sensitivities are measured on the original: give the F16, BF16 or F32 model.",
+            )
         result = Perturber(engine, weights, model, imatrix)
         for name in weights:
             result.check(name)
@@ -144,9 +151,4 @@ def perturber(
 def _as_stored(tensor: FileTensor, held: Collection[Tensor]) -> bool:
     """Whether the engine's tensors are the file's, and of a type that can take any value."""
     stored = formats()[tensor.format]
-    if stored.quantized:
-        raise UsageError(
-            f"{tensor.name} is {tensor.format}, quantized already.",
-            "Sensitivities are measured on the original: give the F16, BF16 or F32 model.",
-        )
-    return all(weight.nbytes == tensor.nbytes and weight.type == stored.id for weight in held)
+    return not stored.quantized and all(weight.nbytes == tensor.nbytes and weight.type == stored.id for weight in held)

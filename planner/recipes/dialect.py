@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from planner.errors import RecipeError
+from planner.ggml import file_type_of
 from planner.recipes.recipe import Choice, Recipe
 from planner.recipes.regex import Regex
 from planner.text import some
 
 __all__ = [
-    "Exported", "Found", "Rule", "changing", "first_match", "idle", "is_left_alone", "read_dictionary", "refuse",
-    "type_names", "unheard",
+    "Exported", "Found", "Rule", "changing", "file_type_of_choices", "first_match", "idle", "is_left_alone",
+    "read_dictionary", "refuse", "type_names", "unheard",
 ]  # fmt: skip
 
 _MOST_NAMED = 6  # entries that one note names
@@ -55,6 +58,14 @@ def is_left_alone(choice: Choice) -> bool:
 def changing(recipe: Recipe) -> list[Choice]:
     """The tensors that a quantizer decides about."""
     return [choice for choice in recipe.tensors if not is_left_alone(choice)]
+
+
+def file_type_of_choices(choices: Iterable[Choice]) -> int:
+    """`general.file_type` of a file with these tensors, by what a quantizer decides about, or else by all of it."""
+    weights: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    for choice in choices:
+        weights[is_left_alone(choice)][choice.format] += prod(choice.shape)
+    return file_type_of(weights[False] or weights[True])
 
 
 def refuse(names: Iterable[str], sayable: Callable[[str], object], who: str, why: str, remedy: str) -> None:

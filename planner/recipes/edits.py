@@ -6,6 +6,7 @@ from math import prod
 
 from planner.errors import RecipeError, UsageError
 from planner.formats import Family, named_in
+from planner.recipes.dialect import file_type_of_choices
 from planner.recipes.recipe import Choice, Recipe
 
 __all__ = ["recounted"]
@@ -33,7 +34,8 @@ def recounted(recipe: Recipe) -> tuple[Recipe, list[str]]:
     if not changes:
         return recipe, []
     before = 8 * sum(choice.bytes for choice in recipe.tensors)
-    new = {"tensors": tuple(choices), "size": size, "loss": None, "bound": None, "status": "edited"}
+    new = {"tensors": tuple(choices), "size": size, "loss": None, "bound": None, "status": "edited",
+           "file_type": file_type_of_choices(choices)}  # fmt: skip
     return recipe.model_copy(update={**new, "bpw": recipe.bpw * bits / before if before else 0.0}), changes
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from planner.errors import RecipeError
 from planner.recipes.dialect import Exported, Rule, changing, is_left_alone, refuse, type_names
-from planner.recipes.llama_quantize import file_type_name
+from planner.recipes.llama_quantize import base_type
 from planner.recipes.patterns import compacted, escaped_ecmascript, one_each
 from planner.recipes.recipe import Choice, Recipe
 from planner.recipes.regex import Regex
@@ -28,7 +28,7 @@ _TYPES = (
     "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs", "mxfp4",
 )  # fmt: skip
 # QUANT_OPTIONS there lacks what only newer llama.cpp has
-_UNKNOWN_FILE_TYPES = ("TQ1_0", "TQ2_0", "MXFP4_MOE")
+_UNKNOWN_FILE_TYPES = ("TQ1_0", "TQ2_0", "MXFP4_MOE", "Q1_0", "Q2_0")
 # llama_model_quantize_internal in src/llama-quantize.cpp leaves these alone, where llama.cpp quantizes them
 _LEFT_ALONE = ("ssm_x.weight", "ssm_dt.weight")
 # and these as llama.cpp does; all else that llama.cpp leaves alone it would quantize, if not told otherwise
@@ -73,8 +73,9 @@ def export_ik_llama(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool,
     if recipe.imatrix is not None:
         lines.append(command("--imatrix", paths[".imatrix.dat"]))
     lines.append(f'--custom-q "$({command("cat", paths[".custom-q.txt"])})"')
-    name = file_type_name(recipe)
-    base = "Q4_K_M" if name in _UNKNOWN_FILE_TYPES else name
+    base, override = base_type(recipe, _UNKNOWN_FILE_TYPES)
+    if override:
+        lines.append(command(*override))
     lines.append(command(Path(recipe.model.path), "OUT.gguf", base, str(threads)))
     imatrix = None if recipe.imatrix is None else paths[".imatrix.dat"]
     return Exported({".custom-q.txt": argument + "\n"}, " \\\n  ".join(lines), _notes(recipe), imatrix)

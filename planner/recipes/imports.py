@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from planner.errors import RecipeError, UsageError
+from planner.ggml import nearest_known
 from planner.recipes.auto_round import read_auto_round
 from planner.recipes.dialect import Found, Rule, first_match
 from planner.recipes.evopress import read_evopress
@@ -22,7 +23,7 @@ from planner.recipes.shell import is_script, tensor_type_words
 from planner.recipes.table import is_table, read_table
 from planner.recipes.tool_suite import read_tool_suite
 
-__all__ = ["IMPORTS", "Found", "are_rules", "guess_dialect", "nearest_known", "read_choices"]
+__all__ = ["IMPORTS", "Found", "are_rules", "guess_dialect", "known_formats", "read_choices"]
 
 _PATTERNS: Mapping[str, Callable[[str, str], list[Rule]]] = {
     "llama-quantize": read_llama_quantize,
@@ -36,12 +37,6 @@ _MODULES: Mapping[str, Callable[[str, Sequence[str], str, str], Found]] = {
 IMPORTS = (*_PATTERNS, *_TABLES, *_MODULES)
 """Dialects that can be read; GGUF files, states of --target-bpw and tables of KL divergences are told by content."""
 
-# Bits per weight of types that only ik_llama.cpp has, by the sizes of their blocks in ggml/src/ggml-common.h there
-_IK_BITS = {
-    "q6_0": 6.5, "q8_KV": 8.0, "iq1_bn": 1.625, "iq2_bn": 2.0, "iq1_kt": 1.75, "iq2_kt": 2.125, "iq3_kt": 3.125,
-    "iq4_kt": 4.0, "iq2_k": 2.375, "iq2_ks": 2.1875, "iq2_kl": 2.6875, "iq3_k": 3.4375, "iq3_ks": 3.1875, "iq4_k": 4.5,
-    "iq4_ks": 4.25, "iq4_kss": 4.0, "iq5_k": 5.5, "iq5_ks": 5.25, "iq6_k": 6.625, "q8_K": 8.0625,
-}  # fmt: skip
 _OF_TOOL_SUITE = re.compile(r"(?im)^\s*## (quant mix|recipe of planner)|GGUF Tool Suite")
 _SPACED = re.compile(r"\S+\s*=\s*\w+\s*(,|#|$)")
 # src/llama-quant.cpp; the other order came with pull request 14572 and went with 19770
@@ -50,7 +45,6 @@ _ORDER = {
     "the last."
 }
 _MOST_RULES = 20_000  # several for each tensor of the largest models
-_REPACKED = re.compile(r"_(r4|r8|r16|[48]x[48]|g128)$")
 
 
 def guess_dialect(path: Path, text: str) -> str:
@@ -88,7 +82,7 @@ def read_choices(
     rows: Mapping[str, int] | None = None,
 ) -> Found:
     """Which of a model's tensors (`names`) get which format. With `nearest`, types that only ik_llama.cpp has become
-    those of ggml that are nearest in bits per weight, of those that fill the tensor's `rows` (weights in one).
+    those of ggml that are nearest in bits per weight and fit the tensor's rows; `rows` are their lengths, where known.
 
     Raises RecipeError for text that the dialect's parser would not read, and for types that ggml does not know.
     """
@@ -113,51 +107,26 @@ def read_choices(
         found = Found(named, found.notes)
     else:
         found = _MODULES[dialect](text, names, architecture, where)
-    return _known(found, where, nearest=nearest, rows=rows or {})
+    known = known_formats(found.formats, where, nearest=nearest, rows=rows or {})
+    return Found(known.formats, (*known.notes, *found.notes))
 
 
-def _known(found: Found, where: str, *, nearest: bool, rows: Mapping[str, int]) -> Found:
-    formats = found.formats
-    unknown = {kind: near for kind in dict.fromkeys(formats.values()) if (near := nearest_known(kind)) is not None}
-    if unknown and not nearest:
-        listed = ", ".join(f"{kind} ({near})" for kind, near in list(unknown.items())[:6])
+def known_formats(formats: Mapping[str, str], where: str, *, nearest: bool, rows: Mapping[str, int]) -> Found:
+    """Types by tensor as ggml has them: see `read_choices`. Raises RecipeError for those of ik_llama.cpp alone, unless
+    the nearest are wanted."""
+    near = {name: nearest_known(kind, rows.get(name)) for name, kind in formats.items()}
+    pairs = Counter((formats[name], found) for name, found in near.items() if found is not None)
+    if pairs and not nearest:
+        listed = ", ".join(f"{kind} ({found})" for kind, found in list(pairs)[:6])
         raise RecipeError(
-            f"{where} has types of ik_llama.cpp, which ggml does not have: {listed}.",
+            f"{where} has types of ik_llama.cpp or of older ggml, which ggml does not have: {listed}.",
             "With --nearest each becomes the type of ggml that is nearest in bits per weight (in brackets).",
         )
-    replaced = {
-        name: nearest_known(kind, rows.get(name)) or unknown[kind] for name, kind in formats.items() if kind in unknown
-    }
-    counts = Counter((formats[name], near) for name, near in replaced.items())
     notes = [
-        f"{count} {'tensor gets' if count == 1 else 'tensors get'} {near} for {kind}, which ggml does not have."
-        for (kind, near), count in counts.items()
+        f"{count} {'tensor gets' if count == 1 else 'tensors get'} {found} for {kind}, which ggml does not have."
+        for (kind, found), count in pairs.items()
     ]
-    return Found({**formats, **replaced}, (*notes, *found.notes))
-
-
-def nearest_known(kind: str, row_length: int | None = None) -> str | None:
-    """For a type that only ik_llama.cpp has, ggml's nearest in bits per weight, of those that fill rows of
-    `row_length`. None for all others, and where nothing fills them.
-
-    A repacked type (`_r4`, `_r8`, `_4x8`) holds the same numbers as the one that it is made of.
-    """
-    from planner.ggml import CANDIDATES, formats
-
-    lowered = {name.lower(): name for name in formats()}
-    own = {name.lower(): bits for name, bits in _IK_BITS.items()}
-    base = _REPACKED.sub("", kind.lower())
-    if kind.lower() in lowered:
-        return None
-    table = formats()
-    if base not in own:
-        near = lowered.get(base)
-        return near if near is None or row_length is None or table[near].fits(row_length) else None
-    fits = [name for name in CANDIDATES if row_length is None or table[name].fits(row_length)]
-    # equally near: one with large blocks, which says more with as many bits
-    return min(
-        fits, key=lambda name: (abs(table[name].bpw - own[base]), -table[name].block, table[name].bpw), default=None
-    )
+    return Found({name: near[name] or kind for name, kind in formats.items()}, tuple(notes))
 
 
 def are_rules(text: str) -> bool:

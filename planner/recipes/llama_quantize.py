@@ -7,10 +7,11 @@ take apart or change (white space, `=`, capitals) is written by number: `\\x20`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from planner.errors import RecipeError
+from planner.ggml import file_types
 from planner.recipes.dialect import Exported, Rule, changing, refuse
 from planner.recipes.patterns import compacted, escaped_ecmascript, one_each
 from planner.recipes.recipe import Recipe
@@ -18,14 +19,12 @@ from planner.recipes.regex import Regex
 from planner.recipes.shell import tensor_type_words
 from planner.text import command
 
-__all__ = ["command_line", "export_llama_quantize", "file_type_name", "read_llama_quantize", "tensor_types"]
+__all__ = ["base_type", "command_line", "export_llama_quantize", "read_llama_quantize", "tensor_types"]
 
-# QUANT_OPTIONS in tools/quantize/quantize.cpp, by llama_ftype
-_FILE_TYPES = {
-    2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 12: "Q3_K_M", 15: "Q4_K_M", 17: "Q5_K_M",
-    18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 28: "IQ2_S",
-    30: "IQ4_XS", 31: "IQ1_M", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
-}  # fmt: skip
+# Beside these as the base, tensor types are not heeded (llama_tensor_get_type: `if (ggml_is_quantized(default_type))`)
+_UNQUANTIZED = ("F32", "F16", "BF16")
+_NO_OPTION = ("NVFP4",)  # llama_ftype has it, QUANT_OPTIONS in tools/quantize/quantize.cpp not
+_BASE = "Q8_0"  # of what is no base itself: whatever no pattern finds loses least
 _CHANGED = "= ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # split at, or lowercased
 _LONGEST = 63  # GGML_MAX_NAME, with its final zero
 
@@ -49,24 +48,41 @@ def _escape(text: str) -> str:
     return escaped_ecmascript(text, _CHANGED)
 
 
-def file_type_name(recipe: Recipe) -> str:
-    """What llama-quantize calls the recipe's `general.file_type`."""
-    return _FILE_TYPES.get(recipe.file_type, "Q4_K_M")
+def base_type(recipe: Recipe, unknown: Collection[str] = ()) -> tuple[str, list[str]]:
+    """The type that a command names, beside which every tensor gets what its pattern says, and the arguments that make
+    the file say what it is (`general.file_type`) where the base is another; `unknown` are types that the quantizer
+    does not have."""
+    name = file_types().get(recipe.file_type)
+    if name is not None and name not in (*_UNQUANTIZED, *_NO_OPTION, *unknown):
+        return name, []
+    return _BASE, [] if name is None else ["--override-kv", f"general.file_type=int:{recipe.file_type}"]
 
 
 def command_line(recipe: Recipe, types: Path, threads: int) -> str:
     """The command that makes the same tensors, for a POSIX shell; an option a line."""
+    base, override = base_type(recipe)
     lines: list[list[str | Path]] = [["llama-quantize"], ["--tensor-type-file", types]]
     if recipe.imatrix is not None:
         lines.insert(1, ["--imatrix", recipe.imatrix.path])  # as it is: the name goes into the metadata
-    lines.append([Path(recipe.model.path), "OUT.gguf", file_type_name(recipe), str(threads)])
+    if override:
+        lines.append([*override])
+    lines.append([Path(recipe.model.path), "OUT.gguf", base, str(threads)])
     return " \\\n  ".join(command(*words) for words in lines)
 
 
 def export_llama_quantize(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
     """The file and its command. `paths`: suffix → where that file will be. Raises RecipeError."""
-    return Exported({".types.txt": tensor_types(recipe, compact=compact)},
-                    command_line(recipe, paths[".types.txt"], threads))  # fmt: skip
+    types = tensor_types(recipe, compact=compact)
+    return Exported({".types.txt": types}, command_line(recipe, paths[".types.txt"], threads), _notes(recipe))
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    base, override = base_type(recipe)
+    if not override:
+        return []
+    name = file_types()[recipe.file_type]
+    why = f"there is no base {name}" if name in _NO_OPTION else f"beside the base {name} it ignores all rules"
+    return [f"llama-quantize is given the base {base}, and each tensor's type by a rule, for {why}."]
 
 
 def read_llama_quantize(text: str, where: str) -> list[Rule]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from planner.sensitivity.anatomy import Anatomy, read_anatomy
 from planner.sensitivity.design import DESIGNS, Design, factored, most_telling
+from planner.sensitivity.experts import EXPERTS_VERSION
 from planner.sensitivity.link import Link, Point, Prediction, fit_link
 from planner.sensitivity.measured import Observation, spread
-from planner.sensitivity.prior import Prior, prior, role_of
+from planner.sensitivity.prior import Prior, is_expert, prior, role_of
 from planner.sensitivity.rounding import NOT_ROUNDED, Rounding, rounding_of
 from planner.sensitivity.sources import (
     SOURCES,
@@ -21,6 +22,7 @@ from planner.sensitivity.structure import STRUCTURE_VERSION, Facts, block_facts,
 
 __all__ = [
     "DESIGNS",
+    "EXPERTS_VERSION",
     "NOT_ROUNDED",
     "SOURCES",
     "STRUCTURE_VERSION",
@@ -40,6 +42,7 @@ __all__ = [
     "factored",
     "fit_link",
     "global_facts",
+    "is_expert",
     "measured_sensitivities",
     "most_telling",
     "prior",

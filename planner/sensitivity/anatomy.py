@@ -86,9 +86,9 @@ def read_anatomy(model: Model) -> Anatomy:
     known = last is not None and last.rows == 1 and model.format(last).for_weights
 
     def per_block(key: str, default: int) -> list[int]:
-        value = model.metadata.get(f"{arch}.{key}")
+        value = model.metadata.brief(f"{arch}.{key}")
         if isinstance(value, np.ndarray):
-            values = [int(entry) for entry in value]
+            values = [int(entry) for entry in value[: len(numbers)]]
             return values + values[-1:] * max(0, len(numbers) - len(values)) if values else [default] * len(numbers)
         return [int(value) if isinstance(value, int) else default] * len(numbers)
 
@@ -120,7 +120,7 @@ def read_anatomy(model: Model) -> Anatomy:
 
 
 def _number(model: Model, key: str) -> float | None:
-    value = model.metadata.get(f"{model.architecture}.{key}")
+    value = model.metadata.brief(f"{model.architecture}.{key}")
     return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
@@ -22,6 +23,7 @@ __all__ = [
     "Prior",
     "Table",
     "ffn_family",
+    "is_expert",
     "last_block",
     "load_table",
     "nearest",
@@ -34,6 +36,7 @@ BLOCK_MEAN = "block mean"
 TIED = "token_embd (tied)"
 
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(.+?)(?:\.(?:weight|bias))?")
+_EXPERT = re.compile(r"(ffn_(?:gate|down|up))\.\d+")  # one of those that some files do not stack
 _ELSEWHERE = re.compile(r".*?\.blk\.\d+\.")  # a vision tower's or an encoder's block
 
 # The relative that lends its value to a role without one of its own: the first rule that matches, then the relative's
@@ -91,14 +94,27 @@ def role_of(name: str) -> tuple[int | None, str]:
 
     >>> role_of("blk.3.ffn_down_exps.weight"), role_of("output.weight"), role_of("v.blk.0.attn_q.bias")
     ((3, 'ffn_down_exps'), (None, 'output'), (None, 'attn_q'))
+
+    Experts that are stored one by one have the role of those that are stacked.
+
+    >>> role_of("blk.3.ffn_down.5.weight")
+    (3, 'ffn_down_exps')
     """
     match = _NAME.fullmatch(name)
     if match is None:
         return None, name
     block, role = match.groups()
+    if block is not None and (expert := _EXPERT.fullmatch(role)):
+        role = f"{expert[1]}_exps"
     if block is not None:
         return (int(block) if len(block) < 10 else None), role
     return None, _ELSEWHERE.sub("", role, count=1)
+
+
+def is_expert(name: str) -> bool:
+    """Whether a tensor is one expert of those that a file stores one by one."""
+    match = _NAME.fullmatch(name)
+    return match is not None and match[1] is not None and _EXPERT.fullmatch(match[2]) is not None
 
 
 def nearest(role: str) -> str:
@@ -145,7 +161,13 @@ def prior(names: Sequence[str], *, blocks: int) -> dict[str, Prior]:
     table = load_table()
     tied = "output.weight" not in names
     last = last_block(names, blocks)
-    return {name: _look_up(name, table, tied, last) for name in names}
+    experts = Counter(role_of(name) for name in names if is_expert(name))
+    found = {name: _look_up(name, table, tied, last) for name in names}
+    # values are of all experts together
+    return {
+        name: replace(entry, value=entry.value / experts[role_of(name)]) if is_expert(name) else entry
+        for name, entry in found.items()
+    }
 
 
 def _look_up(name: str, table: Table, tied: bool, last: int) -> Prior:

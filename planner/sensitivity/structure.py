@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.sensitivity.anatomy import Activation, Anatomy, BlockAnatomy
+from planner.sensitivity.experts import Part, stack_experts
 from planner.sensitivity.prior import role_of, role_value
 
 if TYPE_CHECKING:
@@ -58,11 +59,15 @@ def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
     return facts
 
 
-def block_facts(surveys: Sequence[Survey], anatomy: Anatomy, number: int) -> dict[str, Facts]:
-    """Facts of one block's tensors, by name; those that the formulas cannot place are missing."""
+def block_facts(
+    surveys: Sequence[Survey], anatomy: Anatomy, number: int, tokens: Mapping[str, float] | None = None
+) -> dict[str, Facts]:
+    """Facts of one block's tensors, by name; those that the formulas cannot place are missing. `tokens`: how many each
+    tensor saw, by the imatrix."""
     block = anatomy.blocks.get(number)
     if block is None:
         return {}
+    surveys, parts = stack_experts(surveys, tokens)
     known = {role_of(survey.tensor.name)[1]: survey for survey in surveys if survey.moments.known}
     facts: dict[str, Facts] = {}
     for role, survey in known.items():
@@ -75,7 +80,17 @@ def block_facts(surveys: Sequence[Survey], anatomy: Anatomy, number: int) -> dic
         _feed_forward(known, facts, suffix, anatomy)
     _anchored(known, facts)
     names = {role: survey.tensor.name for role, survey in known.items()}
-    return {names[role]: values for role, values in facts.items() if all(map(np.isfinite, values.values()))}
+    found = {names[role]: values for role, values in facts.items() if all(map(np.isfinite, values.values()))}
+    for stack, members in parts.items():
+        whole = found.pop(stack, None)
+        found |= {part.name: _part_of(whole, part) for part in members if whole is not None}
+    return found
+
+
+def _part_of(facts: Facts, part: Part) -> Facts:
+    """An expert's part of what is known of all."""
+    shared = {key: facts[key] * part.share for key in ("var", "mean", "write")}
+    return {**facts, **shared, "massive": facts["massive"] * part.massive}
 
 
 def _share(survey: Survey, anatomy: Anatomy) -> float:

@@ -11,6 +11,7 @@ from planner.ggml import formats
 from planner.gguf import open_model
 from planner.recipes import load_recipe
 from state import Store
+from tests.models import dense
 
 
 @pytest.fixture
@@ -115,6 +116,51 @@ def test_what_cannot_be_imported(text, words, remedy, solved, run):
     assert words in " ".join(done.err.split())
     assert remedy in done.err
     assert not (solved / "x.json").exists()
+
+
+def test_a_gguf_of_ik_llama(here, run):
+    """Repacked types have the sizes of those that they are made of: numbers in a real file are exchanged."""
+    path = dense(width=256, inner=512).write(here / "model.gguf")
+    rules = "ffn_down=q6_K,ffn=q4_K,attn_q=iq4_xs"
+    assert run("import", rules, "--model", path, "-o", "plain.json").status == 0
+    assert run("quantize", path, "plain.json", "plain.gguf").status == 0
+    data = (here / "plain.gguf").read_bytes()
+    for ours, theirs in ((14, 214), (12, 212), (23, 223)):
+        for name in (name for name, fmt in load_recipe(here / "plain.json").formats.items()):
+            fmt = formats()[load_recipe(here / "plain.json").formats[name]]
+            at = data.index(name.encode()) + len(name) + 4 + 16  # two dimensions
+            if fmt.id == ours:
+                data = data[:at] + struct.pack("<I", theirs) + data[at + 4 :]
+    (here / "theirs.gguf").write_bytes(data)
+    refused = run("import", "theirs.gguf", "--model", path, "-o", "x.json")
+    assert refused.status == 1
+    assert "which only ik_llama.cpp has" in " ".join(refused.err.split())
+    done = run("import", "theirs.gguf", "--model", path, "--nearest", "-o", "back.json")
+    assert done.status == 0, done.text
+    assert load_recipe(here / "back.json").formats == load_recipe(here / "plain.json").formats
+    assert "q4_K for q4_k_r4, which ggml does not have" in " ".join(done.text.split())
+    alone = run("import", "theirs.gguf", "--nearest", "-o", "own.json")
+    assert alone.status == 0, alone.text
+    assert load_recipe(here / "own.json").formats == load_recipe(here / "plain.json").formats
+    assert "give the original with --model" in " ".join(alone.text.split())
+
+
+def test_the_nearest_type_is_one_that_fits(here, run):
+    """Where blocks of 256 weights do not fill the rows, q5_1 is nearer to q6_0 than q8_0, llama.cpp's for q6_K."""
+    path = dense(width=288, inner=512).write(here / "model.gguf")
+    assert run("import", "ffn=q6_0", "--nearest", "--model", path).status == 0
+    chosen = load_recipe(here / "recipe.json").formats
+    assert chosen["blk.0.ffn_up.weight"] == "q5_1"
+    assert chosen["blk.0.ffn_down.weight"] == "q6_K"
+
+
+def test_types_that_no_substitute_is_known_for(here, run):
+    path = dense(width=288, inner=512).write(here / "model.gguf")
+    done = run("import", "ffn=nvfp4", "--model", path)
+    said = " ".join(done.err.split())
+    assert done.status == 1
+    assert "blk.0.ffn_gate.weight cannot be nvfp4. Rows of 288 weights are no multiple of the 64 of nvfp4" in said
+    assert "Possible are iq4_nl, q4_0, q4_1, q5_0, q5_1, q8_0, f16, bf16" in said
 
 
 def test_the_nearest_types(solved, run):

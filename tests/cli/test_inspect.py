@@ -165,7 +165,7 @@ def test_the_bundled_model(inspect: Inspect) -> None:
     assert re.search(rf"^Size +{MODEL.stat().st_size:,} bytes", text, re.M)
     assert re.search(r"^attn_k +8 +256×128 +524\.29 kB +16\.00 +3\.1 % +f16$", text, re.M)
     assert re.search(r"^all +75 .*f16\*58 f32\*17$", text, re.M)
-    assert re.search(r"^ +general\.file_type += 1 \(MOSTLY_F16\)$", text, re.M)
+    assert re.search(r"^ +general\.file_type += 1 \(F16\)$", text, re.M)
     assert re.search(r'^ +tokenizer\.ggml\.tokens += 4,096 strings: "<\|endoftext\|>", ("[^"]*", )*…$', text, re.M)
     roles = re.findall(r"^(\S+) .*(?:f16|f32)$", text, re.M)
     assert roles[-1] == "output_norm"  # the smallest

@@ -58,7 +58,7 @@ def test_the_header_is_read_back_as_promised(model, tmp_path, recipe, extra, fil
     source = imatrix() if with_imatrix else None
     added = [*imatrix_pairs(source), *extra.items()]
     (shard,) = arrange(model, chosen, added, file_type)
-    header = shard.header()
+    header = b"".join(shard.header())
     assert len(header) == shard.header_bytes == header_bytes(model, source, list(extra.items()), file_type)
     size = len(header) + sum(padded(placed.nbytes, 32) for placed in shard.tensors)
     assert size == shard.nbytes == predicted_size(model, chosen, source, list(extra.items()))
@@ -108,7 +108,7 @@ def test_shards_stay_below_their_limit(model, tmp_path, recipe, limit, extra):
     assert (len(shards) == 1) == (whole.nbytes <= limit)
     assert sum(shard.nbytes for shard in shards) == predicted_size(model, chosen, None, added, max_shard_size=limit)
     if len(shards) == 1:
-        assert shards[0].header() == whole.header()
+        assert b"".join(shards[0].header()) == b"".join(whole.header())
         return
     for shard, following in pairwise(shards):  # no shard has room for what follows it
         more = Shard(shard.pairs, shard.split, (*shard.tensors, following.tensors[0]), shard.alignment)
@@ -116,7 +116,7 @@ def test_shards_stay_below_their_limit(model, tmp_path, recipe, limit, extra):
     paths = []
     for index, shard in enumerate(shards):
         paths.append(tmp_path / f"s-{index + 1:05d}-of-{len(shards):05d}.gguf")
-        paths[-1].write_bytes(shard.header() + bytes(shard.nbytes - shard.header_bytes))
+        paths[-1].write_bytes(b"".join(shard.header()) + bytes(shard.nbytes - shard.header_bytes))
         assert shard.tensors
     with open_model(paths[0]) as again:  # which checks split.no, split.count and split.tensors.count
         assert again.split_count == len(shards)

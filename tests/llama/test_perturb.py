@@ -105,12 +105,17 @@ def test_a_change_moves_the_predictions_and_restoring_moves_them_back(example, m
         assert np.array_equal(logits(changer), before)
 
 
-def test_a_quantized_model_is_refused(model, imatrix, tmp_path):
+def test_a_quantized_model_is_refused_and_one_in_part_is_not(model, imatrix, tmp_path):
     path = tmp_path / "q8_0.gguf"
-    quantize_model(model, {CHANGED: "q8_0"}, None, path, file_type=7)
+    matrices = [tensor.name for tensor in model.tensors if tensor.rows > 1]
+    quantize_model(model, dict.fromkeys(matrices, "q8_0"), None, path, file_type=7)
     with (
         open_model(path) as quantized,
-        pytest.raises(UsageError, match=r"ffn_down\.weight is q8_0, quantized already"),
+        pytest.raises(UsageError, match=r"is q8_0, quantized already"),
         perturber(path, quantized, None, **SETTINGS),
     ):
         pytest.fail("it was accepted")
+    quantize_model(model, {CHANGED: "q8_0"}, None, path, file_type=7, force=True)
+    with open_model(path) as partly, perturber(path, partly, None, **SETTINGS) as changer:
+        assert CHANGED not in changer.weights
+        assert changer.weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import gguf
 import pytest
@@ -14,7 +15,7 @@ from planner.errors import RecipeError
 from planner.gguf import open_model
 from planner.plan import Request, make_plan
 from planner.recipes import Choice, ImatrixSource, ModelSource, Recipe, load_recipe
-from planner.recipes.llama_quantize import command_line, file_type_name, tensor_types
+from planner.recipes.llama_quantize import base_type, command_line, tensor_types
 from state import Store
 
 TYPES = {kind.name.lower(): kind for kind in gguf.GGMLQuantizationType}
@@ -90,18 +91,23 @@ def test_the_command(tmp_path):
         "OUT.gguf", "Q4_K_M", "3",
     ]  # fmt: skip
     assert "--imatrix" not in command_line(recipe_of({"a": "q4_K"}), types, 3)
-    assert file_type_name(recipe_of({}, file_type=23)) == "IQ3_XXS"
-    assert file_type_name(recipe_of({}, file_type=9999)) == "Q4_K_M"
+    assert base_type(recipe_of({}, file_type=23)) == ("IQ3_XXS", [])
 
 
-def test_file_types_are_the_gguf_packages():
-    """The name is llama.cpp's own for that number; and always that of a quantized mix, or patterns would be ignored."""
-    known = {kind.value: kind.name.removeprefix("MOSTLY_") for kind in gguf.LlamaFileType}
-    for number in range(100):
-        name = file_type_name(recipe_of({}, file_type=number))
-        assert name not in ("F16", "BF16", "F32", "COPY")
-        if name != "Q4_K_M":
-            assert known[number] == name
+@pytest.mark.parametrize("number", range(60))
+def test_the_base_is_quantized_and_the_file_says_what_it_is(number):
+    """Beside any other base llama-quantize ignores the patterns; NVFP4 is a file type but no option of it."""
+    known = {kind.value: kind.name.split("_", 1)[1] for kind in gguf.LlamaFileType if kind.value < 1024}
+    base, override = base_type(recipe_of({}, file_type=number))
+    if number in known and known[number] not in ("F32", "F16", "BF16", "NVFP4"):
+        assert (base, override) == (known[number], [])
+    elif number != 41:  # Q2_0, which only newer gguf packages have
+        assert base == "Q8_0"
+        assert override == (["--override-kv", f"general.file_type=int:{number}"] if number in known else [])
+    command = command_line(recipe_of({}, file_type=number), Path("x.types.txt"), 3)
+    assert [word for line in command.split(" \\\n") for word in shlex.split(line)] == [
+        "llama-quantize", "--tensor-type-file", "x.types.txt", *override, "a model.gguf", "OUT.gguf", base, "3",
+    ]  # fmt: skip
 
 
 def test_a_real_recipe(cheap, example, here, run):

@@ -122,6 +122,7 @@ def test_files_that_are_not_there_or_far_too_large(tmp_path):
     with pytest.raises(RecipeError, match="is a directory"):
         load_recipe(tmp_path)
     with (tmp_path / "large.json").open("wb") as file:
+        file.write(b"{")
         file.truncate(1 << 40)
     with pytest.raises(RecipeError, match="too large"):
         load_recipe(tmp_path / "large.json")

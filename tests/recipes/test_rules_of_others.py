@@ -203,10 +203,11 @@ def test_no_script_makes_us_wait():
 def test_the_nearest_type_fills_the_row():
     assert nearest_known("q6_0") == "q6_K"
     assert nearest_known("q6_0", 352) == "q5_1"
-    assert nearest_known("q6_0", 72) is None
+    assert nearest_known("q6_0", 72) == "f16"  # no block fills such a row
     repacked = {"q4_K_R4": "q4_K", "q8_k_r8": "q8_0", "mxfp4_r8": "mxfp4", "q4_0_4x8": "q4_0", "bf16_r16": "bf16"}
     assert {kind: nearest_known(kind) for kind in repacked} == repacked
-    assert [nearest_known(kind) for kind in ("q4_K", "Q8_K", "i2_s", "nonsense_r4")] == [None] * 4
+    assert [nearest_known(kind) for kind in ("q4_K", "i2_s", "nonsense_r4")] == [None] * 3
+    assert nearest_known("Q8_K") == "q8_0"  # of activations: no file has it
     rng = random.Random(0)
     for _ in range(50):
         kind, row = rng.choice(["iq4_k", "iq5_ks", "iq2_kl", "iq6_k", "q6_0_r4"]), 32 * rng.randint(1, 40)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gguf import LlamaFileType
 from rich.cells import cell_len
 
+from planner.ggml import GUESSED, file_types
 from planner.gguf import Metadata
 from planner.report.inspection.columns import WIDTH, shown
 
@@ -65,10 +65,8 @@ def _simple(value: Any, kind: str) -> bool | int | float | str:
 
 
 def _file_type(value: int) -> str | None:
-    try:
-        return str(LlamaFileType(value).name)
-    except ValueError:
-        return None
+    name = file_types().get(value & ~GUESSED)
+    return f"guessed {name}" if name and value & GUESSED else name
 
 
 def metadata_text(entries: dict[str, Entry]) -> list[str]:
