@@ -133,6 +133,8 @@ def normalized(output: str) -> str:
     output = re.sub(
         r"^\S+\.(gguf|kld) .*\d$", lambda row: " ".join(_NUMBER.sub("N", row[0]).split()), output, flags=re.M
     )
+    # columns are as wide as what llama.cpp computes
+    output = re.sub(r"^(file|KLD of a token|model) .*$", lambda row: " ".join(row[0].split()), output, flags=re.M)
     return "\n".join(line.rstrip() for line in output.splitlines())
 
 
