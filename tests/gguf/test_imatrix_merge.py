@@ -137,6 +137,16 @@ def test_matrices_of_other_models_are_refused(here, run):
     assert not (here / "x.gguf").exists()
 
 
+@pytest.mark.parametrize("form", ["gguf", "dat"])
+def test_sums_too_large_to_be_added_up(form, here, run):
+    write = write_imatrix if form == "gguf" else write_legacy_imatrix
+    write(Sums(4, {"a": TensorSums(np.full(2, 3e38, np.float32), None, np.array([4]))}, ["x"]), here / "x", force=False)
+    done = run("imatrix", "--merge", "x", "--merge", "x", "-o", "y.gguf")
+    assert done.status == 1
+    assert "too large to be added up" in done.err
+    assert not (here / "y.gguf").exists()
+
+
 def test_outputs_are_not_overwritten_and_inputs_never(here, run):
     make_imatrix(dense().write(here / "m.gguf"), here / "a.gguf")
     assert run("imatrix", "--merge", "a.gguf", "-o", "x.dat", "--output-format", "dat").status == 0
