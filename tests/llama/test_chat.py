@@ -69,9 +69,10 @@ def test_templates_stay_in_their_sandbox(hostile):
         template(hostile).render(conversation(messages))
 
 
-def test_a_template_that_is_no_jinja():
+@pytest.mark.parametrize("source", ["{% for %}", "{{ " + "9" * 5000 + " }}"])
+def test_a_template_that_is_no_jinja(source):
     with pytest.raises(ModelError, match="cannot be read"):
-        template("{% for %}")
+        template(source)
 
 
 def test_time_and_arguments_of_tools():
