@@ -48,9 +48,10 @@ class Losses:
         sensitivities: Mapping[str, TensorSensitivity],
         measured: Iterable[Measurement],
     ) -> Self:
-        """From the measurements of an inventory's tensors."""
+        """From measurements; those of an inventory's tensors."""
         stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
-        return cls(source, sensitivities, {(entry.tensor, entry.format): entry for entry in measured}, stored)
+        own = {(entry.tensor, entry.format): entry for entry in measured if entry.tensor in stored}
+        return cls(source, sensitivities, own, stored)
 
     def of(self, tensor: str, fmt: str) -> tuple[float, float] | None:
         """Relative error and loss of a tensor in a format; None where it was not measured."""
@@ -77,11 +78,11 @@ def sensitivities_of(
     store: Store, inventory: Inventory, source: Source, passes: Sequence[Pass] = ()
 ) -> dict[str, TensorSensitivity]:
     """Sensitivities of all tensors of the inventory. Raises UsageError for `measured` without passes."""
-    facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values()}
-    names = [tensor.name for tensor in inventory.tensors]
+    names = dict.fromkeys(tensor.name for tensor in inventory.tensors)
+    facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values() if entry.tensor in names}
     blocks = inventory.metadata.get("block_count", 0)
     reference = best_source(inventory) if source == "measured" else source
-    found = sensitivities(reference, names, facts, blocks=0 if isinstance(blocks, str) else int(blocks))
+    found = sensitivities(reference, list(names), facts, blocks=0 if isinstance(blocks, str) else int(blocks))
     if source == "measured":
         if not any(entry.errors for entry in passes):
             raise UsageError(
