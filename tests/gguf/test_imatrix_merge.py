@@ -137,6 +137,16 @@ def test_matrices_of_other_models_are_refused(here, run):
     assert not (here / "x.gguf").exists()
 
 
+@pytest.mark.parametrize("name", ["blk.0.attn_k.weigh\x01", "a" * 60])
+def test_names_that_no_gguf_can_have(name, here, run):
+    sums = Sums(4, {name: TensorSums(np.ones(2, np.float32), None, np.array([4]))}, ["x"])
+    write_legacy_imatrix(sums, here / "x.dat", force=False)
+    done = run("imatrix", "--merge", "x.dat", "-o", "y.gguf")
+    assert done.status == 1
+    assert "No GGUF can have an entry named" in done.err
+    assert not (here / "y.gguf").exists()
+
+
 @pytest.mark.parametrize("form", ["gguf", "dat"])
 def test_sums_too_large_to_be_added_up(form, here, run):
     write = write_imatrix if form == "gguf" else write_legacy_imatrix
