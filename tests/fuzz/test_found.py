@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from pathlib import Path
 
@@ -37,3 +38,27 @@ def test_facts_of_tensors_that_the_model_does_not_have(column, model, state, run
     for command in ("diff", model, model, "--state"), ("import", model, "-o", "new.json", "--state"):
         done = run(*command, state)
         assert done.status == 0, done.text
+
+
+@pytest.mark.parametrize("spelt", ["Q8_0", "q8_0 "])
+@pytest.mark.parametrize("shapes", [True, False])
+def test_formats_that_an_editor_spells_otherwise(spelt, shapes, state, run):
+    assert run("solve", "--state", state, "--bpw", 6).status == 0
+    recipe = json.loads(Path("recipe.json").read_text())
+    for choice in recipe["tensors"]:
+        if not choice["why"].startswith("left alone"):
+            choice["format"] = spelt
+        if not shapes:
+            del choice["shape"]
+    Path("recipe.json").write_text(json.dumps(recipe))
+    for dialect in ("llama-quantize", "ik_llama", "auto-round", "evopress", "csv", *(["mlx-lm"] if shapes else [])):
+        done = run("export", "recipe.json", "--to", dialect, "-o", "exported")
+        assert done.status == 0, done.text
+        assert spelt not in Path("exported").read_text().replace("GGUF:Q8_0", "").replace("Q8_0.pth", "")
+    done = run("quantize", "model.gguf", "recipe.json", "new.gguf", "-t", 1)
+    assert done.status == 0, done.text
+    recipe["tensors"][0]["format"] = "q8_7"
+    Path("recipe.json").write_text(json.dumps(recipe))
+    done = run("export", "recipe.json", "--to", "auto-round", "-o", "exported")
+    assert done.status == 1
+    assert "q8_7" in done.err
