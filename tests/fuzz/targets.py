@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 from planner.cli import run
 from planner.errors import PlannerError
 
+if TYPE_CHECKING:
+    from planner.llama.engine import Engine
+    from planner.llama.taskfiles import Kind, Task
+
 __all__ = ["TARGETS", "Action", "Target"]
 
+_EXAMPLE = Path(__file__).parents[2] / "examples" / "prose-8m-f16.gguf"
+_HAS_LLAMA = importlib.util.find_spec("llama_cpp") is not None
 _NOW = datetime.datetime(2025, 1, 2)
 _SPLIT = "split-00001-of-00002.gguf"
 _NEW_STATE = "new.planner new.planner.lock"  # what was measured before something went wrong is kept
@@ -180,15 +188,29 @@ def _evidence(name: str) -> list[Action]:
     return [_command(f"import {name}", changes="model.planner model.planner.lock")]
 
 
-def _tasks(kind: str) -> list[Action]:
-    def read(count: int | None) -> None:
+@functools.cache
+def _engine() -> Engine:
+    """A model that reads what is mutated, once a process."""
+    from planner.llama.engine import Engine
+
+    return Engine(_EXAMPLE, context=1024, threads=1, branches=100)
+
+
+def _tasks(kind: Kind) -> list[Action]:
+    def read(count: int | None) -> Sequence[Task]:
         from planner.llama.taskfiles import READERS, select
-        from planner.llama.tasks import branches_for
 
-        tasks = READERS[kind](Path("mutated.tasks"))  # type: ignore[index]
-        branches_for(select(kind, tasks, count))  # type: ignore[arg-type]
+        return select(kind, READERS[kind](Path("mutated.tasks")), count)
 
-    return [Action(f"read tasks, {count}", lambda count=count: read(count)) for count in (None, 2)]
+    def score() -> None:
+        from planner.llama.tasks import branches_for, run_tasks
+
+        tasks = read(3)
+        if branches_for(tasks) <= _engine().branches:
+            run_tasks(_engine(), tasks)
+
+    actions = [Action("read all tasks", lambda: read(None)), Action("read two tasks", lambda: read(2))]
+    return [*actions, Action("planner evaluate with tasks", score)] if _HAS_LLAMA else actions
 
 
 def _progress() -> list[Action]:
@@ -213,7 +235,9 @@ def _chat(*, mutated_template: bool) -> list[Action]:
         for source in sources:
             template = Template(source, bos="<s>", eos="</s>", now=_NOW)
             for conversation in conversations:
-                template.render(conversation).encode()  # what the tokenizer asks first
+                text = template.render(conversation)
+                if _HAS_LLAMA:
+                    _engine().tokenize(text, parse_special=True)
 
     return [Action("render conversations", render)]
 
