@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from planner.errors import UsageError
+from planner.errors import StateFileError, UsageError
 from planner.formats import all_formats, block_of_activations
 from planner.sensitivity import (
     Observation,
@@ -19,6 +19,7 @@ from planner.sensitivity import (
     measured_sensitivities,
     sensitivities,
 )
+from planner.sensitivity.structure import are_sound
 from state import Inventory, Measurement, Pass, Store
 
 __all__ = [
@@ -77,9 +78,15 @@ def best_source(inventory: Inventory, passes: Sequence[Pass] = ()) -> Source:
 def sensitivities_of(
     store: Store, inventory: Inventory, source: Source, passes: Sequence[Pass] = ()
 ) -> dict[str, TensorSensitivity]:
-    """Sensitivities of all tensors of the inventory. Raises UsageError for `measured` without passes."""
+    """Sensitivities of all tensors of the inventory. Raises UsageError for `measured` without passes, StateFileError
+    for facts that cannot be."""
     names = dict.fromkeys(tensor.name for tensor in inventory.tensors)
     facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values() if entry.tensor in names}
+    unsound = next((name for name, own in facts.items() if not are_sound(own)), None)
+    if unsound is not None:
+        raise StateFileError(
+            f"{store.path} is damaged: what it holds of {unsound} cannot be.", "Move it away and measure again."
+        )
     blocks = inventory.metadata.get("block_count", 0)
     reference = best_source(inventory) if source == "measured" else source
     found = sensitivities(reference, list(names), facts, blocks=0 if isinstance(blocks, str) else int(blocks))

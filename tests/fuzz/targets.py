@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -162,7 +162,7 @@ def _recipe() -> list[Action]:
 def _state() -> list[Action]:
     solve = "solve --state mutated.planner -o new.json --time-limit 2"
     changes = "mutated.planner mutated.planner.lock"
-    return [
+    actions = [
         _command("inspect mutated.planner --tensors"),
         _command("inspect mutated.planner --json"),
         _command(f"{solve} --bpw 6 --explain blk.0.attn_v.weight"),
@@ -177,6 +177,8 @@ def _state() -> list[Action]:
         _command("import kld_results.csv --state mutated.planner", changes=changes),
         _command("measure model.gguf --state mutated.planner --types q8_0,q4_0 -t 1", changes=changes),
     ]
+    # what SQLite keeps beside a file whose header says that somebody else wrote it so (WAL)
+    return [replace(action, changes=(*action.changes, "*.planner-wal", "*.planner-shm")) for action in actions]
 
 
 def _imports(name: str, *dialects: str) -> list[Action]:

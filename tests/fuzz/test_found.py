@@ -62,3 +62,28 @@ def test_formats_that_an_editor_spells_otherwise(spelt, shapes, state, run):
     done = run("export", "recipe.json", "--to", "auto-round", "-o", "exported")
     assert done.status == 1
     assert "q8_7" in done.err
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE tensor SET nbytes = 9223372036854775807",
+        "UPDATE model SET header_bytes = 9223372036854775807",
+        "UPDATE model SET alignment = 0",
+        "UPDATE tensor SET elements = 0",
+        "UPDATE tensor SET elements = elements + 1",
+        "UPDATE tensor SET row_length = 7",
+        "UPDATE tensor SET shape = '[]'",
+        "DELETE FROM tensor",
+        "UPDATE measurement SET err_var = -1",
+        """UPDATE energies SET "values" = replace("values", 'mean', 'means')""",
+        """UPDATE energies SET "values" = replace("values", '"write":', '"write":-')""",
+    ],
+)
+def test_states_whose_numbers_cannot_be(statement, state, run):
+    change(state, statement)
+    for command in ("solve", "--bpw", 6, "-o", "new.json"), ("import", "model.gguf", "-o", "new.json"):
+        done = run(*command, "--state", state)
+        assert done.status == 1, done.text
+        assert "is damaged" in " ".join(done.err.split())
+    assert not Path("new.json").exists()
