@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from random import Random
 from typing import Any
@@ -83,15 +84,13 @@ def _other(rng: Random, present: Any, places: list[tuple[Any, Any]]) -> Any:
             return present[:at] + rng.choice(WORDS) + present[rng.choice((at, len(present))) :]
         case 0 | 1 | 2 if isinstance(present, int | float):
             return rng.choice((present + 1, present - 1, -present, *INTEGERS, *FLOATS))
-        case 3:
-            parent, key = rng.choice(places)
-            return parent[key] if not isinstance(parent[key], dict | list) else len(parent[key])
-        case 4:
-            return _Raw(rng.choice(_RAW))
+        case 3 | 4:  # what stands elsewhere, and is of its kind
+            alike = [parent[key] for parent, key in places if type(parent[key]) is type(present)]
+            return copy.deepcopy(rng.choice(alike))
         case 5:
             return rng.choice((None, True, False, [], {}, [[]], {"": None}))
         case 6:
-            return rng.choice((*INTEGERS, *FLOATS, -1))
+            return rng.choice((*INTEGERS, *FLOATS, -1, *map(_Raw, _RAW)))
         case _:
             return rng.choice(WORDS)
 
