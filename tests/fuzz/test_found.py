@@ -7,6 +7,7 @@ import json
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.models import dense, write_imatrix
@@ -87,3 +88,16 @@ def test_states_whose_numbers_cannot_be(statement, state, run):
         assert done.status == 1, done.text
         assert "is damaged" in " ".join(done.err.split())
     assert not Path("new.json").exists()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("norm", ["blk.0.attn_norm.weight", "output_norm.weight"])
+def test_norms_that_are_no_numbers(norm, bad, here, run):
+    maker = dense(width=32, inner=64, vocabulary=32, blocks=1)
+    maker.arrays[norm][3] = bad
+    model = maker.write(here / "model.gguf")
+    for family, types in ("gguf", "q8_0"), ("mlx", "g32"):
+        arguments = ("--no-imatrix", "--bpw", 9, "--family", family, "--types", types, "-t", 1)
+        done = run("solve", model, *arguments)
+        assert done.status == 1, done.text
+        assert f"{norm} holds NaN or infinite" in done.err
