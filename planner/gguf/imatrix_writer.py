@@ -106,11 +106,14 @@ def _header(sums: Sums, tensors: list[tuple[str, tuple[int, int]]]) -> bytes:
 
 def _legacy_values(entry: TensorSums, chunk_size: int) -> tuple[int, Floats]:
     """Calls (rounded up, that they be not zero) and f32[values]: means times calls; ones for an idle expert."""
-    calls = (int(entry.counts.max()) + chunk_size - 1) // chunk_size
+    calls = min((int(entry.counts.max()) + chunk_size - 1) // chunk_size, _I32_MAX)
     counts = entry.counts.astype(np.float32)[:, None]
     values = entry.sum2.astype(np.float32).reshape(len(counts), -1)
     means = np.where(counts == 0, np.float32(1), values / np.maximum(counts, np.float32(1)))
-    scaled: Floats = (means * np.float32(calls)).astype("<f4").reshape(-1)
+    with np.errstate(over="ignore"):
+        scaled: Floats = (means * np.float32(calls)).astype("<f4").reshape(-1)
+    if not np.isfinite(scaled).all():
+        raise ImatrixError("The sums are too large for a legacy file.", "Leave --output-format out: GGUF holds them.")
     return calls, scaled
 
 

@@ -137,6 +137,20 @@ def test_matrices_of_other_models_are_refused(here, run):
     assert not (here / "x.gguf").exists()
 
 
+@pytest.mark.parametrize(("value", "status"), [(1.0, 0), (1e36, 1)])
+def test_counts_beyond_those_of_a_legacy_file(value, status, here, run):
+    sums = Sums(1, {"a": TensorSums(np.full(4, value, np.float32), None, np.array([1, 2**40]))}, ["x"])
+    write_imatrix(sums, here / "x.gguf", force=False)
+    done = run("imatrix", "--merge", "x.gguf", "-o", "y.dat", "--output-format", "dat")
+    assert done.status == status, done.text
+    if status == 0:
+        values = read_imatrix("y.dat").entries["a"].values
+        np.testing.assert_allclose(values.ravel(), read_imatrix("x.gguf").entries["a"].values.ravel(), rtol=1e-6)
+    else:
+        assert "too large for a legacy file" in done.err
+        assert not (here / "y.dat").exists()
+
+
 @pytest.mark.parametrize("name", ["blk.0.attn_k.weigh\x01", "a" * 60])
 def test_names_that_no_gguf_can_have(name, here, run):
     sums = Sums(4, {name: TensorSums(np.ones(2, np.float32), None, np.array([4]))}, ["x"])
