@@ -101,3 +101,21 @@ def test_norms_that_are_no_numbers(norm, bad, here, run):
         done = run("solve", model, *arguments)
         assert done.status == 1, done.text
         assert f"{norm} holds NaN or infinite" in done.err
+
+
+@pytest.mark.parametrize("notes", ["", "[]", '{"content": 3}', "[" * 3000])
+def test_notes_that_are_not_ours(notes, model, state, run):
+    change(state, f"UPDATE energies SET notes = '{notes}'")
+    done = run("measure", model, "--state", state, "--types", "q8_0", "-t", 1)
+    assert done.status == 1
+    assert "is damaged" in " ".join(done.err.split())
+
+
+def test_an_export_without_its_imatrix_leaves_nothing(state, here, run):
+    assert run("solve", "--state", state, "--bpw", 6).status == 0
+    write_imatrix(here / "model.gguf", here / "x.imatrix", seed=7)
+    before = set(here.iterdir())
+    done = run("export", "recipe.json", "--to", "ik_llama")
+    assert done.status == 1
+    assert "not the imatrix" in done.err
+    assert set(here.iterdir()) == before
