@@ -13,8 +13,9 @@ LONGEST_NAME = 4096
 
 
 def _printable(value: object) -> object:
-    """A file name may hold bytes that are not UTF-8 (lone surrogates in Python), which no database text can."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    """A file name may hold bytes that are not UTF-8 (lone surrogates in Python), which no database text can; and a
+    model may be called anything."""
+    return value.encode("utf-8", "replace").decode()[:LONGEST_NAME] if isinstance(value, str) else value
 
 
 def _unsigned_zero(value: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +120,16 @@ def test_an_export_without_its_imatrix_leaves_nothing(state, here, run):
     assert done.status == 1
     assert "not the imatrix" in done.err
     assert set(here.iterdir()) == before
+
+
+def test_names_without_end(here, run):
+    maker = dense(width=32, inner=64, vocabulary=32, blocks=1)
+    model = maker.write(here / "model.gguf")
+    short, long = (struct.pack("<Q", len(name)) + name for name in (b"made up", b"made up" + b"x" * 32 * 160))
+    model.write_bytes(model.read_bytes().replace(short, long))  # all that follows stays aligned
+    done = run("import", model, "-o", "new.json")
+    assert done.status == 0, done.text
+    maker.architecture = "y" * 5000
+    done = run("import", maker.write(here / "model.gguf"), "-o", "other.json")
+    assert done.status == 1
+    assert "general.architecture has 5,000 characters" in done.err
