@@ -133,3 +133,14 @@ def test_names_without_end(here, run):
     done = run("import", maker.write(here / "model.gguf"), "-o", "other.json")
     assert done.status == 1
     assert "general.architecture has 5,000 characters" in done.err
+
+
+def test_sizes_that_leave_no_room_for_names(state, here, run):
+    assert run("solve", "--state", state, "--bpw", 6).status == 0
+    recipe = json.loads(Path("recipe.json").read_text())
+    norm = next(choice for choice in recipe["tensors"] if choice["why"].startswith("left alone"))
+    recipe["tensors"], norm["bytes"], norm["shape"] = [norm], 2**62, [1]
+    Path("large.json").write_text(json.dumps(recipe | {"size": 2**62}))
+    done = run("diff", "large.json", "recipe.json")
+    assert done.status == 0, done.text
+    assert "…ge.json" in done.out or "large.json" in done.out
