@@ -61,7 +61,7 @@ class Template:
                 text = self._template.render(
                     messages=messages, tools=conversation.tools, add_generation_prompt=False, **self._given
                 )
-                return str(text).encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair is no text
+                return str(text)
             except Exception as error:  # a template runs code of its own, and may fail in any way
                 failure = failure or error
             if messages == conversation.messages:
@@ -134,7 +134,9 @@ def _message(where: str, message: object) -> dict[str, Any]:
         raise UsageError(f'{where}: "content" is neither text nor a list of parts.', _FORM)
     if content is None and "tool_calls" not in message:
         raise UsageError(f'{where}: a message without "content".', _FORM)
-    return {**message, "content": content}
+    # half of a surrogate pair is no text
+    whole = None if content is None else content.encode("utf-8", "replace").decode("utf-8")
+    return {**message, "content": whole}
 
 
 def _with_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -89,12 +89,12 @@ def test_lines_of_a_file(tmp_path):
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     lines = [
         {"messages": [{"role": "user", "content": parts}], "id": 3},
-        {"messages": [{"role": "user\udc00", "content": "\ud800"}]},
+        {"messages": [{"role": "user", "content": "\ud800"}]},
     ]
     path.write_text("\ufeff" + "\n\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
     first, second = read_conversations(path)
     assert first.messages == [{"role": "user", "content": "ab"}]
-    assert template("{{ messages[0].role }} {{ messages[0].content }}").render(second) == "user? ?"  # halves of a pair
+    assert second.messages[0]["content"] == "?"
     assert second.where.endswith("line 3")
 
 
