@@ -47,7 +47,7 @@ class Template:
         self._given = {"bos_token": bos, "eos_token": eos, "raise_exception": _refuse, "strftime_now": now.strftime}
         try:
             self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError, ValueError, ArithmeticError) as error:  # of numbers in it, too
+        except (jinja2.TemplateError, RecursionError) as error:
             raise ModelError(
                 f"The model's chat template cannot be read: {error}.", "Give text rendered already, with --text."
             ) from error

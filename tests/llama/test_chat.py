@@ -69,10 +69,9 @@ def test_templates_stay_in_their_sandbox(hostile):
         template(hostile).render(conversation(messages))
 
 
-@pytest.mark.parametrize("source", ["{% for %}", "{{ " + "9" * 5000 + " }}"])
-def test_a_template_that_is_no_jinja(source):
+def test_a_template_that_is_no_jinja():
     with pytest.raises(ModelError, match="cannot be read"):
-        template(source)
+        template("{% for %}")
 
 
 def test_time_and_arguments_of_tools():
