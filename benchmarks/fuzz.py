@@ -14,7 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,11 +35,9 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), help="folder for inputs that fail")
     given = parser.parse_args()
     names = given.target or available
-    each, rest = divmod(given.count, len(names))
     work = [
         (name, given.first + start, min(_AT_A_TIME, count - start))
-        for number, name in enumerate(names)
-        for count in [each + (number < rest)]
+        for name, count in _shares(names, given.count).items()
         for start in range(0, count, _AT_A_TIME)
     ]
     begun = time.monotonic()
@@ -54,6 +52,14 @@ def main() -> int:
         if failure.file is not None:
             print(_shown(failure, given.seed))
     return 1 if failures else 0
+
+
+def _shares(names: Sequence[str], count: int) -> dict[str, int]:
+    """How many inputs each target gets: fewer those that take long."""
+    whole = sum(1 / TARGETS[name].cost for name in names)
+    shares = {name: int(count / TARGETS[name].cost / whole) for name in names}
+    shares[names[0]] += count - sum(shares.values())
+    return shares
 
 
 def _added(parts: Iterable[Report]) -> list[Report]:
@@ -85,7 +91,7 @@ def _table(totals: list[Report]) -> str:
 def _shown(failure: Failure, seed: int) -> str:
     again = f"python -m benchmarks.fuzz --target '{failure.target}' --seed {seed} --first {failure.number} --count 1"
     detail = "\n    ".join(failure.detail.strip().splitlines()[-8:])
-    return f"\n{failure.kind}\n  {failure.action}: {failure.what}\n  {failure.file}\n  {again}\n    {detail}"
+    return f"\n{failure.action}: {failure.what}\n  {failure.file}\n  {again}\n    {detail}"
 
 
 if __name__ == "__main__":

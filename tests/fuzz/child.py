@@ -31,7 +31,7 @@ from planner.errors import PlannerError
 from tests.fuzz.mutations import mutated
 from tests.fuzz.targets import TARGETS, Action, Target
 
-__all__ = ["main", "make_input"]
+__all__ = ["PATIENCE", "Place", "attempt", "main", "make_input"]
 
 PATIENCE = 10.0  # seconds
 MEMORY = 1 << 30  # bytes that an input may need beyond what the process has

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.fuzz.child import make_input
+from tests.fuzz.child import PATIENCE, make_input
 from tests.fuzz.seeds import make_seeds
 from tests.fuzz.targets import TARGETS
 
@@ -129,7 +129,13 @@ def _lines(
         said = errors.read()[-6000:]
     if begun is not None:
         hangs = "Timeout (" in said
-        what = "no end in 10 s" if hangs else f"died of signal {-status}" if status < 0 else f"died with {status}"
+        what = (
+            f"no end in {PATIENCE:.0f} s"
+            if hangs
+            else f"died of signal {-status}"
+            if status < 0
+            else f"died with {status}"
+        )
         yield Failure(begun["target"], begun["number"], begun["action"], what, said), None
     elif status:
         raise RuntimeError(f"the process that tries inputs ended with {status}:\n{said}")

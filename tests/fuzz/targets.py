@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import importlib.util
 import re
@@ -11,6 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from planner.cli import run
 from planner.errors import PlannerError
@@ -23,7 +25,6 @@ __all__ = ["TARGETS", "Action", "Target"]
 
 _EXAMPLE = Path(__file__).parents[2] / "examples" / "prose-8m-f16.gguf"
 _HAS_LLAMA = importlib.util.find_spec("llama_cpp") is not None
-_NOW = datetime.datetime(2025, 1, 2)
 _SPLIT = "split-00001-of-00002.gguf"
 _NEW_STATE = "new.planner new.planner.lock"  # what was measured before something went wrong is kept
 _PATTERNS = ("llama-quantize", "ik_llama", "gguf-tool-suite")
@@ -44,12 +45,13 @@ class Action:
 @dataclass(frozen=True)
 class Target:
     """A kind of file: what it is called when commands read it, how it is mutated, and the actions, of which each input
-    gets one (those named more often, more often)."""
+    gets one (those named more often, more often). `cost` is about how many times as long as others it takes."""
 
     file: str
     kind: str
     actions: Sequence[Action]
     needs: str = ""  # a module, without which there is no such target
+    cost: int = 1
 
     @property
     def available(self) -> bool:
@@ -225,23 +227,30 @@ def _progress() -> list[Action]:
     return [Action("go on with planner imatrix", load)]
 
 
-def _chat(*, mutated_template: bool) -> list[Action]:
+class _Chatting:
+    """What `chat_tokens` asks of an engine, with any template."""
+
+    path, bos, eos, adds_bos = Path("model.gguf"), 1, 2, True
+
+    def __init__(self, template: str) -> None:
+        self.chat_template = template
+
+    def token_text(self, token: int) -> str:
+        return f"<{token}>"
+
+    def tokenize(self, text: str, *, parse_special: bool) -> NDArray[np.int32]:
+        return _engine().tokenize(text, parse_special=parse_special)
+
+
+def _chat(conversations: str, templates: Sequence[str]) -> list[Action]:
     def render() -> None:
-        from planner.llama.chat import Template, read_conversations
+        from planner.llama.chat import chat_tokens
 
-        sources = [Path(f"{number}.jinja").read_text(encoding="utf-8") for number in range(2)]
-        if mutated_template:
-            sources = [Path("mutated.jinja").read_bytes().decode("utf-8", "replace")]
-        path = Path("chat.jsonl" if mutated_template else "mutated.jsonl")
-        conversations = list(read_conversations(path))
-        for source in sources:
-            template = Template(source, bos="<s>", eos="</s>", now=_NOW)
-            for conversation in conversations:
-                text = template.render(conversation)
-                if _HAS_LLAMA:
-                    _engine().tokenize(text, parse_special=True)
+        for template in templates:
+            source = Path(template).read_bytes().decode("utf-8", "replace")
+            chat_tokens(_Chatting(source), Path(conversations))  # type: ignore[arg-type]
 
-    return [Action("render conversations", render)]
+    return [Action("planner imatrix with conversations", render)]
 
 
 TARGETS = {
@@ -261,6 +270,6 @@ TARGETS = {
     "winogrande": Target("mutated.tasks", "text", _tasks("winogrande")),
     "kld": Target("mutated.kld", "records", [_command(f"evaluate mutated.kld{more}") for more in ("", " --json")]),
     "progress": Target("mutated.progress", "progress", _progress()),
-    "chat": Target("mutated.jsonl", "jsonl", _chat(mutated_template=False), "jinja2"),
-    "template": Target("mutated.jinja", "text", _chat(mutated_template=True), "jinja2"),
+    "chat": Target("mutated.jsonl", "jsonl", _chat("mutated.jsonl", ["0.jinja", "1.jinja"]), needs="llama_cpp"),
+    "template": Target("mutated.jinja", "text", _chat("chat.jsonl", ["mutated.jinja"]), needs="llama_cpp", cost=20),
 }  # fmt: skip
