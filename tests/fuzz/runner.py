@@ -128,14 +128,8 @@ def _lines(
         errors.seek(0)
         said = errors.read()[-6000:]
     if begun is not None:
-        hangs = "Timeout (" in said
-        what = (
-            f"no end in {PATIENCE:.0f} s"
-            if hangs
-            else f"died of signal {-status}"
-            if status < 0
-            else f"died with {status}"
-        )
+        ended = f"died of signal {-status}" if status < 0 else f"died with {status}"
+        what = f"no end in {PATIENCE:.0f} s" if "Timeout (" in said else ended
         yield Failure(begun["target"], begun["number"], begun["action"], what, said), None
     elif status:
         raise RuntimeError(f"the process that tries inputs ended with {status}:\n{said}")
