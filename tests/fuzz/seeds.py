@@ -18,7 +18,6 @@ from planner.gguf.sums import Sums, TensorSums
 from planner.llama import logprobs
 from planner.llama.resume import Checkpoint
 from planner.recipes import load_recipe
-from planner.recipes.bpw_state import MAGIC
 from state import Pass, Store
 from tests.models import Maker, dense, write_imatrix
 
@@ -159,7 +158,7 @@ def _measured_by_others(place: Path) -> dict[str, list[Path]]:
         body += struct.pack("<I", len(raw)) + raw + struct.pack("<QiffQ", 2, 0, 4.5, 8.5, 1024)
         body += struct.pack("<ifQd", 2, 4.5, 576, 0.5) + struct.pack("<ifQd", 8, 8.5, 1088, 0.01)
     fork = place / "x.bpw_state"
-    fork.write_bytes(struct.pack("<8sQQ", MAGIC, 7, len(names)) + body)
+    fork.write_bytes(struct.pack("<QQQ", 0x4250572D5632, 7, len(names)) + body)
     return {"kld table": [_text(place / "kld_results.csv", "\n".join(map(",".join, rows)) + "\n")], "bpw state": [fork]}
 
 
