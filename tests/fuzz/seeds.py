@@ -151,7 +151,7 @@ def _measured_by_others(place: Path) -> dict[str, list[Path]]:
     names = [choice.name for choice in load_recipe(place / "recipe.json").tensors]
     names = [name for name in names if "norm" not in name]
     rows = [["QTYPE", *names], ["iq4_nl", *(f"{0.001 * number:.4f}" for number in range(len(names)))]]
-    rows.append(["q4_0", *("404" if number == 2 else f"{number}%" for number in range(len(names)))])
+    rows.append(["q4_0", *("404" if number == 2 else f"{0.002 * number:.4f}" for number in range(len(names)))])
     body = b""
     for name in names:
         raw = name.encode()
