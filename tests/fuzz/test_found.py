@@ -144,3 +144,14 @@ def test_sizes_that_leave_no_room_for_names(state, here, run):
     done = run("diff", "large.json", "recipe.json")
     assert done.status == 0, done.text
     assert "…ge.json" in done.out or "large.json" in done.out
+
+
+def test_shapes_without_elements(state, here, run):
+    assert run("solve", "--state", state, "--bpw", 6).status == 0
+    recipe = json.loads(Path("recipe.json").read_text())
+    recipe["tensors"][0] |= {"shape": [32, 0], "bytes": 0}
+    Path("recipe.json").write_text(json.dumps(recipe))
+    for dialect in "mlx-lm", "csv":
+        done = run("export", "recipe.json", "--to", dialect)
+        assert done.status == 1
+        assert "tensors.0.shape.1" in done.err
