@@ -10,6 +10,7 @@ from typing import Self
 
 from planner.errors import StateFileError, UsageError
 from planner.formats import all_formats, block_of_activations
+from planner.ggml import formats
 from planner.sensitivity import (
     Observation,
     Point,
@@ -26,6 +27,7 @@ __all__ = [
     "Losses",
     "best_source",
     "calibration",
+    "inventory_of",
     "passes_of",
     "sensitivities_of",
     "subject_of",
@@ -51,7 +53,12 @@ class Losses:
     ) -> Self:
         """From measurements; those of an inventory's tensors."""
         stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
-        own = {(entry.tensor, entry.format): entry for entry in measured if entry.tensor in stored}
+        known = all_formats()
+        own = {
+            (entry.tensor, entry.format): entry
+            for entry in measured
+            if entry.tensor in stored and entry.format in known
+        }
         return cls(source, sensitivities, own, stored)
 
     def of(self, tensor: str, fmt: str) -> tuple[float, float] | None:
@@ -64,6 +71,20 @@ class Losses:
         block = block_of_activations(all_formats()[fmt])
         loss = self.sensitivities[tensor].loss(entry.err_var, entry.err_mean, entry.err_massive, block)
         return max(entry.err_var + entry.err_mean, 0.0), loss
+
+
+def inventory_of(store: Store) -> Inventory | None:
+    """The model that a state is of, None where there is none yet. Raises StateFileError for tensors that are stored as
+    none can be."""
+    inventory = store.inventory()
+    for tensor in () if inventory is None else inventory.tensors:
+        fmt = formats().get(tensor.source_format)
+        if fmt is None or not fmt.fits(tensor.row_length):
+            raise StateFileError(
+                f"What the state holds cannot be: {tensor.name}, stored in {tensor.source_format}.",
+                "Measure the model again, into a new --state.",
+            )
+    return inventory
 
 
 def best_source(inventory: Inventory, passes: Sequence[Pass] = ()) -> Source:

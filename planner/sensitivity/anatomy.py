@@ -129,7 +129,8 @@ def _vector(model: Model, tensor: Tensor) -> Doubles:
             f"{tensor.name} holds NaN or infinite weights.",
             "Convert the model again from its original; `planner inspect` counts such values in every tensor.",
         )
-    return values.astype(np.float64)
+    doubles: Doubles = values.astype(np.float64)
+    return doubles
 
 
 def _number(model: Model, key: str) -> float | None:

@@ -155,3 +155,29 @@ def test_shapes_without_elements(state, here, run):
         done = run("export", "recipe.json", "--to", dialect)
         assert done.status == 1
         assert "tensors.0.shape.1" in done.err
+
+
+@pytest.mark.parametrize("fmt", ["1.0e+30", "iq1_s"])
+def test_sources_that_no_tensor_is_stored_in(fmt, model, state, run):
+    assert run("solve", "--state", state, "--bpw", 6).status == 0
+    change(state, f"UPDATE tensor SET source_format = '{fmt}' WHERE name = 'blk.0.attn_v.weight'")
+    for command in ("solve", "--bpw", 6), ("import", "recipe.json"), ("diff", model, model):
+        done = run(*command, "--state", state)
+        assert done.status == 1
+        assert f"blk.0.attn_v.weight, stored in {fmt}" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("fmt", ["1.0e+30", "iq1_s"])
+def test_measurements_that_no_tensor_can_have(fmt, model, state, run):
+    change(state, f"UPDATE measurement SET format = '{fmt}' WHERE format = 'q4_0' AND tensor = 'blk.0.attn_v.weight'")
+    done = run("solve", "--state", state, "--bpw", 6)
+    assert done.status == 0, done.text
+    recipe = json.loads(Path("recipe.json").read_text())
+    for choice in recipe["tensors"]:
+        if choice["name"] == "blk.0.attn_v.weight":
+            assert choice["format"] in ("q8_0", "f16")
+            choice["format"] = fmt
+    Path("recipe.json").write_text(json.dumps(recipe))
+    done = run("diff", "recipe.json", model, "--state", state)
+    assert done.status == 1
+    assert "blk.0.attn_v.weight" in done.err
