@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from planner.errors import ModelError
+from planner.errors import ModelError, StateFileError
 from planner.families import check_architecture
 from planner.formats import Family, all_formats, kernel_of
 from planner.ggml import Format
@@ -173,8 +173,21 @@ class Campaign:
         block.known = len(stored) == len(block.targets)
         if block.known:
             for target in block.targets:
-                target.digest = json.loads(stored[target.facts_key].notes)["content"]
+                target.digest = self._content(stored[target.facts_key])
                 self._look_up(target)
+
+    def _content(self, facts: Energies) -> str:
+        """The digest of a tensor's content, which stands in the notes to its facts."""
+        try:
+            found = json.loads(facts.notes)["content"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            found = None
+        if not isinstance(found, str):
+            raise StateFileError(
+                f"{self._store.path} is damaged: what it notes of {facts.tensor} cannot be.",
+                "Move it away and measure again.",
+            )
+        return found
 
     def _look_up(self, target: Target) -> None:
         keys = {self._key(target, fmt): fmt for fmt in target.formats}

@@ -89,7 +89,11 @@ class Candidates:
         weight = self._sensitivities[tensor.name]
         measured = self._found.get(tensor.name, {})
         table = all_formats()
-        candidates = [_candidate(tensor, table[name], entry, weight) for name, entry in measured.items()]
+        candidates = [
+            _candidate(tensor, table[name], entry, weight)
+            for name, entry in measured.items()
+            if table[name].fits(tensor.row_length)
+        ]
         candidates.append(_candidate(tensor, table[tensor.source_format], None, weight))
         if tensor.name in self.pins:
             return [_pinned(tensor, self.pins[tensor.name], candidates)]

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from planner.errors import UsageError
+from planner.errors import StateFileError, UsageError
 from planner.formats import all_formats, block_of_activations
+from planner.ggml import formats
 from planner.sensitivity import (
     Observation,
     Point,
@@ -19,12 +20,14 @@ from planner.sensitivity import (
     measured_sensitivities,
     sensitivities,
 )
+from planner.sensitivity.structure import are_sound
 from state import Inventory, Measurement, Pass, Store
 
 __all__ = [
     "Losses",
     "best_source",
     "calibration",
+    "inventory_of",
     "passes_of",
     "sensitivities_of",
     "subject_of",
@@ -48,9 +51,15 @@ class Losses:
         sensitivities: Mapping[str, TensorSensitivity],
         measured: Iterable[Measurement],
     ) -> Self:
-        """From the measurements of an inventory's tensors."""
+        """From measurements; those of an inventory's tensors."""
         stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
-        return cls(source, sensitivities, {(entry.tensor, entry.format): entry for entry in measured}, stored)
+        known = all_formats()
+        own = {
+            (entry.tensor, entry.format): entry
+            for entry in measured
+            if entry.tensor in stored and entry.format in known
+        }
+        return cls(source, sensitivities, own, stored)
 
     def of(self, tensor: str, fmt: str) -> tuple[float, float] | None:
         """Relative error and loss of a tensor in a format; None where it was not measured."""
@@ -62,6 +71,20 @@ class Losses:
         block = block_of_activations(all_formats()[fmt])
         loss = self.sensitivities[tensor].loss(entry.err_var, entry.err_mean, entry.err_massive, block)
         return max(entry.err_var + entry.err_mean, 0.0), loss
+
+
+def inventory_of(store: Store) -> Inventory | None:
+    """The model that a state is of, None where there is none yet. Raises StateFileError for tensors that are stored as
+    none can be."""
+    inventory = store.inventory()
+    for tensor in () if inventory is None else inventory.tensors:
+        fmt = formats().get(tensor.source_format)
+        if fmt is None or not fmt.fits(tensor.row_length):
+            raise StateFileError(
+                f"What the state holds cannot be: {tensor.name}, stored in {tensor.source_format}.",
+                "Measure the model again, into a new --state.",
+            )
+    return inventory
 
 
 def best_source(inventory: Inventory, passes: Sequence[Pass] = ()) -> Source:
@@ -76,12 +99,18 @@ def best_source(inventory: Inventory, passes: Sequence[Pass] = ()) -> Source:
 def sensitivities_of(
     store: Store, inventory: Inventory, source: Source, passes: Sequence[Pass] = ()
 ) -> dict[str, TensorSensitivity]:
-    """Sensitivities of all tensors of the inventory. Raises UsageError for `measured` without passes."""
-    facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values()}
-    names = [tensor.name for tensor in inventory.tensors]
+    """Sensitivities of all tensors of the inventory. Raises UsageError for `measured` without passes, StateFileError
+    for facts that cannot be."""
+    names = dict.fromkeys(tensor.name for tensor in inventory.tensors)
+    facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values() if entry.tensor in names}
+    unsound = next((name for name, own in facts.items() if not are_sound(own)), None)
+    if unsound is not None:
+        raise StateFileError(
+            f"{store.path} is damaged: what it holds of {unsound} cannot be.", "Move it away and measure again."
+        )
     blocks = inventory.metadata.get("block_count", 0)
     reference = best_source(inventory) if source == "measured" else source
-    found = sensitivities(reference, names, facts, blocks=0 if isinstance(blocks, str) else int(blocks))
+    found = sensitivities(reference, list(names), facts, blocks=0 if isinstance(blocks, str) else int(blocks))
     if source == "measured":
         if not any(entry.errors for entry in passes):
             raise UsageError(

@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from math import prod
 from typing import Literal, cast
 
 from planner.accounting import compose_recipe, left_alone
@@ -14,9 +13,9 @@ from planner.candidates import Candidate, Candidates
 from planner.errors import BudgetError, StateFileError, UsageError
 from planner.families import fused_ties, in_family, left_out
 from planner.formats import Family, belongs
-from planner.ggml import Format, formats
+from planner.ggml import Format
 from planner.limits import FILE, SizeLimit, causes, check_names, padded, size_limits
-from planner.passes import Losses, best_source, calibration, passes_of, sensitivities_of
+from planner.passes import Losses, best_source, calibration, inventory_of, passes_of, sensitivities_of
 from planner.recipes import Choice, Recipe
 from planner.rules import Device, Rule, Tie
 from planner.sensitivity import NOT_ROUNDED, Prediction, Source, fit_link
@@ -137,7 +136,7 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
     Raises StateFileError where measurements are missing, UsageError for rules that cannot be followed, BudgetError for
     limits that no recipe meets. Limits above what any recipe takes are met by the best that there is.
     """
-    stored = store.inventory()
+    stored = inventory_of(store)
     everything = list(store.measurements(selected=True).values())
     measured = [entry for entry in everything if belongs(entry.format, request.family)]
     if stored is None or not measured:
@@ -147,7 +146,6 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
             f"{store.path} holds no finished measurements{others}.",
             f"Measure first: planner measure MODEL --imatrix FILE{option}. What is measured already will be kept.",
         )
-    _check_inventory(stored)
     inventory = in_family(stored, request.family)
     _check_measured(inventory, {entry.format for entry in measured}, request.formats or ())
     passes = passes_of(store)
@@ -204,23 +202,6 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
         _solution=solution,
         _groups={tensor.name: group.name for group in candidates.groups for tensor in group.tensors},
     )
-
-
-def _check_inventory(inventory: Inventory) -> None:
-    """Raise StateFileError for numbers that no model has and no sum can be made of."""
-    wrong = [
-        tensor.name
-        for tensor in inventory.tensors
-        if tensor.row_length < 1
-        or tensor.elements % tensor.row_length
-        or tensor.elements != prod(tensor.shape)
-        or tensor.source_format not in formats()
-    ]
-    if wrong or inventory.alignment < 1:
-        raise StateFileError(
-            f"What the state holds cannot be: {', '.join(wrong[:3]) or 'its alignment'}.",
-            "Measure the model again, into a new --state.",
-        )
 
 
 def _check_measured(inventory: Inventory, measured: Collection[str], wanted: Iterable[Format]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from math import prod
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 __all__ = ["LONGEST_NAME", "Energies", "Inventory", "Measurement", "Pass", "Sensitivity", "Summary", "TensorRecord"]
 
@@ -12,8 +13,9 @@ LONGEST_NAME = 4096
 
 
 def _printable(value: object) -> object:
-    """A file name may hold bytes that are not UTF-8 (lone surrogates in Python), which no database text can."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    """A file name may hold bytes that are not UTF-8 (lone surrogates in Python), which no database text can; and a
+    model may be called anything."""
+    return value.encode("utf-8", "replace").decode()[:LONGEST_NAME] if isinstance(value, str) else value
 
 
 def _unsigned_zero(value: float) -> float:
@@ -24,6 +26,7 @@ Key = Annotated[str, Field(pattern="^[0-9a-f]{8,128}$")]  # a hex digest
 Name = Annotated[str, Field(max_length=LONGEST_NAME)]
 Label = Annotated[Name, BeforeValidator(_printable)]  # for people; nothing is looked up by it
 Count = Annotated[int, Field(ge=0, lt=2**63)]  # what an SQLite integer holds
+Positive = Annotated[Count, Field(gt=0)]
 Real = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_unsigned_zero)]
 Spread = Annotated[Real, Field(ge=0)]
 Scalar = bool | Annotated[int, Field(ge=-(2**63), lt=2**64)] | Real | Name
@@ -38,12 +41,18 @@ class TensorRecord(_Record):
     """One tensor of the model, as it is stored there. `left_alone` says why it is never quantized, else None."""
 
     name: Name
-    shape: tuple[Count, ...]
+    shape: tuple[Positive, ...]
     source_format: Name
-    elements: Count
+    elements: Positive
     nbytes: Count
-    row_length: Count
+    row_length: Positive
     left_alone: Name | None
+
+    @model_validator(mode="after")
+    def _as_shaped(self) -> Self:
+        if not self.shape or self.row_length != self.shape[0] or self.elements != prod(self.shape):
+            raise ValueError("a tensor's elements are not those of its shape")
+        return self
 
 
 class Inventory(_Record):
@@ -57,12 +66,12 @@ class Inventory(_Record):
     model_digest: Key
     model_path: Label
     header_bytes: Count
-    alignment: Count
+    alignment: Annotated[Positive, Field(lt=2**32)]
     imatrix_name: Label | None
     imatrix_digest: Key | None
     has_means: bool
     metadata: dict[Name, Scalar]
-    tensors: tuple[TensorRecord, ...]
+    tensors: Annotated[tuple[TensorRecord, ...], Field(min_length=1)]
 
     @field_validator("tensors")
     @classmethod
@@ -70,6 +79,13 @@ class Inventory(_Record):
         if len({tensor.name for tensor in tensors}) != len(tensors):
             raise ValueError("two tensors have the same name")
         return tensors
+
+    @model_validator(mode="after")
+    def _storable(self) -> Self:
+        """Sums of sizes are numbers that a file can have."""
+        if self.header_bytes + sum(tensor.nbytes + self.alignment for tensor in self.tensors) >= 2**63:
+            raise ValueError("the tensors are larger than any file")
+        return self
 
 
 class Measurement(_Record):
@@ -84,9 +100,9 @@ class Measurement(_Record):
     key: Key
     tensor: Name
     format: Name
-    err_var: Real
-    err_mean: Real
-    err_massive: Real
+    err_var: Spread
+    err_mean: Spread
+    err_massive: Spread
     stderr: Spread
     stderr_massive: Spread
     rows: Count

@@ -100,7 +100,6 @@ def inventory_from_rows(model: Sequence[Any], tensors: Iterable[Sequence[Any]]) 
 
 
 _ALL_FIELDS = set(Measurement.model_fields)  # one for all: a frozen record never changes it
-_SPREADS = {"stderr", "stderr_massive", "kernel_seconds"}  # not negative
 _KINDS: Mapping[str, object] = {name: field.annotation for name, field in Measurement.model_fields.items()}
 
 
@@ -143,7 +142,7 @@ def _sound(name: str, kind: object, column: tuple[Any, ...]) -> bool:
     if set(map(type, column)) != {kind}:
         return False
     if kind is float:
-        return all(map(isfinite, column)) and (name not in _SPREADS or min(column) >= 0)
+        return all(map(isfinite, column)) and min(column) >= 0
     if kind is int:
         return bool(min(column) >= 0)
     lengths = set(map(len, column))

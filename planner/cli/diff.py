@@ -55,6 +55,8 @@ def _can_say(text: str) -> bool:
 
 def _losses(state: Path | None, *, strict: bool) -> Losses | None:
     from planner.assess import losses_of
+    from planner.errors import StateFileError
+    from planner.passes import inventory_of
     from state import StateError, Store
 
     if state is None:
@@ -64,9 +66,9 @@ def _losses(state: Path | None, *, strict: bool) -> Losses | None:
         state = around[0]
     try:
         with Store.open(state, read_only=True) as store:
-            inventory = store.inventory()
+            inventory = inventory_of(store)
             found = None if inventory is None else losses_of(store, inventory)
-    except StateError:
+    except (StateError, StateFileError):
         if strict:
             raise
         return None

@@ -41,18 +41,18 @@ def export(recipe: Path, dialect: str, compact: bool, output: Path | None, threa
     if given.piped and output is None:
         raise UsageError("A recipe from a pipe gives no name to the output.", "Name it with -o.")
     texts, exported = export_recipe(plan, dialect, recipe, output=output, compact=compact, threads=threads)
-    for path, text in texts.items():
-        write_atomically(path, text.encode("utf-8", "surrogateescape"))
+    files = {path: text.encode("utf-8", "surrogateescape") for path, text in texts.items()}
     if exported.imatrix is not None and plan.imatrix is not None:
-        _older_imatrix(Path(plan.imatrix.path), plan.imatrix.digest, exported.imatrix)
+        files[exported.imatrix] = _older_imatrix(Path(plan.imatrix.path), plan.imatrix.digest)
+    for path, data in files.items():
+        write_atomically(path, data)
     for note in exported.notes:
         click.echo(wrapped(plain(f"Note: {note}")), err=True)
     click.echo(plain(exported.command, keep="\n") if exported.command else next(iter(map(str, texts))))
 
 
-def _older_imatrix(source: Path, digest: str, target: Path) -> None:
+def _older_imatrix(source: Path, digest: str) -> bytes:
     """The imatrix that the recipe was made with, as ik_llama.cpp reads it."""
-    from planner.files import write_atomically
     from planner.gguf import read_imatrix
     from planner.gguf.legacy import legacy_bytes
 
@@ -60,4 +60,4 @@ def _older_imatrix(source: Path, digest: str, target: Path) -> None:
     if imatrix.digest != digest:
         raise ImatrixError(f"{source} is not the imatrix that the recipe was made with.", "Put that one there.")
     values = ((name, entry.values) for name, entry in imatrix.entries.items())
-    write_atomically(target, legacy_bytes(values, chunk_count=imatrix.chunk_count, datasets=imatrix.datasets))
+    return legacy_bytes(values, chunk_count=imatrix.chunk_count, datasets=imatrix.datasets)

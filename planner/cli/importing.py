@@ -87,6 +87,7 @@ def open_basis(
     Raises UsageError for options that do not go together, and StateFileError.
     """
     from planner.assess import losses_of
+    from planner.passes import inventory_of
     from state import Store
 
     if imatrix is not None and model is None:
@@ -101,7 +102,7 @@ def open_basis(
         if state is None:
             return inventory, None
     store = stack.enter_context(Store.open(state, read_only=True))
-    known = store.inventory()
+    known = inventory_of(store)
     if known is None:
         raise UsageError(f"{state} holds no model yet.", "Measure it: planner measure MODEL --imatrix FILE")
     if model is not None and known.model_digest != inventory.model_digest:
@@ -184,6 +185,7 @@ def _take_evidence(given: Given, model: Path | None, imatrix: Path | None, state
     """Write into the state what others measured; what to say of it."""
     from planner.cli.options import find_state
     from planner.evidence import add_divergences, add_fork_errors
+    from planner.passes import inventory_of
     from planner.recipes.bpw_state import read_bpw_state
     from planner.recipes.kld_table import read_kld_table
     from state import Store
@@ -195,7 +197,7 @@ def _take_evidence(given: Given, model: Path | None, imatrix: Path | None, state
     with ExitStack() as stack, Store.open(target, create=model is not None) as store:
         if store.inventory() is None and model is not None:
             store.set_inventory(_of_model(stack, model, imatrix))
-        inventory = store.inventory()
+        inventory = inventory_of(store)
         if inventory is None:
             raise UsageError(f"{target} holds no model yet.", "Give it with --model.")
         if tried is not None:

@@ -36,6 +36,7 @@ __all__ = ["Coverage", "Imatrix", "Match", "read_imatrix"]
 _SUFFIXES = (".in_sum2", ".in_sum", ".counts")
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 _AGAIN = "Make it again with llama-imatrix."
+_MOST_TOKENS = 2.0**53  # whole numbers are exact up to there, and may be added up
 # llama-quantize goes on without weights where an entry of this name has another size than the tensor; and these are
 # of other sizes in files of one model for the two forms that latent attention can be computed in
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
@@ -253,7 +254,7 @@ def _gguf_entry(file: GgufFile, name: str, tensors: Mapping[str, Tensor]) -> Ent
 
 
 def _entry(path: Path, name: str, sum2: Floats, sums: Floats | None, counts: Floats, idle: float | None = 1.0) -> Entry:
-    if not (np.isfinite(counts).all() and (counts >= 0).all()):
+    if not ((counts >= 0) & (counts < _MOST_TOKENS)).all():  # NaN neither
         raise ImatrixError(f"{path}: the counts of {name} hold a value that is no count.", _AGAIN)
     # min and max see NaN too, and need no array of booleans the size of the file
     low, high = float(sum2.min()), float(sum2.max())

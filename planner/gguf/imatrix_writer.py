@@ -26,12 +26,19 @@ Floats = NDArray[np.float32]
 
 _F32 = 0  # GGML_TYPE_F32
 _I32_MAX = 2**31 - 1
+_MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
 
 
 def write_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> int:
     """Write a GGUF file, whole or not at all; returns its bytes. Raises OutputError, also where `path` is one of the
     `inputs`."""
     parts = [part for name in sorted(sums.tensors) for part in _parts(name, sums.tensors[name])]
+    for name, _, _ in parts:
+        if not name.isprintable() or len(name.encode()) >= _MAX_NAME:
+            raise ImatrixError(
+                f"No GGUF can have an entry named {name!r}: names are printable, and shorter than {_MAX_NAME} bytes.",
+                "Leave the imatrix out that it is from.",
+            )
     header = _header(sums, [(name, shape) for name, shape, _ in parts])
     total = len(header) + sum(padded(4 * shape[0] * shape[1], DEFAULT_ALIGNMENT) for _, shape, _ in parts)
 
@@ -99,11 +106,14 @@ def _header(sums: Sums, tensors: list[tuple[str, tuple[int, int]]]) -> bytes:
 
 def _legacy_values(entry: TensorSums, chunk_size: int) -> tuple[int, Floats]:
     """Calls (rounded up, that they be not zero) and f32[values]: means times calls; ones for an idle expert."""
-    calls = (int(entry.counts.max()) + chunk_size - 1) // chunk_size
+    calls = min((int(entry.counts.max()) + chunk_size - 1) // chunk_size, _I32_MAX)
     counts = entry.counts.astype(np.float32)[:, None]
     values = entry.sum2.astype(np.float32).reshape(len(counts), -1)
     means = np.where(counts == 0, np.float32(1), values / np.maximum(counts, np.float32(1)))
-    scaled: Floats = (means * np.float32(calls)).astype("<f4").reshape(-1)
+    with np.errstate(over="ignore"):
+        scaled: Floats = (means * np.float32(calls)).astype("<f4").reshape(-1)
+    if not np.isfinite(scaled).all():
+        raise ImatrixError("The sums are too large for a legacy file.", "Leave --output-format out: GGUF holds them.")
     return calls, scaled
 
 

@@ -24,6 +24,7 @@ __all__ = ["SPLIT_COUNT", "SPLIT_KEYS", "SPLIT_NO", "SPLIT_TENSORS", "Model", "o
 
 SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
 SPLIT_KEYS = (SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS)
+_LONGEST_ARCHITECTURE = 1024  # characters; those of llama.cpp have up to 20
 _SPLIT_NAME = re.compile(r"(?P<stem>.*)-(?P<no>[0-9]{5,})-of-(?P<count>[0-9]{5,})\.gguf", re.DOTALL)
 
 
@@ -160,9 +161,11 @@ def _check_model(file: GgufFile) -> None:
         match = _SPLIT_NAME.fullmatch(file.path.name)
         begin = split_path(file.path.with_name(match["stem"]), 0, int(match["count"])) if match else "the first part"
         raise ModelError(f"{file.path}: part {index + 1} of a split model.", f"Give the first part: {begin}.")
-    if not file.metadata.text("general.architecture"):
+    architecture = file.metadata.text("general.architecture") or ""
+    if not 0 < len(architecture) < _LONGEST_ARCHITECTURE:
+        wrong = f"has {len(architecture):,} characters" if architecture else "is missing"
         raise ModelError(
-            f"{file.path}: not a model: general.architecture is missing.", "Give a model that llama.cpp can load."
+            f"{file.path}: not a model: general.architecture {wrong}.", "Give a model that llama.cpp can load."
         )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
+from planner.gguf.entry import Entry
 from planner.gguf.imatrix import Imatrix
 
 __all__ = ["DEFAULT_CHUNK_SIZE", "Sums", "TensorSums", "merge_imatrices"]
@@ -100,17 +101,14 @@ def merge_imatrices(files: Sequence[Imatrix], chunk_size: int | None = None) -> 
         _check_names(file, files[0])
         worth = chunk_size if file.legacy else 1
         for name, entry in file.entries.items():
-            sums = entry.raw_sums
-            added = TensorSums(
-                entry.raw_sum2.reshape(-1) * np.float32(worth),
-                None if sums is None else sums.reshape(-1).copy(),
-                entry.counts.astype(np.int64) * worth,
-            )
-            if name not in merged.tensors:
-                merged.tensors[name] = added
-                continue
             try:
-                merged.tensors[name].add(added)
+                with np.errstate(over="raise"):
+                    _add_entry(merged, name, entry, worth)
+            except FloatingPointError as problem:
+                raise ImatrixError(
+                    f"{file.path}: the sums of {name} are too large to be added up in float32.",
+                    "Make it again with llama-imatrix, or leave it out.",
+                ) from problem
             except ValueError as problem:
                 raise ImatrixError(
                     f"{file.path}: the imatrix of another model than {files[0].path}: {name} {problem}.",
@@ -118,6 +116,20 @@ def merge_imatrices(files: Sequence[Imatrix], chunk_size: int | None = None) -> 
                 ) from problem
         merged.datasets += file.datasets
     return merged
+
+
+def _add_entry(merged: Sums, name: str, entry: Entry, worth: int) -> None:
+    """Add one entry of a file, whose counts are worth so many tokens. ValueError as TensorSums.add."""
+    sums = entry.raw_sums
+    added = TensorSums(
+        entry.raw_sum2.reshape(-1) * np.float32(worth),
+        None if sums is None else sums.reshape(-1).copy(),
+        entry.counts.astype(np.int64) * worth,
+    )
+    if name in merged.tensors:
+        merged.tensors[name].add(added)
+    else:
+        merged.tensors[name] = added
 
 
 def _check_names(file: Imatrix, first: Imatrix) -> None:

@@ -50,7 +50,8 @@ class Checkpoint:
                 return None
             if not changed:
                 return int(header["done"]), _sums(header, rest)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error,
+                OverflowError, RecursionError) as error:  # fmt: skip
             raise InferenceError(
                 f"{self.path} is no progress of `planner imatrix`, or damaged ({error}).",
                 "Remove it to begin anew.",

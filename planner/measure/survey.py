@@ -139,6 +139,12 @@ def _pass(
             f"{tensor.name} holds NaN or infinite weights, or weights too large to square.",
             "Convert the model again from its original; `planner inspect` counts such values in every tensor.",
         )
+    if not all(np.isfinite(values).all() for values in flat.values()):
+        raise ModelError(
+            f"{tensor.name} has weights that are too large to square, with the importance of its channels.",
+            "Convert the model again from its original, or give the imatrix that belongs to it: `planner inspect` "
+            "shows both.",
+        )
     shape = (tensor.matrices, tensor.rows_per_matrix)
     return Survey(
         tensor=tensor,

@@ -23,36 +23,42 @@ def recounted(recipe: Recipe) -> tuple[Recipe, list[str]]:
     choices, changes = [], []
     size, bits = recipe.size, 0
     for choice in recipe.tensors:
-        nbytes = _bytes(choice, recipe.family)
-        if nbytes == choice.bytes:
-            choices.append(choice)
-        else:
-            size += _padded(nbytes, recipe.family) - _padded(choice.bytes, recipe.family)
-            changes.append(f"{choice.name} is now {choice.format}: {choice.bytes:,} → {nbytes:,} bytes")
-            choices.append(choice.model_copy(update={"bytes": nbytes, "err": None, "loss": None, "why": "edited"}))
-        bits += 8 * nbytes
+        counted = _counted(choice, recipe.family)
+        if counted.bytes != choice.bytes:
+            size += _padded(counted.bytes, recipe.family) - _padded(choice.bytes, recipe.family)
+            changes.append(f"{choice.name} is now {counted.format}: {choice.bytes:,} → {counted.bytes:,} bytes")
+        choices.append(counted)
+        bits += 8 * counted.bytes
     if not changes:
-        return recipe, []
+        return recipe.model_copy(update={"tensors": tuple(choices)}), []
     before = 8 * sum(choice.bytes for choice in recipe.tensors)
     new = {"tensors": tuple(choices), "size": size, "loss": None, "bound": None, "status": "edited",
            "file_type": file_type_of_choices(choices)}  # fmt: skip
     return recipe.model_copy(update={**new, "bpw": recipe.bpw * bits / before if before else 0.0}), changes
 
 
-def _bytes(choice: Choice, family: Family) -> int:
-    if not choice.shape or choice.why.startswith("left alone"):
-        return choice.bytes
+def _counted(choice: Choice, family: Family) -> Choice:
+    """The choice with its format spelt as everywhere, and the bytes that it takes in it."""
+    if choice.why.startswith("left alone"):
+        return choice
     try:
         fmt = named_in(family, choice.format)
     except UsageError as error:
         raise RecipeError(f"{choice.name}: {error.problem}", error.remedy) from error
+    if fmt.name != choice.format:
+        choice = choice.model_copy(update={"format": fmt.name})
+    if not choice.shape:
+        return choice
     if not fmt.fits(choice.shape[0]):
         raise RecipeError(
             f"{choice.name} cannot be {fmt.name}: its rows of {choice.shape[0]:,} weights are no multiple of "
             f"{fmt.block}.",
             "Choose a format with smaller blocks.",
         )
-    return fmt.row_bytes(choice.shape[0]) * prod(choice.shape[1:])
+    nbytes = fmt.row_bytes(choice.shape[0]) * prod(choice.shape[1:])
+    if nbytes == choice.bytes:
+        return choice
+    return choice.model_copy(update={"bytes": nbytes, "err": None, "loss": None, "why": "edited"})
 
 
 def _padded(nbytes: int, family: Family) -> int:

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(gt=0, lt=2**63)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -58,7 +59,7 @@ class Choice(_Record):
     name: str
     format: str
     bytes: Count
-    shape: tuple[Count, ...] = ()  # empty where it is not known
+    shape: tuple[Size, ...] = ()  # empty where it is not known
     err: Amount | None
     loss: Amount | None
     why: str

@@ -15,6 +15,7 @@ from planner.text import plain
 __all__ = ["GLYPHS", "PLAIN_GLYPHS", "Cell", "Side", "difference"]
 
 _WIDTH = 80
+_LEAST = 8  # of it for a name, whatever the numbers take
 _COLUMNS = 60  # layers side by side
 _TYPES = 25
 _NAMED = 5  # tensors named one by one
@@ -74,7 +75,7 @@ def _head(a: Side, b: Side, source: str | None) -> str:
     for letter, side in (("A", a), ("B", b)):
         loss = "" if source is None else f"  loss {_number(side.loss)}"
         numbers = f"{side.size:>{width},} bytes  {side.bpw:.4f} bpw{loss}"
-        room = _WIDTH - len(numbers) - 5
+        room = max(_WIDTH - len(numbers) - 5, _LEAST)
         lines.append(f"{letter}  {_cut(side.label, room):<{room}}  {numbers}")
     change = f"B is {_larger(a.size, b.size)}"
     if source is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.errors import ModelError
 from planner.sensitivity.prior import role_of
 
 if TYPE_CHECKING:
@@ -72,14 +73,15 @@ class Anatomy:
 
 
 def read_anatomy(model: Model) -> Anatomy:
-    """Read the anatomy from a model's metadata and its small tensors; what is missing gets llama.cpp's defaults."""
+    """Read the anatomy from a model's metadata and its small tensors; what is missing gets llama.cpp's defaults. Raises
+    ModelError for norms that are no numbers."""
     arch = model.architecture
     width = model.parameter("embedding_length") or 1
     vectors: dict[int, dict[str, Doubles]] = {}
     for tensor in model.tensors:
         block, role = role_of(tensor.name)
         if block is not None and tensor.rows == 1 and role.endswith("norm") and model.format(tensor).for_weights:
-            vectors.setdefault(block, {})[role] = model.rows(tensor, 0, 1)[0].astype(np.float64)
+            vectors.setdefault(block, {})[role] = _vector(model, tensor)
     count = min(model.parameter("block_count") or 0, len(model.tensors))
     numbers = sorted(set(vectors) | set(range(count)))
     last = model.by_name.get("output_norm.weight")
@@ -113,10 +115,22 @@ def read_anatomy(model: Model) -> Anatomy:
         experts=model.parameter("expert_count") or 0,
         experts_used=model.parameter("expert_used_count") or 1,
         neighbour_rope=arch in _NEIGHBOUR_ROPE,
-        output_norm=model.rows(last, 0, 1)[0].astype(np.float64) if last is not None and known else None,
+        output_norm=_vector(model, last) if last is not None and known else None,
         rotary=model.parameter("rope.dimension_count") or 0,
         blocks=blocks,
     )
+
+
+def _vector(model: Model, tensor: Tensor) -> Doubles:
+    """The weights of a norm. Raises ModelError for those that are no numbers."""
+    values = model.rows(tensor, 0, 1)[0]
+    if not np.isfinite(values).all():
+        raise ModelError(
+            f"{tensor.name} holds NaN or infinite weights.",
+            "Convert the model again from its original; `planner inspect` counts such values in every tensor.",
+        )
+    doubles: Doubles = values.astype(np.float64)
+    return doubles
 
 
 def _number(model: Model, key: str) -> float | None:

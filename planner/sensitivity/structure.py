@@ -23,7 +23,7 @@ from planner.sensitivity.prior import role_of, role_value
 if TYPE_CHECKING:
     from planner.measure import Survey  # whose imports `planner solve` need not wait for
 
-__all__ = ["STRUCTURE_VERSION", "Facts", "block_facts", "global_facts", "stream_shares"]
+__all__ = ["STRUCTURE_VERSION", "Facts", "are_sound", "block_facts", "global_facts", "stream_shares"]
 
 STRUCTURE_VERSION = 4  # part of the key under which facts are kept: raise it when a number would change
 
@@ -145,6 +145,12 @@ def _attention(known: Mapping[str, Survey], facts: dict[str, Facts], block: Bloc
         fact = facts.setdefault(role, {"var": 0.0, "mean": 0.0, "massive": 0.0, "write": 0.0, "stage": stage})
         for key, value in added.items():
             fact[key] += value
+
+
+def are_sound(facts: Facts) -> bool:
+    """Whether a tensor's facts are such as are worked out here: none is missing, and no energy is negative."""
+    complete = "var" not in facts or all(key in facts for key in ("mean", "massive", "write", "stage"))
+    return complete and all(value >= 0 for key, value in facts.items() if key != "stage")
 
 
 def stream_shares(facts: Mapping[str, Facts]) -> dict[str, tuple[float, float, float]]:

@@ -151,6 +151,7 @@ NAN = float("nan")
         ("below zero", {"t": ([[1.0, -1.0]], [1.0], None)}, {}),
         ("no count", {"t": ([[1.0]], [NAN], None)}, {}),
         ("no count", {"t": ([[1.0]], [-1.0], None)}, {}),
+        ("no count", {"t": ([[1.0]], [1e19], None)}, {}),  # nor of what an int64 holds
     ],
 )
 def test_bad_imatrices(tmp_path, tools, message, entries, changes):

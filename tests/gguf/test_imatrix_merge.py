@@ -137,6 +137,40 @@ def test_matrices_of_other_models_are_refused(here, run):
     assert not (here / "x.gguf").exists()
 
 
+@pytest.mark.parametrize(("value", "status"), [(1.0, 0), (1e36, 1)])
+def test_counts_beyond_those_of_a_legacy_file(value, status, here, run):
+    sums = Sums(1, {"a": TensorSums(np.full(4, value, np.float32), None, np.array([1, 2**40]))}, ["x"])
+    write_imatrix(sums, here / "x.gguf", force=False)
+    done = run("imatrix", "--merge", "x.gguf", "-o", "y.dat", "--output-format", "dat")
+    assert done.status == status, done.text
+    if status == 0:
+        values = read_imatrix("y.dat").entries["a"].values
+        np.testing.assert_allclose(values.ravel(), read_imatrix("x.gguf").entries["a"].values.ravel(), rtol=1e-6)
+    else:
+        assert "too large for a legacy file" in done.err
+        assert not (here / "y.dat").exists()
+
+
+@pytest.mark.parametrize("name", ["blk.0.attn_k.weigh\x01", "a" * 60])
+def test_names_that_no_gguf_can_have(name, here, run):
+    sums = Sums(4, {name: TensorSums(np.ones(2, np.float32), None, np.array([4]))}, ["x"])
+    write_legacy_imatrix(sums, here / "x.dat", force=False)
+    done = run("imatrix", "--merge", "x.dat", "-o", "y.gguf")
+    assert done.status == 1
+    assert "No GGUF can have an entry named" in done.err
+    assert not (here / "y.gguf").exists()
+
+
+@pytest.mark.parametrize("form", ["gguf", "dat"])
+def test_sums_too_large_to_be_added_up(form, here, run):
+    write = write_imatrix if form == "gguf" else write_legacy_imatrix
+    write(Sums(4, {"a": TensorSums(np.full(2, 3e38, np.float32), None, np.array([4]))}, ["x"]), here / "x", force=False)
+    done = run("imatrix", "--merge", "x", "--merge", "x", "-o", "y.gguf")
+    assert done.status == 1
+    assert "too large to be added up" in done.err
+    assert not (here / "y.gguf").exists()
+
+
 def test_outputs_are_not_overwritten_and_inputs_never(here, run):
     make_imatrix(dense().write(here / "m.gguf"), here / "a.gguf")
     assert run("imatrix", "--merge", "a.gguf", "-o", "x.dat", "--output-format", "dat").status == 0

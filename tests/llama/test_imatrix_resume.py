@@ -60,6 +60,15 @@ def test_another_run_is_told_what_differs(tmp_path):
     assert other.load(force=True) is None
 
 
+def _with_header(whole: bytes, old: bytes, new: bytes) -> bytes:
+    """The file with something else in its header, whose length agrees."""
+    begin = whole.index(b"\n") + 9
+    end = begin + int.from_bytes(whole[begin - 8 : begin], "little")
+    header = whole[begin:end].replace(old, new)
+    assert header != whole[begin:end]
+    return whole[: begin - 8] + len(header).to_bytes(8, "little") + header + whole[end:]
+
+
 def test_damage_is_an_error(tmp_path):
     path = tmp_path / "p"
     Checkpoint(path, RUN).save(7, {}, some())
@@ -72,6 +81,9 @@ def test_damage_is_an_error(tmp_path):
         whole + b"x",
         whole.replace(b'"b"', b'"b'),
         whole[:27],
+        _with_header(whole, b'"done": 7', b'"done": 1e999'),
+        _with_header(whole, b'"experts": 2', b'"experts": 36893488147419103232'),
+        _with_header(whole, b'"done": 7', b'"done": ' + b"[" * 100_000),
     ):
         path.write_bytes(damaged)
         with pytest.raises(InferenceError, match="Remove it"):

@@ -193,6 +193,21 @@ def test_weights_that_are_no_numbers(bad, tmp_path):
         assert "planner inspect" in caught.value.remedy
 
 
+@pytest.mark.parametrize(("weight", "importance"), [(1.5e19, 1.0), (1e10, 1e30)])
+def test_weights_too_large_to_square_in_a_row(weight, importance, tmp_path):
+    maker = dense(vocabulary=96)
+    maker.arrays["output.weight"] = np.zeros((96, 256), np.float32)
+    maker.arrays["output.weight"][9] = weight
+    model = maker.write(tmp_path / "model.gguf")
+
+    def large(name, second, means):
+        second[:], means[:] = importance, 0.0
+
+    matrix = read_imatrix(write_imatrix(model, tmp_path / "x.imatrix", change=large))
+    with open_model(model) as opened, pytest.raises(ModelError, match=r"output\.weight has weights that are too large"):
+        surveyed(opened, matrix, "output.weight")
+
+
 def test_surveys_stop_when_told(tmp_path):
     with open_model(dense(vocabulary=96).write(tmp_path / "model.gguf")) as model:
         tensor = model["output.weight"]
