@@ -15,14 +15,14 @@ from pathlib import Path
 
 from benchmarks.quality import divergence
 from planner.cli import run
-from planner.formats import block_of_activations
-from planner.ggml import formats
+from planner.formats.ggml import formats
+from planner.formats.registry import block_of_activations
 from planner.gguf import open_model, read_imatrix, why_left_alone
-from planner.llama.baseline import record
+from planner.gguf.quantize import quantize_model
 from planner.llama.engine import Engine, cut
+from planner.llama.evaluate.baseline import record
 from planner.llama.text import read_text
-from planner.passes import passes_of, sensitivities_of
-from planner.quantize import quantize_model
+from planner.plan.losses import passes_of, sensitivities_of
 from state import Store
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

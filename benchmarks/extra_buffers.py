@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from planner.llama import engine
-from planner.llama.bench import bench
+from planner.llama.evaluate.bench import bench
 
 ROUNDS = 3
 

@@ -19,15 +19,17 @@ import numpy as np
 
 from planner.gguf import open_model, read_imatrix, why_left_alone
 from planner.measure import moments, survey_tensor
-from planner.sensitivity import block_facts, global_facts, read_anatomy, role_of
-from planner.sensitivity.structure import (
+from planner.measure.anatomy import read_anatomy
+from planner.measure.energies import (
     ATTENTION_LOGITS,
     ATTENTION_VALUE,
     FEED_FORWARD,
     LOGITS_HALF,
-    Facts,
-    stream_shares,
+    block_facts,
+    global_facts,
 )
+from planner.names.gguf import role_of
+from planner.sensitivity.structure import Facts, stream_shares
 
 REFERENCE = ("attn_output", "ffn_down")  # the writers: derived, without a fitted factor
 LOGITS = ("attn_q", "attn_k")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fit_structure import all_facts
-from planner.sensitivity import role_of
+from planner.names.gguf import role_of
 from planner.sensitivity.structure import stream_shares
 
 _STEPS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 def tables() -> dict[str, float]:
     """Build all tables in this process; CPU seconds of each format's (iq1_m finds iq1_s's)."""
-    from planner.ggml import formats, has_tables, prepare_tables
+    from planner.formats.ggml import formats, has_tables, prepare_tables
 
     seconds = {}
     for fmt in formats().values():
@@ -41,10 +41,10 @@ def tables() -> dict[str, float]:
 
 def measure() -> dict[str, object]:
     """Measure everything into a fresh state."""
-    from planner.campaign import Campaign
-    from planner.ggml import select_formats
+    from planner.formats.ggml import select_formats
     from planner.gguf import open_model, read_imatrix
     from planner.measure import Settings
+    from planner.measure.campaign import Campaign
     from state import Store
 
     built = tables()
@@ -67,9 +67,9 @@ def measure() -> dict[str, object]:
 
 def quantize() -> dict[str, object]:
     """Quantize the whole model to each format, every tensor that llama.cpp would and that can take it."""
-    from planner.ggml import select_formats
+    from planner.formats.ggml import select_formats
     from planner.gguf import open_model, read_imatrix, requires_imatrix, why_left_alone
-    from planner.quantize import quantize_model
+    from planner.gguf.quantize import quantize_model
 
     built, seconds, weights = tables(), {}, {}
     with tempfile.TemporaryDirectory() as folder, open_model(MODEL) as model:
@@ -126,7 +126,7 @@ def main() -> None:
     results = {side: child(side) for side in ("measure", "quantize")}
     report(results)
     if arguments.write:
-        from planner.ggml import library_version
+        from planner.formats.ggml import library_version
 
         about = {"machine": f"{platform.machine()}, {processor()}", "ggml": library_version()}
         RESULTS.parent.mkdir(exist_ok=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.sensitivity.prior import TIED, last_block, role_of
+from planner.names.gguf import role_of
+from planner.sensitivity.prior import TIED, last_block
 
 DATA = Path(__file__).resolve().parent / "data"
 PUBLISHED = DATA / "single_tensor_kld"

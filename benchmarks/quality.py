@@ -23,13 +23,14 @@ import numpy as np
 from planner.cli import run
 from planner.errors import BudgetError
 from planner.gguf import open_model, read_imatrix
-from planner.llama.baseline import Baseline, record
+from planner.gguf.quantize import quantize_model
 from planner.llama.engine import Engine, cut
-from planner.llama.evaluate import diverge
+from planner.llama.evaluate.baseline import Baseline, record
+from planner.llama.evaluate.compare import diverge
 from planner.llama.library import llama
 from planner.llama.text import read_text
-from planner.plan import Request, make_plan
-from planner.quantize import quantize_model
+from planner.plan.plan import make_plan
+from planner.plan.request import Request
 from state import Store
 
 MIXES = {

@@ -13,12 +13,13 @@ import tempfile
 from fractions import Fraction
 from pathlib import Path
 
-from planner.campaign import Campaign
-from planner.formats import block_of_activations
-from planner.ggml import formats, select_formats
+from planner.formats.ggml import formats, select_formats
+from planner.formats.registry import block_of_activations
 from planner.gguf import open_model, read_imatrix
 from planner.measure import Settings
-from planner.plan import Request, make_plan
+from planner.measure.campaign import Campaign
+from planner.plan.plan import make_plan
+from planner.plan.request import Request
 from planner.sensitivity import sensitivities
 from state import Store
 

@@ -156,7 +156,7 @@ def cli_reference() -> str:
 
 def formats_table() -> str:
     """The table of docs/formats.md, from the library and the benchmark's speeds."""
-    from planner.ggml import CANDIDATES, FORMAT_SETS, formats, has_tables
+    from planner.formats.ggml import CANDIDATES, FORMAT_SETS, formats, has_tables
 
     results = json.loads((ROOT / "benchmarks/results/measuring.json").read_text(encoding="utf-8"))["quantize"]
     speeds = {name: results["weights"][name] / seconds / 1e6 for name, seconds in results["seconds"].items()}
@@ -174,7 +174,7 @@ def formats_table() -> str:
 
 
 def _imatrix(name: str) -> str:
-    from planner.ggml import formats
+    from planner.formats.ggml import formats
     from planner.gguf import requires_imatrix
 
     fmt = formats()[name]
@@ -242,7 +242,7 @@ def with_regions(page: Path, regions: Mapping[str, str]) -> str:
 def generated() -> dict[Path, str]:
     """Pages that are written from the program and from the benchmarks' results, and what they should hold."""
     regions = {"table": formats_table(), **quality()}
-    from planner.recipes import recipe_schema
+    from planner.recipe import recipe_schema
 
     pages = {page: with_regions(page, regions) for page in GENERATED if page.name != "cli.md" and page != SCHEMA}
     schema = json.dumps(recipe_schema(), indent=2) + "\n"

@@ -8,13 +8,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from planner.campaign import Campaign
-from planner.ggml import select_formats
+from planner.digests import recipe_digest
+from planner.formats.ggml import select_formats
 from planner.gguf import open_model, read_imatrix
+from planner.gguf.provenance import provenance_pairs
+from planner.gguf.quantize import quantize_model
 from planner.measure import Settings
-from planner.plan import Request, make_plan
-from planner.provenance import provenance_pairs, recipe_digest
-from planner.quantize import quantize_model
+from planner.measure.campaign import Campaign
+from planner.plan.plan import make_plan
+from planner.plan.request import Request
 from planner.report import role_table
 from planner.sizes import parse_size
 from state import Store

@@ -1,20 +1,29 @@
-"""Files that appear whole or not at all, and what systems say that refuse to write them."""
+"""Files that appear whole or not at all.
+
+Everything goes to temporary files beside the destinations, which are synced and renamed when they are complete. Where
+an output has several files, all are complete before the first is renamed, and the first shard comes last: whoever finds
+it, finds all others. On any error or interruption they are removed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from types import TracebackType
+from typing import BinaryIO, Self
 
 from planner.errors import OutputError
 from planner.lastwords import note
 
-__all__ = ["atomic_file", "refusal", "refused", "write_atomically"]
+__all__ = ["Output", "atomic_file", "check_destinations", "refusal", "refused", "write_atomically"]
+
+_BUFFER = 1 << 20
 
 _TOO_LARGE = 223  # ERROR_FILE_TOO_LARGE of Windows, for which Python has no errno
 _ROOM = "Make room, or write to another disk."
@@ -89,3 +98,141 @@ def _is_stream(path: Path) -> bool:
     except OSError:
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or path.parent in (Path("/dev"), Path("/dev/fd"))
+
+
+def check_destinations(paths: Sequence[Path], nbytes: int, inputs: Iterable[Path], *, force: bool) -> None:
+    """Raise OutputError if `nbytes` in files of these names cannot be written: a name that an input has (also
+    through links), that exists (unless `force`) or is no file; a directory that is missing; a disk too full."""
+    try:
+        _check_names(paths, [path for path in inputs if path.exists()], force=force)
+        # What a replaced file gives back comes only after the new one is complete.
+        free = shutil.disk_usage(paths[0].parent).free
+    except OSError as problem:
+        raise OutputError(f"{paths[0]}: {problem.strerror or problem}.", "Check the path.") from problem
+    if free < nbytes:
+        raise OutputError(
+            f"{paths[0].parent}: {nbytes:,} bytes are needed and {free:,} are free.",
+            "Make room, or write to another disk.",
+        )
+
+
+def _check_names(paths: Sequence[Path], sources: Sequence[Path], *, force: bool) -> None:
+    for path in paths:
+        if path.is_dir():
+            raise OutputError(f"{path}: a directory.", "Give the name of a file.")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: the directory {path.parent} does not exist.", "Create it first.")
+        if not path.exists():
+            continue
+        for source in sources:
+            if path.samefile(source):
+                raise OutputError(f"{path}: the output would replace its own input {source}.", "Give another name.")
+        if not path.is_file():
+            raise OutputError(f"{path}: not a regular file.", "Give the name of a file.")
+        if not force:
+            raise OutputError(f"{path}: exists already.", "Give another name, or --force to replace it.")
+
+
+class Output:
+    """The files of one output, written one after another; a context manager that removes what was not committed."""
+
+    def __init__(self, paths: Sequence[Path], *, force: bool) -> None:
+        self.paths = tuple(paths)
+        self.force = force
+        self._finished: list[Path] = []  # temporary files, complete
+        self._current: tuple[Path, BinaryIO] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        left = list(self._finished)
+        if self._current is not None:
+            path, file = self._current
+            left.append(path)
+            with contextlib.suppress(OSError):  # the last buffer of a full disk
+                file.close()
+        for path in left:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def begin(self) -> None:
+        """Begin the next file."""
+        target = self.paths[len(self._finished)]
+        with self._explaining():
+            descriptor, name = tempfile.mkstemp(".part", f".{target.name[:40]}.", target.parent)
+        note("temporary", name)
+        self._current = Path(name), os.fdopen(descriptor, "wb", _BUFFER)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append to the current file."""
+        assert self._current is not None
+        with self._explaining():
+            self._current[1].write(data)
+
+    def end(self, nbytes: int) -> None:
+        """Complete the current file, which must have `nbytes` by now, and see it to the disk."""
+        assert self._current is not None
+        path, file = self._current
+        with self._explaining():
+            file.flush()
+            if file.tell() != nbytes:
+                raise AssertionError(f"{path}: {file.tell()} bytes written where {nbytes} were promised")
+            if hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), self._mode())
+            os.fsync(file.fileno())
+            file.close()
+        self._finished.append(path)
+        self._current = None
+
+    def commit(self) -> None:
+        """Give all files their names."""
+        if not self.force:
+            for path in self.paths:
+                if path.exists():
+                    raise OutputError(f"{path}: was created by somebody else meanwhile.", "Give another name.")
+        pairs = list(zip(self._finished, self.paths, strict=True))
+        fresh: list[Path] = []
+        try:
+            with self._explaining():
+                for temporary, path in reversed(pairs):
+                    existed = path.exists()
+                    temporary.replace(path)
+                    self._finished.remove(temporary)
+                    if not existed:
+                        fresh.append(path)
+        except BaseException:
+            for path in fresh:
+                path.unlink(missing_ok=True)
+            raise
+        for directory in {path.parent for path in self.paths}:
+            _sync_directory(directory)
+
+    def _mode(self) -> int:
+        """A replaced file's permissions, or those of any new file: temporary files are the owner's alone."""
+        target = self.paths[len(self._finished)]
+        if target.exists():
+            return stat.S_IMODE(target.stat().st_mode)
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o666 & ~umask
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        target = self.paths[min(len(self._finished), len(self.paths) - 1)]
+        try:
+            yield
+        except OSError as problem:
+            raise refused(target, problem) from problem
+
+
+def _sync_directory(directory: Path) -> None:
+    # Not every system can open a directory; the names are then as safe as it makes them.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -22,9 +22,8 @@ and gain; `check` recomputes any choice exactly. How `solve` goes about it: `red
 from __future__ import annotations
 
 from solvers.check import check
-from solvers.conflicts import Change, Infeasibility
 from solvers.driver import METHODS, solve
-from solvers.errors import InfeasibleError, ProblemError
+from solvers.errors import Change, Infeasibility, InfeasibleError, ProblemError
 from solvers.explanation import Explanation, Step, explain
 from solvers.problem import Group, Limit, Option, Problem
 from solvers.solution import Solution, Status, Usage

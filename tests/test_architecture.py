@@ -1,10 +1,11 @@
-"""Imports go one way, C types stay in one place, only the command line prints: read from the syntax trees."""
+"""Imports go one way, module by module; C types stay in one place; only the command line prints; the map is true."""
 
 from __future__ import annotations
 
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -15,52 +16,121 @@ PACKAGES = ("planner", "solvers", "state")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 THIRD_PARTY = {"solvers": {"numpy", "ortools"}, "state": {"pydantic"}}
-# Layers of planner, lowest first: a module may import from its own layer's package and from layers before it
-LAYERS = [
-    {"planner.errors", "planner.lastwords"},
-    {"planner.closing", "planner.sizes", "planner.strangers", "planner.text"},
-    {"planner.files", "planner.ggml", "planner.inputs", "planner.kinds"},
-    {"planner.mlx"},
-    {"planner.formats"},
-    {"planner.gguf", "planner.recipes", "planner.provenance"},
-    {"planner.measure"},
-    {"planner.sensitivity"},
-    {"planner.quantize", "planner.campaign", "planner.rules", "planner.candidates", "planner.limits", "planner.passes"}
-    | {"planner.families", "planner.targets"},
-    {"planner.accounting", "planner.assess", "planner.evidence"},
-    {"planner.plan"},
-    {"planner.report", "planner.llama"},
-    {"planner.cli"},
-    {"planner.__main__"},
-]
+# Every module, the lowest first: a folder and the modules in it. A module imports only from those before it
+ORDER = (
+    (
+        "solvers",
+        "errors problem check reduction bound core completion dual greedy integers search cpsat milp solution "
+        "conflicts driver explanation sweep __init__",
+    ),
+    ("state", "errors lock migrations records rows schema connection store __init__"),
+    ("planner", "__init__ closing digests errors lastwords files sizes text"),
+    ("planner.inputs", "strangers kinds reading __init__"),
+    ("planner.formats.ggml", "library formats file_types foreign kernels __init__"),
+    ("planner.formats.mlx", "formats kernels __init__"),
+    ("planner.formats", "registry __init__"),
+    ("planner.names", "gguf transformers mlx __init__"),
+    (
+        "planner.gguf",
+        "entry legacy llama_cpp metadata contents provenance tensor reader model health imatrix layout "
+        "quantize sums imatrix_writer vocabulary __init__",
+    ),
+    ("planner.recipe", "recipe recount __init__"),
+    (
+        "planner.dialects",
+        "patterns regex_syntax regex dialect auto_round evopress mlx_lm shell llama_quantize "
+        "ik_llama table tool_suite exports imports __init__",
+    ),
+    ("planner.sensitivity", "design link measured prior rounding structure sources __init__"),
+    ("planner.plan", "losses rules candidates families limits accounting assess request plan __init__"),
+    (
+        "planner.measure",
+        "anatomy moments sampling survey experts energies metric loop inventory rounding targets campaign __init__",
+    ),
+    ("planner.evidence", "bpw_state kld_table add __init__"),
+    ("planner.llama", "library fitness graph workers engine text __init__"),
+    ("planner.llama.collect", "activations checkpoint collector rendering chat run template __init__"),
+    ("planner.llama.evaluate", "bench logprobs baseline divergence compare cache statistics taskfiles tasks __init__"),
+    ("planner.llama.passes", "kld calibrate perturb polish trials __init__"),
+    ("planner.report", "columns difference evaluation tables __init__"),
+    ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
+    (
+        "planner.cli",
+        "diff messages options export importing progress inspect measure quantize running bench evaluate "
+        "imatrix sensitivity solve terminal watch __init__",
+    ),
+    ("planner", "__main__"),
+)
+# What is slow to load, and that a command does not wait for before it knows what it is to do
+SLOW = {"gguf", "joblib", "llama_cpp", "numpy", "ortools", "pydantic", "rich"}
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
+LONGER = {  # and ought not to be
+    "planner.plan.plan.make_plan": 72,
+}
 
 
+@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def names(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+        return
+    assert node.level == 0, f"line {node.lineno} imports relatively"
+    assert node.module is not None
+    for alias in node.names:  # `from planner.report import columns` imports a module too
+        full = f"{node.module}.{alias.name}"
+        yield full if full in MODULES else node.module
 
 
 def imports(path: Path) -> Iterator[str]:
     """Names of modules that a file imports, wherever in it; those for type checkers alone too."""
     for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} imports relatively"
-            assert node.module is not None
-            for alias in node.names:  # `from planner.ggml import library` imports a module too
-                full = f"{node.module}.{alias.name}"
-                yield full if full in MODULES else node.module
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield from names(node)
+
+
+def loaded(module: str, seen: set[str] | None = None) -> set[str]:
+    """All that importing a module loads by statements at the top of files: ours, and others by their first names."""
+    seen = set() if seen is None else seen
+    parts = module.split(".")
+    if parts[0] not in PACKAGES:
+        seen.add(parts[0])
+        return seen
+    for length in range(1, len(parts) + 1):  # packages first, as Python does
+        name = ".".join(parts[:length])
+        if name in MODULES and name not in seen:
+            seen.add(name)
+            for node in tree(MODULES[name]).body:
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    for imported in names(node):
+                        loaded(imported, seen)
+    return seen
+
+
+def in_order() -> list[str]:
+    return [f"{folder}.{name}".removesuffix(".__init__") for folder, members in ORDER for name in members.split()]
 
 
 def part(module: str) -> str:
-    """`planner.ggml.kernels` → `planner.ggml`."""
+    """`planner.gguf.reader` → `planner.gguf`."""
     return ".".join(module.split(".")[:2])
 
 
-def test_everything_is_found():
+def test_every_module_has_its_place():
     assert len(FILES) > 40
-    without_place = {part(name) for name in MODULES if name.startswith("planner.")} - set().union(*LAYERS)
-    assert not without_place, "these have no place among LAYERS"
+    assert len(set(in_order())) == len(in_order())
+    assert set(in_order()) == set(MODULES)
+
+
+def test_imports_go_one_way():
+    place = {name: number for number, name in enumerate(in_order())}
+    for name, path in MODULES.items():
+        for imported in imports(path):
+            if imported in MODULES:
+                assert place[imported] < place[name], f"{name} imports {imported}, which is built upon it"
 
 
 @pytest.mark.parametrize("package", ["solvers", "state"])
@@ -74,24 +144,9 @@ def test_solvers_and_state_stand_alone(package):
                 )
 
 
-def test_planner_is_built_in_layers():
-    floor = {name: number for number, names in enumerate(LAYERS) for name in names}
-    for name, path in MODULES.items():
-        if name == "planner":
-            assert not [imported for imported in imports(path) if imported != "__future__"]
-            continue
-        if not name.startswith("planner."):
-            continue
-        for imported in imports(path):
-            if imported.startswith("planner."):
-                same = part(imported) == part(name)
-                above = floor[part(imported)] > floor[part(name)]
-                assert same or not above, f"{name} imports {imported}, which is built upon it"
-
-
 def test_only_plan_solves():
     allowed = {
-        "planner.plan",
+        "planner.plan.plan",
         "planner.cli.messages",  # whose errors become messages
     }
     found = {name for name, path in MODULES.items() if any(i.split(".")[0] == "solvers" for i in imports(path))}
@@ -135,9 +190,22 @@ def test_only_the_command_line_prints_or_exits():
         assert "click" not in {imported.split(".")[0] for imported in imports(path)}, name
 
 
-def test_only_ggml_and_the_engine_have_c_types():
+def test_only_the_libraries_have_c_types():
     found = {name for name, path in MODULES.items() if {"ctypes", "cffi"} & {i.split(".")[0] for i in imports(path)}}
-    assert found == {"planner.ggml.library", "planner.llama.engine", "planner.llama.library"}
+    llama = {"planner.llama.engine", "planner.llama.graph", "planner.llama.library"}
+    assert found == {"planner.formats.ggml.library", *llama}
+
+
+def test_help_waits_for_nothing():
+    for name in MODULES:
+        if part(name) == "planner.cli":
+            assert not loaded(name) & SLOW, name
+
+
+def test_a_plan_from_the_state_does_not_wait_for_the_model():
+    found = set().union(*map(loaded, ("planner.plan.plan", "planner.plan.rules", "planner.recipe", "planner.report")))
+    assert not found & {"gguf", "joblib", "llama_cpp"}
+    assert not {part(name) for name in found} & {"planner.gguf", "planner.llama", "planner.measure"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
@@ -172,6 +240,50 @@ def test_what_others_import_is_exported(name):
             for alias in node.names:
                 if f"{node.module}.{alias.name}" not in MODULES and alias.name != "__version__":
                     assert alias.name in offered, f"{name} imports {alias.name}, which {node.module} does not export"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_files_and_functions_are_short(name):
+    lines = MODULES[name].read_text(encoding="utf-8").count("\n")
+    assert lines <= LONGER.get(name, MOST_LINES), f"{name} has {lines} lines"
+    for node in ast.walk(tree(MODULES[name])):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines <= LONGER.get(f"{name}.{node.name}", MOST_LINES_OF_A_FUNCTION), (
+                f"{name}.{node.name} has {lines} lines"
+            )
+
+
+def entries_of_the_map() -> list[str]:
+    """Folders (with a slash at the end) and files in the map of docs/design.md, from top to bottom."""
+    house = (ROOT / "docs/design.md").read_text(encoding="utf-8").split("\n## The house\n")[1].split("\n## ")[0]
+    above: list[str] = []
+    entries: list[str] = []
+    for line in house.splitlines():
+        if line.startswith("    "):
+            depth = (len(line) - len(line.lstrip())) // 2 - 2
+            above = [*above[:depth], line.split()[0]]
+            entries.append("".join(above))
+    return entries
+
+
+def test_the_map_shows_the_tree():
+    entries = entries_of_the_map()
+    assert len(entries) == len(set(entries))
+    for entry in entries:
+        assert (ROOT / entry).is_dir() if entry.endswith("/") else (ROOT / entry).is_file(), entry
+    folders = {f"{path.parent.relative_to(ROOT)}/" for path in FILES}
+    loose = {f"planner/{path.name}" for path in (ROOT / "planner").glob("[!_]*.py")}
+    assert {entry for entry in entries if entry.split("/")[0] in PACKAGES} == folders | loose
+
+
+def test_the_map_shows_the_order():
+    """Among its neighbours, a folder stands above those that it imports from."""
+    folders = list(dict.fromkeys(folder.replace(".", "/") + "/" for folder, _ in ORDER if folder != "planner"))
+    place = {folder: number for number, folder in enumerate(folders)}
+    for parent in {str(Path(folder).parent) for folder in folders} - {"."}:
+        shown = [entry for entry in entries_of_the_map() if entry in place and str(Path(entry).parent) == parent]
+        assert shown == sorted(shown, key=lambda entry: -place[entry]), f"in {parent}"
 
 
 def test_errors_are_a_tree_with_one_root():

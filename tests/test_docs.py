@@ -37,7 +37,7 @@ def name(page: Path) -> str:
 
 def _like_the_pages() -> bool:
     """Other processors and releases of ggml may round otherwise, and tip a choice: there, that it runs is enough."""
-    from planner.ggml import library_version
+    from planner.formats.ggml import library_version
 
     return platform.machine() in ("x86_64", "AMD64") and library_version() == refresh.documented_ggml()
 

@@ -8,9 +8,9 @@ import gguf
 import numpy as np
 import pytest
 
-from planner.ggml import dequantize_rows, formats
+from planner.formats.ggml import dequantize_rows, formats
 from planner.gguf import open_model
-from planner.recipes import load_recipe
+from planner.recipe import load_recipe
 from planner.sensitivity import sensitivities
 from planner.sizes import parse_size
 from state import Store

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from planner.ggml import formats
-from planner.plan import Plan, Request, make_plan
+from planner.formats.ggml import formats
+from planner.plan.plan import Plan, make_plan
+from planner.plan.request import Request
 from state import Inventory, Measurement, Store, TensorRecord
 
 HEADER = 1000

@@ -17,7 +17,7 @@ from planner.errors import UsageError
 from planner.lastwords import note
 
 if TYPE_CHECKING:
-    from planner.llama.bench import Speed
+    from planner.llama.evaluate.bench import Speed
     from planner.report.evaluation import ModelSize
 
 __all__ = ["bench"]
@@ -52,7 +52,7 @@ def bench(
 ) -> None:
     """Measure how fast models are: tokens per second of a prompt and of generation, as llama-bench does."""
     os.environ.setdefault("OMP_WAIT_POLICY", "active")  # as llama-bench runs; other commands let threads sleep
-    from planner.llama import bench as benching
+    from planner.llama.evaluate import bench as benching
     from planner.report.evaluation import model_size, speed_table
 
     if not n_prompt and not n_gen:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from planner.errors import RecipeError, UsageError
-from planner.inputs import look
-from planner.kinds import GGUF
+from planner.inputs.kinds import GGUF
+from planner.inputs.reading import look
 
 if TYPE_CHECKING:
-    from planner.passes import Losses
+    from planner.plan.losses import Losses
     from planner.report.difference import Side
 
 __all__ = ["diff"]
@@ -54,9 +54,8 @@ def _can_say(text: str) -> bool:
 
 
 def _losses(state: Path | None, *, strict: bool) -> Losses | None:
-    from planner.assess import losses_of
     from planner.errors import StateFileError
-    from planner.passes import inventory_of
+    from planner.plan.losses import inventory_of, losses_of
     from state import StateError, Store
 
     if state is None:
@@ -80,9 +79,8 @@ def _losses(state: Path | None, *, strict: bool) -> Losses | None:
 def _side(path: Path, losses: Losses | None) -> Side:
     """A recipe or a GGUF, each tensor with its loss by the state, or else by the recipe itself."""
     from planner.gguf import open_model
-    from planner.recipes import parse_recipe
-    from planner.recipes.dialect import is_left_alone
-    from planner.recipes.edits import recounted
+    from planner.recipe import is_left_alone, parse_recipe
+    from planner.recipe.recount import recounted
     from planner.report.difference import Cell, Side
 
     given = look(path, RecipeError)

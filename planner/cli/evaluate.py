@@ -14,16 +14,16 @@ from planner.cli.options import gpu_option, threads_option
 from planner.cli.progress import progress_bar
 from planner.cli.running import check_runs
 from planner.errors import Interrupted, ModelError, UsageError
-from planner.inputs import kind_at
-from planner.kinds import BASELINE
+from planner.inputs.kinds import BASELINE
+from planner.inputs.reading import kind_at
 from planner.lastwords import note
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from planner.llama.baseline import Baseline
     from planner.llama.engine import Engine
-    from planner.llama.taskfiles import Kind, Task
+    from planner.llama.evaluate.baseline import Baseline
+    from planner.llama.evaluate.taskfiles import Kind, Task
     from planner.report.evaluation import Evaluated
 
 __all__ = ["evaluate"]
@@ -139,7 +139,7 @@ class _Run:
     def ready(self, text: Path | None, ctx: int | None) -> int:
         """Ask of all models what can be asked before one runs; returns how many tokens a window has."""
         from planner.gguf import open_model
-        from planner.llama.baseline import Baseline
+        from planner.llama.evaluate.baseline import Baseline
         from planner.llama.text import window_length
 
         if self.base_is_file:
@@ -157,9 +157,9 @@ class _Run:
         self, text: Path | None, context: int, chunks: int | None, base_file: Path | None, state: Path | None
     ) -> None:
         """Perplexity of the original, and every other file's divergence from it, which `state` remembers."""
-        from planner.llama.calibrate import remember
-        from planner.llama.evaluate import base_nll, diverge
-        from planner.llama.statistics import perplexity, statistics
+        from planner.llama.evaluate.compare import base_nll, diverge
+        from planner.llama.evaluate.statistics import perplexity, statistics
+        from planner.llama.passes.calibrate import remember
         from state import Store
 
         with self._baseline(text, context, chunks, base_file) as baseline:
@@ -180,7 +180,7 @@ class _Run:
 
     def tasks(self, files: Mapping[Kind, Path], count: int | None, context: int) -> None:
         """Scores of all models."""
-        from planner.llama.taskfiles import READERS, select
+        from planner.llama.evaluate.taskfiles import READERS, select
 
         chosen = {kind: select(kind, READERS[kind](path), count) for kind, path in files.items()}
         self.finished = 0
@@ -194,7 +194,7 @@ class _Run:
         note("result", self.results())
 
     def _score(self, file: Evaluated, chosen: Mapping[Kind, Sequence[Task]], context: int) -> None:
-        from planner.llama.tasks import branches_for, run_tasks
+        from planner.llama.evaluate.tasks import branches_for, run_tasks
 
         assert file.size is not None
         branches = max(map(branches_for, chosen.values()))
@@ -208,8 +208,8 @@ class _Run:
             check_runs([file.size.path], context=longest, gpu_layers=0)
 
     def _baseline(self, text: Path | None, context: int, chunks: int | None, base_file: Path | None) -> Baseline:
-        from planner.llama.baseline import Baseline
-        from planner.llama.kept import Request, check_length, kept, record_kept
+        from planner.llama.evaluate.baseline import Baseline
+        from planner.llama.evaluate.cache import Request, check_length, kept, record_kept
         from planner.llama.text import read_text
 
         if text is None:

@@ -8,11 +8,11 @@ import click
 
 from planner.cli.options import threads_option
 from planner.errors import ImatrixError, RecipeError, UsageError
-from planner.inputs import look
+from planner.inputs.reading import look
 
 __all__ = ["export"]
 
-# As in planner.recipes.exports, which would be slow to import for --help; a test compares
+# As in planner.dialects.exports, which would be slow to import for --help; a test compares
 _DIALECTS = ["llama-quantize", "ik_llama", "gguf-tool-suite", "mlx-lm", "auto-round", "evopress", "csv"]
 
 
@@ -30,10 +30,10 @@ def export(recipe: Path, dialect: str, compact: bool, output: Path | None, threa
     What the other quantizer cannot say is an error or, where something near can be said, a note.
     """
     from planner.cli.messages import wrapped
+    from planner.dialects.exports import export_recipe
     from planner.files import write_atomically
-    from planner.recipes import parse_recipe
-    from planner.recipes.edits import recounted
-    from planner.recipes.exports import export_recipe
+    from planner.recipe import parse_recipe
+    from planner.recipe.recount import recounted
     from planner.text import plain
 
     given = look(recipe, RecipeError)

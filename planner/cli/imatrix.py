@@ -16,7 +16,7 @@ from planner.text import command
 if TYPE_CHECKING:
     from planner.gguf import Imatrix, Model
     from planner.gguf.sums import Sums
-    from planner.llama.gather import Request
+    from planner.llama.collect.run import Request
 
 __all__ = ["imatrix"]
 
@@ -77,9 +77,9 @@ def imatrix(
     Per channel, sums of squares (as llama-imatrix has them) and of activations; per expert, how often it was used. Stop
     at any time, the same command goes on. Needs llama-cpp-python: pip install 'gguf-planner[llama]'.
     """
+    from planner.files import check_destinations
     from planner.gguf import open_model, read_imatrix
-    from planner.gguf.writer import check_destinations
-    from planner.llama.gather import Request
+    from planner.llama.collect.run import Request
     from planner.llama.text import window_length
 
     reading = bool(texts or chats)
@@ -124,7 +124,7 @@ def _check_model(file: Imatrix, model: Model) -> None:
 
 
 def _read(request: Request, output_format: str, inputs: list[Path]) -> None:
-    from planner.llama.gather import Gathering
+    from planner.llama.collect.run import Gathering
 
     check_runs([request.model.path], context=request.context, gpu_layers=request.gpu_layers, predicts=False)
     gathering = None

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner import kinds
 from planner.errors import RecipeError, UsageError
-from planner.inputs import Given, look
+from planner.inputs import kinds
+from planner.inputs.reading import Given, look
 
 if TYPE_CHECKING:
-    from planner.assess import Assessment
-    from planner.passes import Losses
+    from planner.plan.assess import Assessment
+    from planner.plan.losses import Losses
     from state import Inventory
 
 __all__ = ["import_recipe", "open_basis"]
 
-# As in planner.recipes.imports, which would be slow to import for --help; a test compares
+# As in planner.dialects.imports, which would be slow to import for --help; a test compares
 _DIALECTS = ["llama-quantize", "ik_llama", "gguf-tool-suite", "evopress", "csv", "mlx-lm", "auto-round"]
 
 
@@ -57,7 +57,7 @@ def import_recipe(
     Without any of these, a GGUF's recipe is for itself. Whatever could not be taken over as it was is said.
     """
     from planner.cli.messages import wrapped
-    from planner.recipes import save_recipe
+    from planner.recipe import save_recipe
     from planner.report import role_table, size_line
     from planner.text import plain
 
@@ -86,8 +86,7 @@ def open_basis(
 
     Raises UsageError for options that do not go together, and StateFileError.
     """
-    from planner.assess import losses_of
-    from planner.passes import inventory_of
+    from planner.plan.losses import inventory_of, losses_of
     from state import Store
 
     if imatrix is not None and model is None:
@@ -111,9 +110,9 @@ def open_basis(
 
 
 def _of_model(stack: ExitStack, model: Path | None, imatrix: Path | None) -> Inventory:
-    from planner.campaign import take_inventory
     from planner.gguf import open_model, read_imatrix
     from planner.measure import Settings
+    from planner.measure.inventory import take_inventory
 
     assert model is not None
     opened = stack.enter_context(open_model(model))
@@ -123,10 +122,10 @@ def _of_model(stack: ExitStack, model: Path | None, imatrix: Path | None) -> Inv
 def _assessed(
     given: Given, basis: tuple[Inventory, Losses | None] | None, dialect: str | None, *, nearest: bool
 ) -> Assessment:
-    from planner.assess import Assessment, assess, reassess
-    from planner.formats import family_of
-    from planner.recipes import is_recipe, parse_recipe
-    from planner.recipes.imports import guess_dialect, read_choices
+    from planner.dialects.imports import guess_dialect, read_choices
+    from planner.formats.registry import family_of
+    from planner.plan.assess import Assessment, assess, reassess
+    from planner.recipe import is_recipe, parse_recipe
 
     if given.kind == kinds.GGUF:
         return _of_gguf(given.path, basis, nearest=nearest)
@@ -152,7 +151,7 @@ def _given(file: str, dialect: str | None) -> tuple[Given, str | None]:
     """What FILE is, and its dialect where that is clear: the rules themselves, if there is no such file."""
     path = Path(file)
     if not _exists(path) and (dialect == "ik_llama" or (dialect is None and "=" in file)):
-        from planner.recipes.imports import are_rules
+        from planner.dialects.imports import are_rules
 
         if not are_rules(file):
             raise UsageError(
@@ -176,7 +175,7 @@ def _exists(path: Path) -> bool:
 
 def _is_evidence(given: Given) -> bool:
     """Whether a file holds what was measured, rather than a choice."""
-    from planner.recipes.kld_table import is_kld_table
+    from planner.evidence.kld_table import is_kld_table
 
     return given.kind == kinds.BPW_STATE or (given.kind == kinds.TEXT and is_kld_table(_text(given)))
 
@@ -184,10 +183,10 @@ def _is_evidence(given: Given) -> bool:
 def _take_evidence(given: Given, model: Path | None, imatrix: Path | None, state: Path | None) -> list[str]:
     """Write into the state what others measured; what to say of it."""
     from planner.cli.options import find_state
-    from planner.evidence import add_divergences, add_fork_errors
-    from planner.passes import inventory_of
-    from planner.recipes.bpw_state import read_bpw_state
-    from planner.recipes.kld_table import read_kld_table
+    from planner.evidence.add import add_divergences, add_fork_errors
+    from planner.evidence.bpw_state import read_bpw_state
+    from planner.evidence.kld_table import read_kld_table
+    from planner.plan.losses import inventory_of
     from state import Store
 
     target, where = find_state(state, model), str(given.path)
@@ -209,11 +208,11 @@ def _take_evidence(given: Given, model: Path | None, imatrix: Path | None, state
 
 
 def _of_gguf(path: Path, basis: tuple[Inventory, Losses | None] | None, *, nearest: bool) -> Assessment:
-    from planner.assess import Assessment, assess
-    from planner.campaign import take_inventory
+    from planner.dialects.imports import known_formats
     from planner.gguf import open_model
     from planner.measure import Settings
-    from planner.recipes.imports import known_formats
+    from planner.measure.inventory import take_inventory
+    from planner.plan.assess import Assessment, assess
 
     with open_model(path, nearest=nearest) as model:
         stored = {tensor.name: model.replaced.get(tensor.name, tensor.format) for tensor in model.tensors}

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from planner import kinds
 from planner.cli.progress import progress_bar
 from planner.errors import RecipeError, UsageError
-from planner.inputs import look
+from planner.inputs import kinds
+from planner.inputs.reading import look
 
 if TYPE_CHECKING:
     from planner.gguf import Health, Model
-    from planner.inputs import Given
+    from planner.inputs.reading import Given
 
 __all__ = ["inspect"]
 
@@ -105,7 +105,7 @@ def _state(file: Path, tensors: bool) -> tuple[object, str]:
 
 
 def _recipe(given: Given, tensors: bool) -> tuple[object, str]:
-    from planner.recipes import parse_recipe
+    from planner.recipe import parse_recipe
     from planner.report.inspection import recipe_facts, recipe_text
 
     recipe = parse_recipe(given.text(RecipeError, "a recipe"), str(given.path))

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from planner.cli.options import Sources
-    from planner.formats import Family
-    from planner.ggml import Format
+    from planner.formats.ggml import Format
+    from planner.formats.registry import Family
 
 __all__ = ["measure", "run_campaign"]
 
@@ -33,7 +33,7 @@ def measure(model: Path, family: str, **measuring: Unpack[Measuring]) -> None:
     Rows of each tensor are sampled, quantized with the family's own kernels and compared, weighted by the imatrix.
     Results go to the state file as they come: stop at any time, the same command goes on.
     """
-    from planner.formats import choose_formats
+    from planner.formats.registry import choose_formats
 
     kind = cast("Family", family)
     formats = choose_formats(kind, measuring["types"] or "all")
@@ -53,8 +53,8 @@ def run_campaign(
     family: Family = "gguf",
 ) -> tuple[int, int]:
     """Measure what is missing, with a progress bar; returns how many measurements there are and how many are new."""
-    from planner.campaign import Campaign
     from planner.measure import Settings
+    from planner.measure.campaign import Campaign
 
     if sources.imatrix is None:
         click.echo("No imatrix: formats that need one are left out, and errors count alike in every channel.", err=True)

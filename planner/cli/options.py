@@ -37,7 +37,7 @@ threads_option = click.option(
 gpu_option = click.option(
     "-ngl", "--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1: all."
 )
-# As in planner.formats, which would be slow to import for --help; a test compares
+# As in planner.formats.registry, which would be slow to import for --help; a test compares
 family_option = click.option(
     "--family", type=click.Choice(["gguf", "mlx"]), default="gguf", show_default=True,
     help="Whose types: ggml's, or those of MLX (mlx_q4_g64 ..., and the sets all, g32, g64, g128).",

@@ -15,8 +15,8 @@ from planner.errors import ImatrixError, Interrupted, RecipeError
 from planner.text import plain
 
 if TYPE_CHECKING:
-    from planner.gguf import Model
-    from planner.recipes import Recipe
+    from planner.gguf import Imatrix, Model
+    from planner.recipe import Recipe
 
 __all__ = ["quantize"]
 
@@ -48,11 +48,12 @@ def quantize(
 
     Every tensor has the bytes that llama-quantize would write. OUT appears when it is complete, or not at all.
     """
-    from planner.gguf import open_model, read_imatrix
-    from planner.provenance import provenance_pairs, recipe_digest
-    from planner.quantize import quantize_model
-    from planner.recipes import load_recipe
-    from planner.recipes.edits import recounted
+    from planner.digests import recipe_digest
+    from planner.gguf import open_model
+    from planner.gguf.provenance import provenance_pairs
+    from planner.gguf.quantize import quantize_model
+    from planner.recipe import load_recipe
+    from planner.recipe.recount import recounted
     from planner.sizes import format_size, parse_size
 
     given = load_recipe(recipe)
@@ -71,21 +72,9 @@ def quantize(
                 f"{recipe} is for another model: {plan.model.name} ({plan.model.path}), not {model}.",
                 "Give that model, or solve again for this one.",
             )
-        matrix = None
-        if plan.imatrix is not None:
-            path = imatrix or Path(plan.imatrix.path)
-            if not path.exists():
-                raise ImatrixError(f"The recipe's imatrix {path} is not there.", "Say where it is with --imatrix.")
-            matrix = read_imatrix(path)
-            if matrix.digest != plan.imatrix.digest:
-                raise ImatrixError(
-                    f"{path} is not the imatrix that the recipe was made with.", "Give that one, or solve again."
-                )
-            # the name in the metadata is the recipe's, wherever the file lies now: the size was promised with it
-            matrix = dataclasses.replace(matrix, given=plan.imatrix.path)
+        matrix = _imatrix_of(plan, recipe, imatrix)
+        if matrix is not None:
             tell_unseen(matrix, _quantized(plan, opened), written=True)
-        elif imatrix is not None:
-            raise RecipeError(f"{recipe} was made without an imatrix.", "Leave --imatrix out, or solve again with it.")
         try:
             with progress_bar("MB") as advance:
                 written = quantize_model(
@@ -102,9 +91,30 @@ def quantize(
     click.echo(f"{written.bytes:,} bytes ({format_size(written.bytes)}), {exact}")
 
 
+def _imatrix_of(plan: Recipe, recipe: Path, given: Path | None) -> Imatrix | None:
+    """The imatrix that a recipe was made with, from where it says or where it is now. Raises ImatrixError, and
+    RecipeError for one that is given and was not used."""
+    from planner.gguf import read_imatrix
+
+    if plan.imatrix is None:
+        if given is not None:
+            raise RecipeError(f"{recipe} was made without an imatrix.", "Leave --imatrix out, or solve again with it.")
+        return None
+    path = given or Path(plan.imatrix.path)
+    if not path.exists():
+        raise ImatrixError(f"The recipe's imatrix {path} is not there.", "Say where it is with --imatrix.")
+    matrix = read_imatrix(path)
+    if matrix.digest != plan.imatrix.digest:
+        raise ImatrixError(
+            f"{path} is not the imatrix that the recipe was made with.", "Give that one, or solve again."
+        )
+    # the name in the metadata is the recipe's, wherever the file lies now: the size was promised with it
+    return dataclasses.replace(matrix, given=plan.imatrix.path)
+
+
 def _quantized(plan: Recipe, model: Model) -> list[str]:
     """The tensors that kernels make something else of."""
-    from planner.ggml import formats
+    from planner.formats.ggml import formats
 
     known, source = formats(), {tensor.name: tensor.format for tensor in model.tensors}
     return [

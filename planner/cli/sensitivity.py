@@ -17,7 +17,7 @@ from planner.text import command
 
 if TYPE_CHECKING:
     from planner.cli.options import Sources
-    from planner.llama.sensitivity import Trial, Trials
+    from planner.llama.passes.trials import Trial, Trials
     from planner.sensitivity import Design
 
 __all__ = ["sensitivity"]
@@ -67,9 +67,9 @@ def sensitivity(
     'gguf-planner[llama]'.
     """
     from planner.cli.measure import run_campaign
-    from planner.ggml import select_formats
-    from planner.llama.perturb import perturber
-    from planner.llama.sensitivity import Trials, plan_trials
+    from planner.formats.ggml import select_formats
+    from planner.llama.passes.perturb import perturber
+    from planner.llama.passes.trials import Trials, plan_trials
     from planner.llama.text import spread_windows, window_length
 
     if design is not None and passes is not None:
@@ -121,7 +121,7 @@ def _run(run: Trials, trials: list[Trial], stretch: str) -> None:
 
 
 def _calibrate(sources: Sources, run: Trials, threads: int, gpu_layers: int) -> None:
-    from planner.llama.calibrate import calibrate, calibration_recipes
+    from planner.llama.passes.calibrate import calibrate, calibration_recipes
 
     recipes = calibration_recipes(sources.store)
     click.echo("Making and evaluating " + ", ".join(f"{recipe.bpw:.2f}" for recipe in recipes) + " bpw.", err=True)

@@ -21,9 +21,10 @@ from planner.text import plain
 
 if TYPE_CHECKING:
     from planner.cli.options import Sources
-    from planner.formats import Family
-    from planner.ggml import Format
-    from planner.plan import Plan, Request, RunOn
+    from planner.formats.ggml import Format
+    from planner.formats.registry import Family
+    from planner.plan.plan import Plan
+    from planner.plan.request import Request, RunOn
     from planner.sensitivity import Source
 
 __all__ = ["solve"]
@@ -101,24 +102,14 @@ def solve(
     With MODEL, measures first what is missing. Without, a finished state file in this directory is enough. The
     recipe is proven to be within a gap of the best there is.
     """
-    from planner.formats import choose_formats
-    from planner.plan import Request, make_plan
+    from planner.formats.registry import choose_formats
+    from planner.plan.request import Request
+    from planner.plan.rules import parse_rule, parse_tie
     from planner.report import explanation
-    from planner.rules import parse_device, parse_rule, parse_tie
-    from planner.sizes import parse_size
-    from state import Store
 
-    limits: dict[str, Any] = {
-        "budget": None if budget is None else parse_size(budget),
-        "bpw": None if bpw is None else _bits(bpw),
-        "devices": tuple(map(parse_device, devices)),
-        "active": None if active_budget is None else parse_size(active_budget),
-    }
-    if budget is not None and bpw is not None:
-        raise UsageError("--budget and --bpw exclude each other.", "Give one of them.")
     kind = cast("Family", family)
     request = Request(
-        **limits,
+        **_limits(budget, bpw, devices, active_budget),
         family=kind,
         formats=None if measuring["types"] is None else choose_formats(kind, measuring["types"]),
         pins=tuple(parse_rule(text, family=kind) for text in pin),
@@ -131,30 +122,68 @@ def solve(
         gap=gap,
         time_limit=time_limit,
     )
-    if polish is not None and model is None:
-        raise UsageError("--polish runs the model.", "Give MODEL too.")
-    if polish is not None and kind != "gguf":
-        raise UsageError("--polish runs llama.cpp, which has none of MLX's types.", "Leave --polish or --family out.")
-    if model is not None:
-        with open_sources(model, measuring) as sources:
-            if polish is not None:
-                check_runs([model], context=0, gpu_layers=gpu_layers)
-            _measure(sources, request, measuring)
-            plan = make_plan(sources.store, request)
-            if polish is not None:
-                polishing = _Polishing(polish, polish_passes, output, measuring["threads"], gpu_layers)
-                plan = polishing.run(plan, request, sources)
+    if model is None:
+        plan = _plan_from_state(request, measuring, polish)
     else:
-        if measuring["imatrix"] is not None:
-            raise UsageError(
-                "--imatrix is for measuring, which needs the model.", "Give the model too, or leave it out."
-            )
-        with Store.open(find_state(measuring["state"]), read_only=True) as store:
-            plan = make_plan(store, request)
+        plan = _plan_with_model(model, request, measuring, output, polish, polish_passes, gpu_layers)
     explanations = [explanation(plan, tensor) for tensor in explained]  # first: a wrong name leaves no recipe behind
     _report(plan, output, model)
     for text in explanations:
         click.echo("\n" + plain(text, keep="\n"))
+
+
+def _plan_from_state(request: Request, measuring: Measuring, polish: Path | None) -> Plan:
+    """Plan without the model. Raises UsageError for what would need it."""
+    from planner.plan.plan import make_plan
+    from state import Store
+
+    if polish is not None:
+        raise UsageError("--polish runs the model.", "Give MODEL too.")
+    if measuring["imatrix"] is not None:
+        raise UsageError("--imatrix is for measuring, which needs the model.", "Give the model too, or leave it out.")
+    with Store.open(find_state(measuring["state"]), read_only=True) as store:
+        return make_plan(store, request)
+
+
+def _plan_with_model(
+    model: Path,
+    request: Request,
+    measuring: Measuring,
+    output: Path,
+    polish: Path | None,
+    polish_passes: int,
+    gpu_layers: int,
+) -> Plan:
+    """Measure what is missing, plan, and polish on a text where one is given."""
+    from planner.plan.plan import make_plan
+
+    if polish is not None and request.family != "gguf":
+        raise UsageError("--polish runs llama.cpp, which has none of MLX's types.", "Leave --polish or --family out.")
+    with open_sources(model, measuring) as sources:
+        if polish is not None:
+            check_runs([model], context=0, gpu_layers=gpu_layers)
+        _measure(sources, request, measuring)
+        plan = make_plan(sources.store, request)
+        if polish is not None:
+            polishing = _Polishing(polish, polish_passes, output, measuring["threads"], gpu_layers)
+            plan = polishing.run(plan, request, sources)
+        return plan
+
+
+def _limits(budget: str | None, bpw: str | None, devices: tuple[str, ...], active_budget: str | None) -> dict[str, Any]:
+    """The limits of a request. Raises UsageError."""
+    from planner.plan.rules import parse_device
+    from planner.sizes import parse_size
+
+    limits = {
+        "budget": None if budget is None else parse_size(budget),
+        "bpw": None if bpw is None else _bits(bpw),
+        "devices": tuple(map(parse_device, devices)),
+        "active": None if active_budget is None else parse_size(active_budget),
+    }
+    if budget is not None and bpw is not None:
+        raise UsageError("--budget and --bpw exclude each other.", "Give one of them.")
+    return limits
 
 
 def _bits(text: str) -> Fraction:
@@ -169,7 +198,7 @@ def _bits(text: str) -> Fraction:
 
 def _measure(sources: Sources, request: Request, measuring: Measuring) -> None:
     from planner.cli.measure import run_campaign
-    from planner.formats import choose_formats
+    from planner.formats.registry import choose_formats
 
     pinned: dict[str, list[Format]] = {}
     for rule in request.pins:
@@ -193,10 +222,10 @@ class _Polishing:
     def run(self, plan: Plan, request: Request, sources: Sources) -> Plan:
         """The plan with a recipe that was improved on a text. Stopped, it is the recipe as it stands; `output` always
         has that, in case llama.cpp ends the process."""
-        from planner.llama.perturb import perturber
-        from planner.llama.polish import TOKENS, Polish
+        from planner.llama.passes.perturb import perturber
+        from planner.llama.passes.polish import TOKENS, Polish
         from planner.llama.text import spread_windows, window_length
-        from planner.recipes import save_recipe
+        from planner.recipe import save_recipe
 
         model, context = sources.model, window_length(sources.model)
         save_recipe(plan.recipe, self.output)
@@ -230,7 +259,7 @@ class _Polishing:
 
 
 def _report(plan: Plan, output: Path, model: Path | None) -> None:
-    from planner.recipes import save_recipe
+    from planner.recipe import save_recipe
     from planner.report import limit_line, next_step, role_table, size_line
 
     recipe = plan.recipe

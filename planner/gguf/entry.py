@@ -16,7 +16,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.ggml import FAINTEST_WEIGHT
+from planner.formats.ggml import FAINTEST_WEIGHT
 
 __all__ = ["GAPS_VERSION", "Entry", "Floats"]
 

@@ -24,12 +24,12 @@ from planner.errors import ImatrixError
 from planner.gguf.contents import contents_of
 from planner.gguf.entry import Entry, Floats
 from planner.gguf.legacy import read_legacy
+from planner.gguf.llama_cpp import why_left_alone
 from planner.gguf.metadata import Metadata
 from planner.gguf.model import Model
 from planner.gguf.reader import GgufFile, Tensor, read_gguf
-from planner.gguf.rules import why_left_alone
-from planner.inputs import kind_at
-from planner.kinds import GGUF
+from planner.inputs.kinds import GGUF
+from planner.inputs.reading import kind_at
 
 __all__ = ["Coverage", "Imatrix", "Match", "read_imatrix"]
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
+from planner.files import Output, check_destinations
 from planner.gguf.metadata import encode_pair
 from planner.gguf.reader import DEFAULT_ALIGNMENT, padded
 from planner.gguf.sums import Sums, TensorSums
-from planner.gguf.writer import Output, check_destinations
 
 __all__ = ["write_imatrix", "write_legacy_imatrix"]
 

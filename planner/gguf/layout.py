@@ -20,12 +20,12 @@ from typing import TypeAlias
 import numpy as np
 
 from planner.errors import OutputError, UsageError
-from planner.ggml import Format
+from planner.formats.ggml import Format
 from planner.gguf.imatrix import Imatrix
+from planner.gguf.llama_cpp import tensor_order
 from planner.gguf.metadata import encode_pair
 from planner.gguf.model import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS, Model
 from planner.gguf.reader import DEFAULT_ALIGNMENT, Tensor, padded
-from planner.gguf.rules import tensor_order
 
 __all__ = ["Extra", "Placed", "Shard", "arrange", "header_bytes", "imatrix_pairs", "predicted_size", "zeros"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
-from planner.strangers import is_legacy_imatrix, stranger
+from planner.inputs.strangers import is_legacy_imatrix, stranger
 
 __all__ = ["Legacy", "legacy_bytes", "read_legacy"]
 

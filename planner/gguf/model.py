@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from planner.closing import Closing
 from planner.errors import ModelError
-from planner.ggml import Format, dequantize_rows, formats
+from planner.formats.ggml import Format, dequantize_rows, formats
 from planner.gguf.contents import other_contents
+from planner.gguf.llama_cpp import tensor_order
 from planner.gguf.metadata import Metadata
 from planner.gguf.reader import GgufFile, Tensor, read_gguf
-from planner.gguf.rules import tensor_order
 
 __all__ = ["SPLIT_COUNT", "SPLIT_KEYS", "SPLIT_NO", "SPLIT_TENSORS", "Model", "open_model", "split_path"]
 

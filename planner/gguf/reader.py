@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from planner.errors import ModelError, PlannerError
-from planner.ggml import FOREIGN, Format, format_by_id, formats, nearest_known, unknown_type
+from planner.formats.ggml import FOREIGN, Format, format_by_id, formats, nearest_known, unknown_type
 from planner.gguf.metadata import ARRAY, SCALARS, STRING, Metadata, Pair
 from planner.gguf.tensor import Tensor
-from planner.inputs import open_regular
-from planner.strangers import looks_like_a_piece, stranger
+from planner.inputs.reading import open_regular
+from planner.inputs.strangers import looks_like_a_piece, stranger
 
 __all__ = ["DEFAULT_ALIGNMENT", "GgufFile", "Tensor", "padded", "read_gguf"]
 

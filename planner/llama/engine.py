@@ -16,9 +16,8 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,77 +27,16 @@ from planner.errors import InferenceError, ModelError
 from planner.gguf import alphabet, open_model
 from planner.lastwords import note
 from planner.llama.fitness import check_ends, check_model, check_text, learned_positions, runs_backwards
-from planner.llama.library import GgmlTensor, ggml, has_amx, last_complaint, llama
+from planner.llama.graph import Node, Observer
+from planner.llama.library import has_amx, last_complaint, llama
 from planner.llama.workers import Workers
 
-__all__ = ["Engine", "Node", "Observer", "Tensor", "cut"]
+__all__ = ["Engine", "cut"]
 
 _BATCH = 2048  # tokens a llama_decode, the default of llama.cpp's tools
 _LOGITS_BYTES = 512 << 20  # of one batch at most: vocabularies of 262,144 words are run window by window
 _MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 _LOAD_MODE_NONE = 0  # enum llama_load_mode: into memory of the process, which may be written to
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor in the engine's memory, alive as long as the engine (weights) or the operation (activations).
-
-    `shape` and `strides` (bytes) are in ggml's order. Names of weights are those of the file. `copied` marks what the
-    scheduler copies to another device for every operation.
-    """
-
-    name: str
-    type: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    address: int
-    nbytes: int
-    copied: bool
-
-    def read(self) -> NDArray[np.uint8]:
-        """Its bytes, u8[nbytes]: a view where they lie in main memory, else a copy."""
-        struct = GgmlTensor.from_address(self.address)
-        if ggml().is_host(struct.buffer) and struct.data:
-            return np.ctypeslib.as_array((ctypes.c_uint8 * self.nbytes).from_address(struct.data))
-        data = np.empty(self.nbytes, np.uint8)
-        ggml().get(self.address, data.ctypes.data, 0, self.nbytes)
-        return data
-
-    def write(self, data: NDArray[np.uint8], offset: int = 0) -> None:
-        """Replace bytes from `offset` on by `data`, u8, C-contiguous."""
-        if data.dtype != np.uint8 or not data.flags.c_contiguous or not 0 <= offset <= self.nbytes - data.nbytes:
-            raise ValueError(
-                f"{self.name} has {self.nbytes} bytes: {data.nbytes} of {data.dtype} at {offset} do not fit"
-            )
-        ggml().set(self.address, data.ctypes.data, offset, data.nbytes)
-
-
-class Node:
-    """One operation of the graph: there are hundreds in each batch, so no more of it is looked at than is asked for."""
-
-    def __init__(self, address: int) -> None:
-        self._struct = GgmlTensor.from_address(address)
-
-    @functools.cached_property
-    def operation(self) -> str:
-        """As ggml spells it, such as `MUL_MAT`."""
-        name: bytes = ggml().op_name(self._struct.op)
-        return name.decode("ascii")
-
-    @functools.cached_property
-    def sources(self) -> tuple[Tensor, ...]:
-        """What goes into it."""
-        return tuple(_tensor(source) for source in self._struct.src if source)
-
-
-class Observer(Protocol):
-    """Is shown every operation before it runs, and those that it wants once more when their inputs are there."""
-
-    def wants(self, node: Node) -> bool:
-        """Whether `see` is to be called with this node. Data of activations is not there yet."""
-
-    def see(self, node: Node) -> None:
-        """Look at the node's inputs; they are gone afterwards."""
 
 
 class Engine(Closing):
@@ -386,12 +324,3 @@ def cut(tokens: NDArray[np.int32], context: int, windows: int | None = None) -> 
     if windows is not None:
         count = min(count, windows)
     return tokens[: count * context].reshape(count, context)
-
-
-def _tensor(address: int) -> Tensor:
-    struct = GgmlTensor.from_address(address)
-    name = struct.name.decode("utf-8", "replace")
-    copied = "#" in name  # the scheduler calls them CUDA0#blk.0.attn_k.weight#0
-    shape, strides = tuple(struct.ne), tuple(struct.nb)
-    nbytes = int(ggml().nbytes(address))
-    return Tensor(name.split("#")[1] if copied else name, struct.type, shape, strides, address, nbytes, copied)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner import inputs
 from planner.errors import UsageError
 from planner.gguf import Model
+from planner.inputs import reading
 from planner.llama.engine import Engine, cut
 
 __all__ = ["read_text", "spread_windows", "window_length"]
@@ -20,7 +20,7 @@ _CONTEXT = 512  # tokens, the default of llama-perplexity and llama-imatrix
 def read_text(path: Path) -> str:
     """A file of text as it is, but for one newline at its end (as `-f` of llama.cpp's tools) and the mark of Windows at
     its start. Raises UsageError."""
-    return inputs.read_text(path, UsageError, exact=True).removesuffix("\n")
+    return reading.read_text(path, UsageError, exact=True).removesuffix("\n")
 
 
 def window_length(model: Model) -> int:

@@ -1,4 +1,5 @@
-"""How wrong every tensor is in every format: sampled rows, ggml's kernels, the imatrix-weighted error."""
+"""From a model to its state: sampled rows, ggml's kernels, the imatrix-weighted error, and facts of
+the structure."""
 
 from __future__ import annotations
 

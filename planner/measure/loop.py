@@ -17,7 +17,7 @@ import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
-from planner.ggml import Format, has_tables, prepare_tables, tables_ready
+from planner.formats.ggml import Format, has_tables, prepare_tables, tables_ready
 from planner.gguf import Model, Tensor
 from planner.measure.metric import Estimate, Tally, row_errors
 from planner.measure.sampling import Stage, stages

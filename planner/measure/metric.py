@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats import round_trip
-from planner.ggml import Format
+from planner.formats.ggml import Format
+from planner.formats.registry import round_trip
 from planner.measure.survey import Survey
 
 __all__ = ["METRIC_VERSION", "Estimate", "Tally", "errors_of", "relative", "row_errors"]

@@ -7,7 +7,7 @@ speed of reading; the kernels then run on a sample.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -134,17 +134,7 @@ def _pass(
                 squares[:, which] = 0.0
             flat["guess"][here] = np.einsum("ij,j->i", squares, second[matrix])
         model.release(tensor, start, end)
-    if not np.isfinite(columns).all():
-        raise ModelError(
-            f"{tensor.name} holds NaN or infinite weights, or weights too large to square.",
-            "Convert the model again from its original; `planner inspect` counts such values in every tensor.",
-        )
-    if not all(np.isfinite(values).all() for values in flat.values()):
-        raise ModelError(
-            f"{tensor.name} has weights that are too large to square, with the importance of its channels.",
-            "Convert the model again from its original, or give the imatrix that belongs to it: `planner inspect` "
-            "shows both.",
-        )
+    _check_finite(tensor, columns, flat.values())
     shape = (tensor.matrices, tensor.rows_per_matrix)
     return Survey(
         tensor=tensor,
@@ -158,6 +148,20 @@ def _pass(
         guess=flat["guess"].reshape(shape),
         massive_guess=flat["massive_guess"].reshape(shape),
     )
+
+
+def _check_finite(tensor: Tensor, columns: Doubles, others: Iterable[Doubles]) -> None:
+    if not np.isfinite(columns).all():
+        raise ModelError(
+            f"{tensor.name} holds NaN or infinite weights, or weights too large to square.",
+            "Convert the model again from its original; `planner inspect` counts such values in every tensor.",
+        )
+    if not all(np.isfinite(values).all() for values in others):
+        raise ModelError(
+            f"{tensor.name} has weights that are too large to square, with the importance of its channels.",
+            "Convert the model again from its original, or give the imatrix that belongs to it: `planner inspect` "
+            "shows both.",
+        )
 
 
 def _smooth(values: Doubles) -> NDArray[np.float32]:

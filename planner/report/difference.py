@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from planner.formats import all_formats
-from planner.sensitivity import role_of
+from planner.formats.registry import all_formats
+from planner.names.gguf import role_of
 from planner.text import plain
 
 __all__ = ["GLYPHS", "PLAIN_GLYPHS", "Cell", "Side", "difference"]

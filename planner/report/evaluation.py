@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.gguf import open_model
-from planner.report.inspection.columns import shown, table
+from planner.report.columns import shown, table
 from planner.sizes import format_size
 
 if TYPE_CHECKING:
-    from planner.llama.bench import Speed
-    from planner.llama.statistics import Estimate, Statistics
-    from planner.llama.tasks import Score
+    from planner.llama.evaluate.bench import Speed
+    from planner.llama.evaluate.statistics import Estimate, Statistics
+    from planner.llama.evaluate.tasks import Score
 
 __all__ = ["Evaluated", "ModelSize", "evaluation_facts", "evaluation_text", "measured", "model_size", "speed_table"]
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planner.recipes import Choice, Recipe
-from planner.sensitivity import role_of
+from planner.names.gguf import role_of
+from planner.recipe import Choice, Recipe
 from planner.sizes import format_size
 from planner.text import command, plain
 
 if TYPE_CHECKING:
-    from planner.plan import LimitUse, Plan  # whose imports `planner inspect` need not wait for
+    from planner.plan.plan import LimitUse, Plan  # whose imports `planner inspect` need not wait for
 
 __all__ = ["explanation", "limit_line", "next_step", "role_table", "size_line"]
 

@@ -1,15 +1,13 @@
-"""How much the model's output suffers from a tensor's error: uniform, by role (prior), from weights and
-imatrix (structure), from passes of the model (measured)."""
+"""How much the model's output suffers from a tensor's error: uniform, by role (prior), from
+facts of the structure (structure), from passes of the model (measured)."""
 
 from __future__ import annotations
 
-from planner.sensitivity.anatomy import Anatomy, read_anatomy
 from planner.sensitivity.design import DESIGNS, Design, factored, most_telling
-from planner.sensitivity.experts import EXPERTS_VERSION
 from planner.sensitivity.link import Link, Point, Prediction, fit_link
 from planner.sensitivity.measured import Observation, spread
-from planner.sensitivity.prior import Prior, is_expert, prior, role_of
-from planner.sensitivity.rounding import NOT_ROUNDED, Rounding, rounding_of
+from planner.sensitivity.prior import Prior, prior
+from planner.sensitivity.rounding import NOT_ROUNDED, Rounding
 from planner.sensitivity.sources import (
     SOURCES,
     Source,
@@ -18,15 +16,13 @@ from planner.sensitivity.sources import (
     measured_sensitivities,
     sensitivities,
 )
-from planner.sensitivity.structure import STRUCTURE_VERSION, Facts, block_facts, global_facts
+from planner.sensitivity.structure import STRUCTURE_VERSION, Facts
 
 __all__ = [
     "DESIGNS",
-    "EXPERTS_VERSION",
     "NOT_ROUNDED",
     "SOURCES",
     "STRUCTURE_VERSION",
-    "Anatomy",
     "Design",
     "Facts",
     "Link",
@@ -37,18 +33,12 @@ __all__ = [
     "Rounding",
     "Source",
     "TensorSensitivity",
-    "block_facts",
     "default_source",
     "factored",
     "fit_link",
-    "global_facts",
-    "is_expert",
     "measured_sensitivities",
     "most_telling",
     "prior",
-    "read_anatomy",
-    "role_of",
-    "rounding_of",
     "sensitivities",
     "spread",
 ]

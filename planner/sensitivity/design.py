@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.sensitivity.prior import role_of
+from planner.names.gguf import role_of
 
 __all__ = ["DESIGNS", "Design", "factored", "most_telling"]
 

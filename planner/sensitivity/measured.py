@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.sensitivity.prior import role_of
+from planner.names.gguf import role_of
 
 __all__ = ["Correction", "Observation", "correct", "spread"]
 

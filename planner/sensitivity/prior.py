@@ -17,27 +17,23 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
+from planner.names.gguf import is_expert, role_of
+
 __all__ = [
     "BLOCK_MEAN",
     "TIED",
     "Prior",
     "Table",
     "ffn_family",
-    "is_expert",
     "last_block",
     "load_table",
     "nearest",
     "prior",
-    "role_of",
     "role_value",
 ]
 
 BLOCK_MEAN = "block mean"
 TIED = "token_embd (tied)"
-
-_NAME = re.compile(r"(?:blk\.(\d+)\.)?(.+?)(?:\.(?:weight|bias))?")
-_EXPERT = re.compile(r"(ffn_(?:gate|down|up))\.\d+")  # one of those that some files do not stack
-_ELSEWHERE = re.compile(r".*?\.blk\.\d+\.")  # a vision tower's or an encoder's block
 
 # The relative that lends its value to a role without one of its own: the first rule that matches, then the relative's
 # own relative, and so on. Norms, routers and what nobody has measured count as an ordinary block tensor.
@@ -87,34 +83,6 @@ def load_table() -> Table:
     data = json.loads(text)
     values = {role: float(row["value"]) for role, row in data["roles"].items()}
     return Table(values, {kind: float(row["value"]) for kind, row in data["last_block"].items()})
-
-
-def role_of(name: str) -> tuple[int | None, str]:
-    """Block (None outside the main stack) and role of a tensor.
-
-    >>> role_of("blk.3.ffn_down_exps.weight"), role_of("output.weight"), role_of("v.blk.0.attn_q.bias")
-    ((3, 'ffn_down_exps'), (None, 'output'), (None, 'attn_q'))
-
-    Experts that are stored one by one have the role of those that are stacked.
-
-    >>> role_of("blk.3.ffn_down.5.weight")
-    (3, 'ffn_down_exps')
-    """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None, name
-    block, role = match.groups()
-    if block is not None and (expert := _EXPERT.fullmatch(role)):
-        role = f"{expert[1]}_exps"
-    if block is not None:
-        return (int(block) if len(block) < 10 else None), role
-    return None, _ELSEWHERE.sub("", role, count=1)
-
-
-def is_expert(name: str) -> bool:
-    """Whether a tensor is one expert of those that a file stores one by one."""
-    match = _NAME.fullmatch(name)
-    return match is not None and match[1] is not None and _EXPERT.fullmatch(match[2]) is not None
 
 
 def nearest(role: str) -> str:

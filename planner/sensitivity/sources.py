@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from planner.names.gguf import role_of
 from planner.sensitivity.measured import Observation, correct, spread
-from planner.sensitivity.prior import prior, role_of
+from planner.sensitivity.prior import prior
 from planner.sensitivity.rounding import NOT_ROUNDED, Rounding
 from planner.sensitivity.structure import Facts, stream_shares
 

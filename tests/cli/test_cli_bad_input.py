@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 import pytest
 
-from planner.recipes import load_recipe
+from planner.recipe import load_recipe
 from state import Store
 from tests.models import FEW, dense, experts, write_imatrix
 

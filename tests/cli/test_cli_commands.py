@@ -12,7 +12,7 @@ import pytest
 from planner import __version__
 from planner.cli.messages import explain
 from planner.gguf import open_model
-from planner.recipes import load_recipe
+from planner.recipe import load_recipe
 from planner.text import plain
 from tests.models import FEW, dense, experts, write_imatrix
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from planner.ggml import format_named
-from planner.recipes import load_recipe
+from planner.formats.ggml import format_named
+from planner.recipe import load_recipe
 from state import StateError, Store
 from tests.models import dense, write_imatrix
 

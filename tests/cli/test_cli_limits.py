@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 
-from planner.recipes import load_recipe
+from planner.recipe import load_recipe
 from tests.models import experts, write_imatrix
 from tests.tiny import write
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from planner.recipes import load_recipe
+from planner.recipe import load_recipe
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import struct
 
 import pytest
 
-from planner.ggml import formats
+from planner.formats.ggml import formats
 from planner.gguf import open_model
-from planner.recipes import load_recipe
+from planner.recipe import load_recipe
 from state import Store
 from tests.models import dense
 

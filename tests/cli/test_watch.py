@@ -18,7 +18,7 @@ import pytest
 
 from planner.cli.watch import needs_watch, obituary
 from planner.lastwords import LastWords, read_last_words
-from planner.recipes import load_recipe
+from planner.recipe import load_recipe
 from tests.conftest import EXAMPLES
 from tests.models import with_metadata
 

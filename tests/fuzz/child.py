@@ -117,7 +117,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 def _unreadable(paths: Iterator[Path]) -> str | None:
     """Which of the files that were written planner itself cannot read."""
     from planner.gguf import open_model, read_imatrix
-    from planner.recipes import load_recipe
+    from planner.recipe import load_recipe
 
     for path in paths:
         try:

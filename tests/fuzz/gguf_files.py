@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass, field
 from random import Random
 
-from planner.ggml import format_by_id
+from planner.formats.ggml import format_by_id
 from tests.fuzz.values import FLOATS, INTEGERS, float_bytes, nasty, near, packed
 
 __all__ = ["mutated_gguf"]

@@ -15,9 +15,9 @@ import numpy as np
 
 from planner.cli import run
 from planner.gguf.sums import Sums, TensorSums
-from planner.llama import logprobs
-from planner.llama.resume import Checkpoint
-from planner.recipes import load_recipe
+from planner.llama.collect.checkpoint import Checkpoint
+from planner.llama.evaluate import logprobs
+from planner.recipe import load_recipe
 from state import Pass, Store
 from tests.models import Maker, dense, write_imatrix
 

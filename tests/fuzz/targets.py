@@ -19,7 +19,7 @@ from planner.errors import PlannerError
 
 if TYPE_CHECKING:
     from planner.llama.engine import Engine
-    from planner.llama.taskfiles import Kind, Task
+    from planner.llama.evaluate.taskfiles import Kind, Task
 
 __all__ = ["TARGETS", "Action", "Target"]
 
@@ -202,12 +202,12 @@ def _engine() -> Engine:
 
 def _tasks(kind: Kind) -> list[Action]:
     def read(count: int | None) -> Sequence[Task]:
-        from planner.llama.taskfiles import READERS, select
+        from planner.llama.evaluate.taskfiles import READERS, select
 
         return select(kind, READERS[kind](Path("mutated.tasks")), count)
 
     def score() -> None:
-        from planner.llama.tasks import branches_for, run_tasks
+        from planner.llama.evaluate.tasks import branches_for, run_tasks
 
         tasks = read(3)
         if branches_for(tasks) <= _engine().branches:
@@ -219,7 +219,7 @@ def _tasks(kind: Kind) -> list[Action]:
 
 def _progress() -> list[Action]:
     def load() -> None:
-        from planner.llama.resume import Checkpoint
+        from planner.llama.collect.checkpoint import Checkpoint
         from tests.fuzz.seeds import PROGRESS
 
         Checkpoint(Path("mutated.progress"), PROGRESS).load(force=False)
@@ -244,7 +244,7 @@ class _Chatting:
 
 def _chat(conversations: str, templates: Sequence[str]) -> list[Action]:
     def render() -> None:
-        from planner.llama.chat import chat_tokens
+        from planner.llama.collect.chat import chat_tokens
 
         for template in templates:
             source = Path(template).read_bytes().decode("utf-8", "replace")

@@ -10,12 +10,12 @@ import tracemalloc
 import pytest
 
 from planner.errors import ModelError
-from planner.ggml import formats
+from planner.formats.ggml import formats
 from planner.gguf import open_model, reader
 from planner.gguf.layout import arrange
 from planner.gguf.metadata import encode_pair
+from planner.gguf.quantize import quantize_model
 from planner.gguf.reader import read_gguf
-from planner.quantize import quantize_model
 
 U64 = struct.Struct("<Q").pack
 GIB = 1 << 30

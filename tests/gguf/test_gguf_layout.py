@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planner.errors import OutputError, UsageError
-from planner.ggml import formats
+from planner.formats.ggml import formats
 from planner.gguf import Imatrix, header_bytes, imatrix_pairs, open_model, predicted_size
 from planner.gguf.layout import Shard, arrange
 from planner.gguf.reader import padded, read_gguf

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from planner.errors import ModelError
-from planner.ggml import dequantize_rows, formats, quantize_rows, select_formats
+from planner.formats.ggml import dequantize_rows, formats, quantize_rows, select_formats
 from planner.gguf import open_model, read_imatrix
 from planner.measure import Job, Settings, measure_jobs, moments, survey_tensor
 from planner.measure.metric import row_errors

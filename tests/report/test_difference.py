@@ -7,7 +7,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.ggml import formats
+from planner.formats.ggml import formats
 from planner.report.difference import GLYPHS, PLAIN_GLYPHS, Cell, Side, difference
 
 TYPES = st.sampled_from(["q4_K", "q4_0", "q6_K", "iq3_s", "f16", "iq2_xxs"])

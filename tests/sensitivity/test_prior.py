@@ -15,17 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.sensitivity.prior import (
-    BLOCK_MEAN,
-    TIED,
-    Prior,
-    ffn_family,
-    last_block,
-    load_table,
-    nearest,
-    prior,
-    role_of,
-)
+from planner.names.gguf import role_of
+from planner.sensitivity.prior import BLOCK_MEAN, TIED, Prior, ffn_family, last_block, load_table, nearest, prior
 
 ROOT = Path(__file__).resolve().parents[2]
 DENSE = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")

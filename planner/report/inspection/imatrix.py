@@ -9,7 +9,7 @@ import numpy as np
 
 from planner.errors import ImatrixError
 from planner.gguf import Coverage, Entry, Imatrix, Model, why_left_alone
-from planner.report.inspection.columns import by_role, labelled, percent, role_name, shown, some, table, wrapped
+from planner.report.columns import by_role, labelled, percent, role_name, shown, some, table, wrapped
 
 __all__ = [
     "CoverageFacts",

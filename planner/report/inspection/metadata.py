@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from rich.cells import cell_len
 
-from planner.ggml import GUESSED, file_types
+from planner.formats.ggml import GUESSED, file_types
 from planner.gguf import Metadata
-from planner.report.inspection.columns import WIDTH, shown
+from planner.report.columns import WIDTH, shown
 
 __all__ = ["Entry", "entries_of", "metadata_text"]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from planner.gguf import Health, Model, Tensor, ids_beyond, vocabulary_fault, why_left_alone
-from planner.report.inspection.columns import counted, labelled, percent, role_name, shape_text, shown, some, table
+from planner.report.columns import counted, labelled, percent, role_name, shape_text, shown, some, table
 from planner.report.inspection.metadata import Entry, entries_of, metadata_text
 from planner.sizes import format_size
 

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from planner.recipes import Choice, Recipe
-from planner.report.inspection.columns import labelled, shown, table
+from planner.recipe import Choice, Recipe
+from planner.report.columns import labelled, shown, table
 from planner.report.tables import next_step, role_table, size_line
 
 __all__ = ["RecipeFacts", "recipe_facts", "recipe_text"]

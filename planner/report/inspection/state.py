@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from planner.formats import all_formats, belongs
+from planner.formats.registry import all_formats, belongs
 from planner.gguf import requires_imatrix
-from planner.report.inspection.columns import labelled, shown, some, table, wrapped
+from planner.report.columns import labelled, shown, some, table, wrapped
 from planner.sizes import format_size
 from planner.text import command
 from state import Inventory, Measurement, Store

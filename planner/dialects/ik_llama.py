@@ -1,0 +1,114 @@
+"""ik_llama.cpp's `--custom-q`, by the rules of its parser (examples/quantize/quantize.cpp, src/llama-quantize.cpp).
+
+One argument, split at every comma, each part at its first `=`: a pattern that is searched for in the name (std::regex,
+ECMAScript; the first that is found decides) and the exact name of a type: `q4_K`, `iq4_ks`. People publish a rule
+a line with comments between, in a script that makes one argument of them. Its imatrix is the older `.dat`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from planner.dialects.dialect import Exported, Rule, changing, refuse, type_names
+from planner.dialects.llama_quantize import base_type
+from planner.dialects.patterns import compacted, escaped_ecmascript, one_each
+from planner.dialects.regex import Regex
+from planner.dialects.shell import script_rules
+from planner.errors import RecipeError
+from planner.recipe import Choice, Recipe, is_left_alone
+from planner.text import command
+
+__all__ = ["custom_q", "export_ik_llama", "read_ik_llama"]
+
+# type_traits in ggml/src/ggml.c that ggml has too, under the same name and with the same blocks
+_TYPES = (
+    "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq1_s",
+    "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs", "mxfp4",
+)  # fmt: skip
+# QUANT_OPTIONS there lacks what only newer llama.cpp has
+_UNKNOWN_FILE_TYPES = ("TQ1_0", "TQ2_0", "MXFP4_MOE", "Q1_0", "Q2_0")
+# llama_model_quantize_internal in src/llama-quantize.cpp leaves these alone, where llama.cpp quantizes them
+_LEFT_ALONE = ("ssm_x.weight", "ssm_dt.weight")
+# and these as llama.cpp does; all else that llama.cpp leaves alone it would quantize, if not told otherwise
+_LEFT_ALONE_TOO = ("_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d", "attn_rel_b.weight")
+_LONGEST = 63  # GGML_MAX_NAME, with its final zero
+_LARGEST_ARGUMENT = 131_072 - 1  # MAX_ARG_STRLEN of Linux, with its final zero
+
+_COMMENT = re.compile(r"(=\s*\w+\s*,?)\s+#.*")  # behind a rule
+
+
+def custom_q(recipe: Recipe, *, compact: bool = False) -> str:
+    """The argument of `--custom-q`. Raises RecipeError for types and names that it cannot say."""
+    type_names(recipe, _TYPES, "ik_llama.cpp")
+    formats = {choice.name: choice.format for choice in recipe.tensors if _is_told(choice)}
+    refuse(
+        formats, lambda name: 0 < len(name.encode("utf-8", "surrogateescape")) <= _LONGEST and "\0" not in name,
+        "ik_llama.cpp", f"names have 1 to {_LONGEST} bytes and no zeros there",
+        "Write this model with `planner quantize`.",
+    )  # fmt: skip
+    rules = (compacted if compact else one_each)(formats, lambda text: escaped_ecmascript(text, ",="))
+    return ",".join(f"{pattern}={fmt}" for pattern, fmt in rules)
+
+
+def _is_told(choice: Choice) -> bool:
+    """Whether a rule is needed: also for matrices that llama.cpp leaves alone and ik_llama.cpp would not."""
+    if not is_left_alone(choice):
+        return True
+    matrix = sum(size > 1 for size in choice.shape) > 1 and choice.name.endswith("weight")
+    return matrix and choice.format in _TYPES and not any(part in choice.name for part in _LEFT_ALONE_TOO)
+
+
+def export_ik_llama(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
+    """The argument as a file, the older imatrix beside it where the recipe has one, and the command. Raises
+    RecipeError."""
+    argument = custom_q(recipe, compact=compact)
+    if len(argument) > _LARGEST_ARGUMENT:
+        raise RecipeError(
+            f"The rules take {len(argument):,} bytes, and Linux allows {_LARGEST_ARGUMENT:,} in one argument.",
+            "Merge them with --compact.",
+        )
+    lines = ["llama-quantize"]
+    if recipe.imatrix is not None:
+        lines.append(command("--imatrix", paths[".imatrix.dat"]))
+    lines.append(f'--custom-q "$({command("cat", paths[".custom-q.txt"])})"')
+    base, override = base_type(recipe, _UNKNOWN_FILE_TYPES)
+    if override:
+        lines.append(command(*override))
+    lines.append(command(Path(recipe.model.path), "OUT.gguf", base, str(threads)))
+    imatrix = None if recipe.imatrix is None else paths[".imatrix.dat"]
+    return Exported({".custom-q.txt": argument + "\n"}, " \\\n  ".join(lines), _notes(recipe), imatrix)
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    stay = [choice.name for choice in changing(recipe) if choice.name.endswith(_LEFT_ALONE)]
+    notes = []
+    if stay:
+        notes.append(
+            f"ik_llama.cpp leaves {stay[0]}{f' and {len(stay) - 1} more' if stay[1:] else ''} as they are, "
+            "whatever a rule says: its file will be larger than the recipe's."
+        )
+    return notes
+
+
+def read_ik_llama(text: str, where: str) -> list[Rule]:
+    """The rules of a `--custom-q` argument, or of lines or a shell script that become one: comments, blank lines,
+    indentation and fences are left out, and the end of a line ends a rule as a comma does. Raises RecipeError."""
+    rules = []
+    for number, part in enumerate(_parts(script_rules(text) or text), 1):
+        pattern, separator, name = part.partition("=")
+        if not (separator and pattern and name):
+            raise RecipeError(
+                f"{where}: rule {number} is {part[:80]!r}, not PATTERN=TYPE.",
+                "Rules are separated by commas or line breaks, so a pattern has none; comments begin with #.",
+            )
+        rules.append(Rule(Regex(pattern.rstrip(), "ecmascript", f"{where}: rule {number},"), name.strip()))
+    return rules
+
+
+def _parts(text: str) -> Iterator[str]:
+    for raw in text.splitlines():
+        line = raw.strip().removesuffix("\\")
+        if not line.startswith(("#", "```")):
+            yield from filter(None, (part.strip() for part in _COMMENT.sub(r"\1", line).split(",")))

@@ -1,0 +1,102 @@
+"""llama-quantize's `--tensor-type-file`, by the rules of its parser (tools/quantize/quantize.cpp, src/llama-quant.cpp).
+
+Words separated by white space, no comments. A word is `PATTERN=TYPE`, split at the first `=`; the pattern is lowercased
+and searched for (std::regex, ECMAScript) in each tensor's name; the first that is found decides. What the reading would
+take apart or change (white space, `=`, capitals) is written by number: `\\x20`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from planner.dialects.dialect import Exported, Rule, changing, refuse
+from planner.dialects.patterns import compacted, escaped_ecmascript, one_each
+from planner.dialects.regex import Regex
+from planner.dialects.shell import tensor_type_words
+from planner.errors import RecipeError
+from planner.formats.ggml import file_types
+from planner.recipe import Recipe
+from planner.text import command
+
+__all__ = ["base_type", "command_line", "export_llama_quantize", "read_llama_quantize", "tensor_types"]
+
+# Beside these as the base, tensor types are not heeded (llama_tensor_get_type: `if (ggml_is_quantized(default_type))`)
+_UNQUANTIZED = ("F32", "F16", "BF16")
+_NO_OPTION = ("NVFP4",)  # llama_ftype has it, QUANT_OPTIONS in tools/quantize/quantize.cpp not
+_BASE = "Q8_0"  # of what is no base itself: whatever no pattern finds loses least
+_CHANGED = "= ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # split at, or lowercased
+_LONGEST = 63  # GGML_MAX_NAME, with its final zero
+
+
+def tensor_types(recipe: Recipe, *, compact: bool = False) -> str:
+    """The file: one line a tensor that is not left alone, or with `compact` as few patterns as find the same.
+
+    Raises RecipeError for a name that no tensor of llama.cpp can have.
+    """
+    formats = {choice.name: choice.format for choice in changing(recipe)}
+    refuse(
+        formats, lambda name: 0 < len(name.encode("utf-8", "surrogateescape")) <= _LONGEST and "\0" not in name,
+        "llama-quantize", f"names have 1 to {_LONGEST} bytes and no zeros there",
+        "Write this model with `planner quantize`.",
+    )  # fmt: skip
+    rules = (compacted if compact else one_each)(formats, _escape)
+    return "".join(f"{pattern}={fmt}\n" for pattern, fmt in rules)
+
+
+def _escape(text: str) -> str:
+    return escaped_ecmascript(text, _CHANGED)
+
+
+def base_type(recipe: Recipe, unknown: Collection[str] = ()) -> tuple[str, list[str]]:
+    """The type that a command names, beside which every tensor gets what its pattern says, and the arguments that make
+    the file say what it is (`general.file_type`) where the base is another; `unknown` are types that the quantizer
+    does not have."""
+    name = file_types().get(recipe.file_type)
+    if name is not None and name not in (*_UNQUANTIZED, *_NO_OPTION, *unknown):
+        return name, []
+    return _BASE, [] if name is None else ["--override-kv", f"general.file_type=int:{recipe.file_type}"]
+
+
+def command_line(recipe: Recipe, types: Path, threads: int) -> str:
+    """The command that makes the same tensors, for a POSIX shell; an option a line."""
+    base, override = base_type(recipe)
+    lines: list[list[str | Path]] = [["llama-quantize"], ["--tensor-type-file", types]]
+    if recipe.imatrix is not None:
+        lines.insert(1, ["--imatrix", recipe.imatrix.path])  # as it is: the name goes into the metadata
+    if override:
+        lines.append([*override])
+    lines.append([Path(recipe.model.path), "OUT.gguf", base, str(threads)])
+    return " \\\n  ".join(command(*words) for words in lines)
+
+
+def export_llama_quantize(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
+    """The file and its command. `paths`: suffix → where that file will be. Raises RecipeError."""
+    types = tensor_types(recipe, compact=compact)
+    return Exported({".types.txt": types}, command_line(recipe, paths[".types.txt"], threads), _notes(recipe))
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    base, override = base_type(recipe)
+    if not override:
+        return []
+    name = file_types()[recipe.file_type]
+    why = f"there is no base {name}" if name in _NO_OPTION else f"beside the base {name} it ignores all rules"
+    return [f"llama-quantize is given the base {base}, and each tensor's type by a rule, for {why}."]
+
+
+def read_llama_quantize(text: str, where: str) -> list[Rule]:
+    """The rules of a tensor-type file, or of a script's `--tensor-type`s, read as llama-quantize does. Raises
+    RecipeError."""
+    rules = []
+    for number, word in enumerate(tensor_type_words(text) or text.split(), 1):
+        pattern, separator, name = word.partition("=")
+        if not (separator and pattern and name):
+            raise RecipeError(
+                f"{where}: word {number} is {word[:80]!r}, not PATTERN=TYPE.",
+                "Comments and white space within a pattern are nothing that llama-quantize reads.",
+            )
+        # ASCII only: tolower of the C locale
+        lowered = "".join(character.lower() if character.isascii() else character for character in pattern)
+        rules.append(Rule(Regex(lowered, "ecmascript", f"{where}: pattern {number},"), name))
+    return rules

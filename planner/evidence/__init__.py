@@ -1,0 +1,5 @@
+"""What others measured, added to the state."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

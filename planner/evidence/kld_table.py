@@ -1,0 +1,115 @@
+"""Tables of the GGUF-Tool-Suite (`kld_results.csv`): the KL divergence when one tensor alone is dropped to a low type.
+
+A row a type: `QTYPE,TENSOR,TENSOR,...`, then the type and a number for each tensor; 404 and empty: not measured. Its
+other tables look the same and are refused: perplexities, percentages of any kind, groups of tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from planner.dialects.table import read_rows
+from planner.errors import RecipeError
+from planner.text import some
+
+__all__ = ["KldTable", "is_kld_table", "read_kld_table"]
+
+_FAILED = 404.0
+_ABSENT = ("", "nan", "n/a", "na", "none", "null", "-", "--")
+_GROUP = re.compile(r"group[0-9]+|bpw")
+_REMEDY = "Give a kld_results.csv of the GGUF-Tool-Suite, of single tensors."
+# Nats a token. The least divergence of one tensor is 5e-2 or less in each of the tables that the suite has; even chance
+# among all tokens is some 10 away, and no perplexity is below 1.
+_LEAST = 0.5
+_MOST = 100.0
+_NOISE = 1e-3  # divergences below zero by less are zero but for rounding
+
+
+@dataclass(frozen=True)
+class KldTable:
+    """Type (as spelt there) → tensor → KL divergence (nats per token, above zero); `notes` on what was left out."""
+
+    klds: Mapping[str, Mapping[str, float]]
+    notes: tuple[str, ...]
+
+
+_BEGIN = re.compile(r"""("?sep=."?\r?\n)?"?QTYPE"?[,;\t]""")
+
+
+def is_kld_table(text: str) -> bool:
+    """Whether text begins as such a table."""
+    return _BEGIN.match(text) is not None
+
+
+def read_kld_table(text: str, where: str) -> KldTable:
+    """The divergences. Raises RecipeError, also for numbers that cannot be any."""
+    rows = read_rows(text, where, _REMEDY)
+    names = [name.strip() for name in rows[0]] if rows else []
+    if names[1:] and all(map(_GROUP.fullmatch, names[1:])):
+        raise RecipeError(
+            f"{where} is of groups of tensors that were dropped together ({some(names[1:])}), which says nothing of "
+            "any one of them.", _REMEDY,
+        )  # fmt: skip
+    found: dict[str, dict[str, float]] = {}
+    left_out: dict[str, list[str]] = {}
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(names):
+            raise RecipeError(f"{where}: row {number} has {len(row)} fields, not {len(names)}.", "Repair the table.")
+        kind = row[0].strip()
+        for name, text_ in zip(names[1:], row[1:], strict=True):
+            kld, why = _number(text_, name, f"{where}: row {number}")
+            if why:
+                left_out.setdefault(why, []).append(name)
+            else:
+                found.setdefault(kind, {})[name] = kld
+        _plausible(list(found.get(kind, {}).values()), f"{where}: row {number} ({kind[:40]})")
+    if not any(found.values()):
+        raise RecipeError(f"{where} holds no divergences.", _REMEDY)
+    notes = [f"{len(names):,} cells are left out, {why}: {some(names)}." for why, names in left_out.items()]
+    return KldTable(found, tuple(notes))
+
+
+def _number(text: str, name: str, where: str) -> tuple[float, str]:
+    """A cell's divergence, and why it is none where that is so."""
+    bare = text.strip().removesuffix("%").rstrip()
+    if _GROUP.fullmatch(name):
+        return 0.0, "of groups of tensors"
+    if bare.lower() in _ABSENT:
+        return 0.0, "not measured"
+    try:
+        kld = float(bare)
+    except ValueError as error:
+        raise RecipeError(f"{where} has {text[:40]!r} for {name[:80]}, no number.", "Repair the table.") from error
+    if kld == _FAILED or not math.isfinite(kld):
+        return 0.0, "not measured"
+    if "%" in text:
+        raise RecipeError(
+            f"{where} has percentages ({text.strip()[:20]} for {name[:80]}), not divergences: of tokens that stay the "
+            "same (topp_results.csv), or by which perplexity or speed changes.", _REMEDY,
+        )  # fmt: skip
+    if kld < -_NOISE:
+        raise RecipeError(
+            f"{where} has {kld:g} for {name[:80]}, and no divergence is negative: these seem to be differences, such "
+            "as of perplexities.", _REMEDY,
+        )  # fmt: skip
+    return kld, "" if kld > 0 else "without any divergence"
+
+
+def _plausible(klds: Sequence[float], where: str) -> None:
+    """Raise RecipeError for the numbers of a row where none is near zero, which single tensors' divergences are."""
+    if not klds or min(klds) < _LEAST:
+        return
+    least, most = min(klds), max(klds)
+    if most <= 1:
+        what = "shares of tokens that stay the same"
+    elif least > _MOST / 2 and most <= _MOST:
+        what = "percentages, such as of tokens that stay the same (topp_results.csv)"
+    else:
+        what = "perplexities (ppl_results.csv)"
+    raise RecipeError(
+        f"{where} has numbers from {least:g} to {most:g}, too far from zero for divergences of single tensors: they "
+        f"seem to be {what}.", _REMEDY,
+    )  # fmt: skip

@@ -1,0 +1,60 @@
+"""ggml's formats and kernels on numpy arrays: the only package that calls C."""
+
+from __future__ import annotations
+
+from planner.formats.ggml.file_types import GUESSED, file_type_of, file_types
+from planner.formats.ggml.foreign import FOREIGN, nearest_known, unknown_type
+from planner.formats.ggml.formats import (
+    CANDIDATES,
+    FORMAT_SETS,
+    Format,
+    format_by_id,
+    format_named,
+    formats,
+    select_formats,
+)
+from planner.formats.ggml.kernels import (
+    FAINTEST_WEIGHT,
+    dequantize_rows,
+    has_tables,
+    prepare_tables,
+    quantize_rows,
+    rows_are_valid,
+    tables_ready,
+)
+from planner.formats.ggml.library import load
+
+__all__ = [
+    "CANDIDATES",
+    "FAINTEST_WEIGHT",
+    "FOREIGN",
+    "FORMAT_SETS",
+    "GUESSED",
+    "Format",
+    "dequantize_rows",
+    "file_type_of",
+    "file_types",
+    "format_by_id",
+    "format_named",
+    "formats",
+    "has_tables",
+    "library_digest",
+    "library_version",
+    "nearest_known",
+    "prepare_tables",
+    "quantize_rows",
+    "rows_are_valid",
+    "select_formats",
+    "tables_ready",
+    "unknown_type",
+]
+
+
+def library_version() -> str:
+    """The ggml version of the loaded library, such as `0.20.2`."""
+    return load().version
+
+
+def library_digest() -> str:
+    """SHA-256 of the loaded library file."""
+    return load().digest

@@ -1,0 +1,42 @@
+"""`general.file_type`, llama.cpp's `llama_ftype`: one number for what most of a file's weights are stored in."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from planner.formats.ggml.formats import formats
+
+__all__ = ["GUESSED", "file_type_of", "file_types"]
+
+GUESSED = 1024
+"""LLAMA_FTYPE_GUESSED: the file does not say."""
+
+# llama.h of August 2026 has these, the package gguf not yet
+_NEWER = {41: "Q2_0"}
+# What llama.cpp calls a file of each type when it guesses (llama-model-loader.cpp): the mix of medium size where there
+# are several, and MXFP4 only for experts
+_OF_A_FORMAT = ("{}", "{}_M", "{}_MOE")
+
+
+@functools.cache
+def file_types() -> Mapping[int, str]:
+    """Number → name as llama-quantize spells it: `Q4_K_M`, `F16`, `MXFP4_MOE`."""
+    from gguf import LlamaFileType  # takes a while to load
+
+    known = {entry.value: entry.name.removeprefix("MOSTLY_").removeprefix("ALL_") for entry in LlamaFileType}
+    return MappingProxyType({number: name for number, name in {**_NEWER, **known}.items() if number != GUESSED})
+
+
+def file_type_of(weights: Mapping[str, int]) -> int:
+    """The number for a file with so many weights in each format, by ggml's names: that of the format that holds most.
+
+    Formats that are quantized go before all that are not, however few weights they hold.
+    """
+    table = formats()
+    quantized = {name: count for name, count in weights.items() if name in table and table[name].quantized}
+    held = quantized or weights
+    most = max(held, key=lambda name: held[name], default="").upper()
+    numbers = {name: number for number, name in file_types().items()}
+    return next((numbers[name] for shape in _OF_A_FORMAT if (name := shape.format(most)) in numbers), GUESSED)

@@ -1,0 +1,138 @@
+"""The table of formats, read from the loaded library's own type traits, and the names that users give."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from planner.errors import UsageError
+from planner.formats.ggml import library
+
+__all__ = ["CANDIDATES", "FORMAT_SETS", "Format", "format_by_id", "format_named", "formats", "select_formats"]
+
+LEGACY = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
+K_QUANTS = ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K")
+IQ_QUANTS = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs", "iq4_nl")
+# ggml_repack_get_optimal_repack_type in ggml-cpu/repack.cpp: what AVX2 or ARM dotprod/i8mm kernels interleave
+CPU_REPACK = ("q4_0", "iq4_nl", "q2_K", "q4_K", "q5_K", "q6_K", "q8_0")
+CANDIDATES = (*IQ_QUANTS, *K_QUANTS, *LEGACY)
+"""Formats that are measured unless the user names others."""
+
+FORMAT_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"all": CANDIDATES, "k": K_QUANTS, "iq": IQ_QUANTS, "legacy": LEGACY, "cpu-repack": CPU_REPACK}
+)
+# The library has no traits for these that a kernel could quantize to: accumulators and integers
+_NOT_FOR_WEIGHTS = frozenset({"q8_1", "q8_K", "i8", "i16", "i32", "i64", "f64"})
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A type that a tensor can be stored in, by ggml's name and number.
+
+    `block` weights take `block_bytes` bytes; `needs_imatrix`: the kernel cannot run without one.
+    """
+
+    name: str
+    id: int
+    block: int
+    block_bytes: int
+    quantized: bool
+    needs_imatrix: bool
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight."""
+        return 8 * self.block_bytes / self.block
+
+    @property
+    def for_weights(self) -> bool:
+        """Whether weights can be converted to it."""
+        return self.name not in _NOT_FOR_WEIGHTS
+
+    def fits(self, row_length: int) -> bool:
+        """Whether whole blocks fill a row of `row_length` weights."""
+        return row_length > 0 and row_length % self.block == 0
+
+    def row_bytes(self, row_length: int) -> int:
+        """Bytes of a row of `row_length` weights; ValueError if blocks do not fill it."""
+        if not self.fits(row_length):
+            raise ValueError(f"rows of {row_length} weights are no whole number of {self.name}'s {self.block}")
+        return row_length // self.block * self.block_bytes
+
+
+@functools.cache
+def formats() -> Mapping[str, Format]:
+    """All types of the loaded library, by ggml's name, in ggml's order."""
+    lib = library.load()
+    table: dict[str, Format] = {}
+    for number, name in library.type_names().items():
+        traits = lib.type_traits(number).contents
+        table[name] = Format(
+            name=name,
+            id=number,
+            block=int(traits.blck_size),
+            block_bytes=int(traits.type_size),
+            quantized=bool(traits.is_quantized),
+            needs_imatrix=bool(lib.requires_imatrix(number)),
+        )
+    return MappingProxyType(table)
+
+
+@functools.cache
+def _by_id() -> Mapping[int, Format]:
+    return {entry.id: entry for entry in formats().values()}
+
+
+def format_by_id(number: int) -> Format | None:
+    """The format with ggml's type number, or None if the library does not know it."""
+    return _by_id().get(number)
+
+
+def format_named(name: str) -> Format:
+    """The format that a user names, in any case (`Q4_K`, `q4_k`); UsageError with near names otherwise."""
+    known = {entry.name.lower(): entry for entry in formats().values() if entry.for_weights}
+    entry = known.get(name.strip().lower())
+    if entry is not None:
+        return entry
+    near = difflib.get_close_matches(name.strip().lower(), known, n=4, cutoff=0.5)
+    meant = f" Near names: {', '.join(known[n].name for n in near)}." if near else ""
+    raise UsageError(
+        f"{name!r} is not a tensor type of ggml {library.load().version}.{meant}",
+        "Types have ggml's names, such as q4_K, iq3_xxs, q8_0, bf16; a mix such as Q4_K_M is not a type.",
+    )
+
+
+def select_formats(
+    choice: str | Sequence[str],
+    *,
+    sets: Mapping[str, Sequence[str]] = FORMAT_SETS,
+    named: Callable[[str], Format] = format_named,
+) -> tuple[Format, ...]:
+    """Formats from names and named sets (comma-separated or a sequence), each once, smallest first.
+
+    A `-` before a name or set takes it out again: `all,-iq1_s,-iq1_m`. `sets` and `named` say what words mean, where
+    the formats are not ggml's. UsageError for unknown names, for an empty choice and for a type that no kernel can
+    quantize to.
+    """
+    words = choice.split(",") if isinstance(choice, str) else list(choice)
+    words = [word.strip() for word in words if word.strip()]
+    chosen: dict[str, Format] = {}
+    if words and all(word.startswith("-") for word in words):
+        words.insert(0, "all")
+    for word in words:
+        plain = word.removeprefix("-")
+        names = sets.get(plain.lower(), (plain,))
+        for entry in map(named, names):
+            if word.startswith("-"):
+                chosen.pop(entry.name, None)
+            else:
+                chosen[entry.name] = entry
+    if not chosen:
+        raise UsageError(
+            "No types are left to choose from.",
+            f"Name types, or sets of them: {', '.join(sets)}.",
+        )
+    return tuple(sorted(chosen.values(), key=lambda entry: (entry.bpw, entry.id)))

@@ -1,0 +1,177 @@
+"""Quantize and dequantize rows with the library's reference kernels; every shape and size is checked first.
+
+The kernels abort the process when something is wrong, so nothing reaches them unchecked.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.errors import KernelError
+from planner.formats.ggml import library
+from planner.formats.ggml.formats import Format, formats
+
+__all__ = [
+    "FAINTEST_WEIGHT",
+    "dequantize_rows",
+    "has_tables",
+    "prepare_tables",
+    "quantize_rows",
+    "rows_are_valid",
+    "tables_ready",
+]
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+# Formats whose kernels search a lattice; its tables are built once a process, in up to 20 seconds. Cheapest
+# first (iq1_s and iq1_m share one table). The number is iq3xs_init_impl's grid size; iq2xs_init_impl takes the type.
+_TABLES = {"iq3_xxs": 256, "iq3_s": 512, "iq2_xxs": None, "iq2_xs": None, "iq2_s": None, "iq1_s": None, "iq1_m": None}
+# Kernels sum products of squared weights and imatrix values over a row in float32
+_LARGEST_PRODUCT = 1e34
+FAINTEST_WEIGHT = 1e-30  # an imatrix value below is none: such products would be too small
+# In how many groups a block falls that each have a scale: of these types, a group whose imatrix values are all zero
+# loses its weights although others of the block count (tests/formats/ggml/test_ggml_kernels.py)
+_GROUPS = {"q3_K": 16, "q6_K": 16, "iq4_xs": 8, "iq3_xxs": 8, "iq2_xxs": 8, "iq2_xs": 16, "iq2_s": 16, "iq1_s": 8,
+           "iq1_m": 16}  # fmt: skip
+
+
+def _address(array: NDArray[Any]) -> int:
+    return int(array.ctypes.data)
+
+
+def _check_rows(fmt: Format, rows: Floats) -> None:
+    if rows.dtype != np.float32 or rows.ndim != 2 or not rows.flags.c_contiguous:
+        raise ValueError(f"rows must be a C-contiguous float32 matrix, not {rows.dtype} {rows.shape}")
+    if not fmt.fits(rows.shape[1]):
+        raise ValueError(f"rows of {rows.shape[1]} weights are no whole number of {fmt.name}'s {fmt.block}")
+    if fmt is not formats().get(fmt.name) or not fmt.for_weights:
+        raise ValueError(f"{fmt.name} is not a format of the loaded library that weights convert to")
+
+
+def _check_range(fmt: Format, rows: Floats, weights: Floats | None) -> None:
+    # min and max see NaN and Inf too, at a fraction of the cost of isfinite
+    largest = max(abs(float(rows.min(initial=0))), abs(float(rows.max(initial=0))))
+    if not np.isfinite(largest):
+        raise KernelError(
+            f"The weights hold NaN or infinite values, which {fmt.name} cannot store.",
+            "Convert the model again from its original; `planner inspect` counts such values in each tensor.",
+        )
+    heaviest = float(weights.max(initial=0)) if weights is not None else 1.0
+    if not fmt.quantized or largest * largest * max(heaviest, 1.0) * rows.shape[1] < _LARGEST_PRODUCT:
+        return
+    raise KernelError(
+        f"Weights as large as {largest:g} (imatrix values to {heaviest:g}) overflow the kernel of {fmt.name}.",
+        "Check the model's and the imatrix's origin; leave such a tensor as it is with a pin to f32 or bf16.",
+    )
+
+
+def _weighed(fmt: Format, weights: Floats) -> Floats:
+    """The imatrix values, with the mean of their block (or ones) for groups of channels that have none: where nothing
+    counts, kernels store zeros, or whatever they tried first."""
+    groups = weights.reshape(-1, fmt.block // _GROUPS.get(fmt.name, 1))
+    none = groups.max(axis=1) < FAINTEST_WEIGHT
+    if not none.any():
+        return weights
+    means = weights.reshape(-1, fmt.block).mean(axis=1)
+    means[means < FAINTEST_WEIGHT] = 1
+    return np.where(none[:, None], means.repeat(_GROUPS.get(fmt.name, 1))[:, None], groups).reshape(-1)
+
+
+def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> Bytes:
+    """Rows in a format, with the bytes that `llama-quantize` would write.
+
+    `rows` is float32 [r, n]; `weights` are the imatrix values of the row's n channels, float32 [n], finite and
+    not negative, or None. Where they are all zero for weights that share a scale, llama-quantize would lose these, and
+    here they are weighed evenly. Returns uint8 [r, fmt.row_bytes(n)]. Releases the GIL. Raises ValueError for
+    wrong shapes or a missing imatrix, KernelError for values that the kernels cannot take.
+    """
+    _check_rows(fmt, rows)
+    if weights is not None:
+        if weights.dtype != np.float32 or weights.shape != rows.shape[1:] or not weights.flags.c_contiguous:
+            raise ValueError(f"imatrix values must be float32 [{rows.shape[1]}], not {weights.dtype} {weights.shape}")
+        if not (np.isfinite(weights).all() and float(weights.min(initial=0)) >= 0):
+            raise ValueError("imatrix values must be finite and not negative")
+        weights = _weighed(fmt, weights)
+    elif fmt.needs_imatrix:
+        raise ValueError(f"{fmt.name} cannot be made without an imatrix")
+    _check_range(fmt, rows, weights)
+
+    count, length = rows.shape
+    out = np.zeros((count, fmt.row_bytes(length)), dtype=np.uint8)
+    if count == 0:
+        return out
+    prepare_tables((fmt,))
+    lib = library.load()
+    written = lib.quantize_chunk(
+        fmt.id, _address(rows), _address(out), 0, count, length, None if weights is None else _address(weights)
+    )
+    if written != out.nbytes:
+        raise KernelError(f"ggml wrote {written} bytes of {fmt.name} where {out.nbytes} were due.", "")
+    return out
+
+
+def dequantize_rows(fmt: Format, data: Bytes, row_length: int) -> Floats:
+    """Rows of a format as float32 [r, row_length] from uint8 [r, fmt.row_bytes(row_length)]."""
+    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != fmt.row_bytes(row_length):
+        raise ValueError(
+            f"{fmt.name} data must be uint8 [r, {fmt.row_bytes(row_length)}], not {data.dtype} {data.shape}"
+        )
+    if fmt.name == "f32":
+        return np.ascontiguousarray(data).view(np.float32)
+    convert = library.load().type_traits(fmt.id).contents.to_float
+    if not convert:
+        raise KernelError(
+            f"The ggml library cannot convert {fmt.name} to floats.",
+            "Start from an F32, F16 or BF16 model.",
+        )
+    data = np.ascontiguousarray(data)
+    rows = np.empty((data.shape[0], row_length), dtype=np.float32)
+    if data.shape[0]:
+        convert(_address(data), _address(rows), rows.size)
+    return rows
+
+
+def rows_are_valid(fmt: Format, data: Bytes) -> bool:
+    """Whether ggml accepts the bytes as rows of the format: no NaN or Inf scales."""
+    data = np.ascontiguousarray(data)
+    return bool(library.load().validate_row_data(fmt.id, _address(data), data.nbytes)) if data.size else True
+
+
+_ready: set[str] = set()
+_building = threading.Lock()
+
+
+def has_tables(fmt: Format) -> bool:
+    """Whether the kernel needs lookup tables that take seconds to build."""
+    return fmt.name in _TABLES
+
+
+def tables_ready(fmt: Format) -> bool:
+    """Whether the kernel can start at once."""
+    return fmt.name not in _TABLES or fmt.name in _ready
+
+
+def prepare_tables(wanted: tuple[Format, ...]) -> None:
+    """Build the lookup tables of the formats, cheapest first; returns at once for those already built.
+
+    Takes up to half a minute of one core, without the GIL and without hindering kernels of other formats. A kernel
+    whose table is missing builds it itself, deaf to signals: call this from a thread of its own and wait for
+    `tables_ready`.
+    """
+    names = {fmt.name for fmt in wanted}
+    for name, grid in _TABLES.items():
+        if name not in names:
+            continue
+        with _building:  # ggml's builders must not run twice at once
+            if name in _ready:
+                continue
+            if grid is None:
+                library.load().iq2_tables(formats()[name].id)
+            else:
+                library.load().iq3_tables(grid)
+            _ready.add(name)

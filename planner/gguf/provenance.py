@@ -1,0 +1,12 @@
+"""What an output file says of how it was made: always the same number of bytes, so that sizes can be promised."""
+
+from __future__ import annotations
+
+from planner import __version__
+
+__all__ = ["provenance_pairs"]
+
+
+def provenance_pairs(digest: str) -> list[tuple[str, str]]:
+    """Metadata that `planner` adds to what llama-quantize writes: its version and the recipe's digest."""
+    return [("quantize.planner.version", f"{__version__:<12.12}"), ("quantize.planner.recipe", f"{digest:<64.64}")]

@@ -1,0 +1,5 @@
+"""Importance matrices: what goes into the weights while a model reads a text."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

@@ -1,0 +1,68 @@
+"""What goes into the weights while a model runs, as the engine's observers see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from planner.errors import InferenceError
+from planner.llama.graph import Node, Tensor
+
+__all__ = ["Group", "activations_of"]
+
+Floats = NDArray[np.float32]
+
+_I32 = 26  # enum ggml_type
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows that one of the weight's matrices sees, f32[rows, n], in the order in which llama-imatrix adds them."""
+
+    matrix: int
+    rows: Floats
+
+
+def activations_of(node: Node) -> list[Group]:
+    """The activations of a multiplication, MUL_MAT or MUL_MAT_ID, by matrix of its weight. They are float32."""
+    return _of_experts(node) if node.operation == "MUL_MAT_ID" else _of_matrices(node)
+
+
+def _of_matrices(node: Node) -> list[Group]:
+    """Each matrix of the weight sees the activations of its index; a single one sees all."""
+    weight, activations = node.sources[:2]
+    values: Floats = _array(activations, np.float32)  # type: ignore[assignment]
+    inner, outer = weight.shape[2:4]
+    if inner * outer == 1:
+        return [Group(0, values.reshape(-1, values.shape[3]))]
+    return [
+        Group((third % outer) * inner + second % inner, values[third, second])
+        for third in range(values.shape[0])
+        for second in range(values.shape[1])
+    ]
+
+
+def _of_experts(node: Node) -> list[Group]:
+    """`ids` [experts used, tokens] says which experts a token goes to; `activations` [n, experts used or 1, tokens]
+    what each of them sees of it."""
+    weight, activations, ids = node.sources
+    experts = weight.shape[2]
+    width, variants, tokens, outer = activations.shape
+    chosen = _array(ids, np.int32)[0, 0].T  # [used, tokens], and in this order they are added up
+    if outer != 1 or ids.type != _I32 or chosen.shape[1] != tokens:
+        raise InferenceError(f"llama.cpp routes to experts in a way that is not known here: {ids.name}.")
+    if chosen.size and not 0 <= chosen.min() <= chosen.max() < experts:
+        raise InferenceError(f"llama.cpp routes to experts from {chosen.min()} to {chosen.max()}, of {experts}.")
+    order = np.argsort(chosen, axis=None, kind="stable")
+    slot, token = np.divmod(order, tokens)
+    values = _array(activations, np.float32).reshape(tokens * variants, width)
+    grouped: Floats = values[token * variants + slot % variants]
+    present, begins = np.unique(chosen.reshape(-1)[order], return_index=True)
+    return [Group(int(matrix), rows) for matrix, rows in zip(present, np.split(grouped, begins[1:]), strict=True)]
+
+
+def _array(tensor: Tensor, dtype: DTypeLike) -> NDArray[np.generic]:
+    """The tensor's values in numpy's order of dimensions, however they are laid out."""
+    return np.ndarray(tensor.shape[::-1], dtype, tensor.read(), strides=tensor.strides[::-1])

@@ -1,0 +1,162 @@
+"""Sums for an importance matrix, added up while a model reads a text.
+
+What counts, and how, follows `collect_imatrix` in llama.cpp's `tools/imatrix/imatrix.cpp`: every multiplication of a
+weight of a block with at least 16 columns, and every multiplication with chosen experts. Beside the squares, the
+activations themselves are added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.errors import ModelError
+from planner.gguf.sums import Sums, TensorSums
+from planner.llama.collect.activations import Group, activations_of
+from planner.llama.engine import Engine
+from planner.llama.graph import Node
+
+__all__ = ["Collector", "Text", "collect"]
+
+Floats = NDArray[np.float32]
+
+_F32 = 0  # enum ggml_type
+_BLOCK_BYTES = 1 << 19  # of rows and squares at a time, which stay in the cache
+_LEAST_COLUMNS = 16  # smaller batches are left out, as llama-imatrix does
+_OUTPUT = "output.weight"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text's name, for the file, and its windows of tokens, i32[n, context]."""
+
+    name: str
+    windows: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What became of totals, f32[matrices, 2, n], when some activations were added: the next weight that sees the
+    same activations, and had the same totals, needs no second reckoning."""
+
+    matrices: NDArray[np.intp]
+    rows: NDArray[np.int64]
+    before: Floats
+    after: Floats
+
+
+class Collector:
+    """An observer that adds what goes into the weights to `sums`. `output`: also into `output.weight`.
+
+    Float32, one row after the other: the bits that llama-imatrix has, from the same build of llama.cpp.
+    """
+
+    def __init__(self, sums: Sums, *, output: bool = False) -> None:
+        self._sums, self._output = sums, output
+        self._last: tuple[object, _Step] | None = None
+        self._seen: set[str] = set()  # weights since activations were last known to be new
+
+    def wants(self, node: Node) -> bool:
+        """Whether the node multiplies a weight that an importance matrix has."""
+        if node.operation == "MUL_MAT_ID":
+            return node.sources[1].type == _F32
+        if node.operation != "MUL_MAT":
+            return False
+        weight, activations = node.sources[:2]
+        if activations.type != _F32 or activations.shape[1] < _LEAST_COLUMNS:
+            return False
+        return weight.name.startswith("blk.") or (self._output and weight.name == _OUTPUT)
+
+    def see(self, node: Node) -> None:
+        """Add up the activations of a node. Raises ModelError where they are no numbers."""
+        weight, activations = node.sources[:2]
+        if weight.name in self._seen:  # another batch, whose tensors may lie where the last one's lay
+            self._seen.clear()
+            self._last = None
+        self._seen.add(weight.name)
+        routed = node.operation == "MUL_MAT_ID"
+        matrices, width = weight.shape[2] * weight.shape[3], activations.shape[0]
+        entry = self._entry(weight.name, matrices, width, experts=matrices if routed else 1)
+        key = routed, matrices, *((source.address, source.name) for source in node.sources[1:])
+        step = self._last[1] if self._last is not None and self._last[0] == key else None
+        if step is None or not np.array_equal(_totals(entry, step.matrices, width), step.before):
+            step = _reckon(entry, activations_of(node), width)
+            if not np.isfinite(step.after).all():
+                raise ModelError(
+                    f"NaN or infinite activations go into {weight.name}.",
+                    "Look for damage with `planner inspect MODEL`; a model made for BF16 may not stand F16.",
+                )
+            self._last = key, step
+        entry.sum2.reshape(-1, width)[step.matrices] = step.after[:, 0]
+        if entry.sums is not None:
+            entry.sums.reshape(-1, width)[step.matrices] = step.after[:, 1]
+        if routed:
+            entry.counts[step.matrices] += step.rows
+        else:  # matrices that are not chosen among share one count
+            entry.counts += int(step.rows.sum()) // matrices
+
+    def _entry(self, name: str, matrices: int, width: int, experts: int) -> TensorSums:
+        entry = self._sums.tensors.get(name)
+        if entry is None:
+            entry = self._sums.tensors[name] = TensorSums.zeros(width * matrices, experts)
+        if len(entry.sum2) != width * matrices or not (entry.spread(experts) or experts == 1):
+            raise ModelError(
+                f"{name} has {width * matrices:,} values for {experts:,} experts here, and "
+                f"{len(entry.sum2):,} for {len(entry.counts):,} in what was collected before.",
+                "Merge only importance matrices of this model.",
+            )
+        return entry
+
+
+def collect(engine: Engine, texts: Sequence[Text], start: int = 0) -> Iterator[int]:
+    """Let the engine's observer see the windows of all texts from number `start` on, which has to be a multiple of
+    `engine.windows_at_a_time`.
+
+    Yields how many are done, whenever what was collected is of whole windows: there it can be saved.
+    """
+    if start % engine.windows_at_a_time:
+        raise ValueError(f"windows are run {engine.windows_at_a_time} at a time, and {start} is within")
+    windows = np.concatenate([text.windows for text in texts])[start:]
+    for number, _ in engine.windows(windows, first=0):
+        # llama.cpp runs what follows attention in the last block for requested tokens alone, so all are requested
+        done = number + 1
+        if done % engine.windows_at_a_time == 0 or done == len(windows):
+            yield start + done
+
+
+def _totals(entry: TensorSums, matrices: NDArray[np.intp], width: int) -> Floats:
+    """f32[matrices, 2, n]: sums of squares and of activations so far, zeros where these are not known."""
+    sum2 = entry.sum2.reshape(-1, width)[matrices]
+    sums = np.zeros_like(sum2) if entry.sums is None else entry.sums.reshape(-1, width)[matrices]
+    return np.stack([sum2, sums], axis=1)
+
+
+def _reckon(entry: TensorSums, groups: Sequence[Group], width: int) -> _Step:
+    matrices = np.unique(np.array([group.matrix for group in groups], np.intp))
+    rows = np.zeros(len(matrices), np.int64)
+    before = _totals(entry, matrices, width)
+    after = before.copy()
+    for group in groups:
+        place = int(np.searchsorted(matrices, group.matrix))
+        rows[place] += len(group.rows)
+        _add_rows(after[place], group.rows)
+    return _Step(matrices, rows, before, after)
+
+
+def _add_rows(total: Floats, rows: Floats) -> None:
+    """Add rows f32[rows, n] and their squares to `total`, f32[2, n], one after the other."""
+    width = rows.shape[1]
+    block = min(len(rows), max(16, _BLOCK_BYTES // (8 * width)))
+    buffer = np.empty((block + 1, 2, width), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found afterwards
+        for start in range(0, len(rows), block):
+            some = rows[start : start + block]
+            used = buffer[: len(some) + 1]
+            used[0] = total
+            np.square(some, out=used[1:, 0])
+            used[1:, 1] = some
+            # along the first axis numpy adds row to row, with no regrouping
+            np.add.reduce(used, axis=0, out=total)

@@ -1,0 +1,86 @@
+"""What llama.cpp computes with, operation by operation, as an observer of the engine sees it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.llama.library import GgmlTensor, ggml
+
+__all__ = ["Node", "Observer", "Tensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor in the engine's memory, alive as long as the engine (weights) or the operation (activations).
+
+    `shape` and `strides` (bytes) are in ggml's order. Names of weights are those of the file. `copied` marks what the
+    scheduler copies to another device for every operation.
+    """
+
+    name: str
+    type: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    address: int
+    nbytes: int
+    copied: bool
+
+    def read(self) -> NDArray[np.uint8]:
+        """Its bytes, u8[nbytes]: a view where they lie in main memory, else a copy."""
+        struct = GgmlTensor.from_address(self.address)
+        if ggml().is_host(struct.buffer) and struct.data:
+            return np.ctypeslib.as_array((ctypes.c_uint8 * self.nbytes).from_address(struct.data))
+        data = np.empty(self.nbytes, np.uint8)
+        ggml().get(self.address, data.ctypes.data, 0, self.nbytes)
+        return data
+
+    def write(self, data: NDArray[np.uint8], offset: int = 0) -> None:
+        """Replace bytes from `offset` on by `data`, u8, C-contiguous."""
+        if data.dtype != np.uint8 or not data.flags.c_contiguous or not 0 <= offset <= self.nbytes - data.nbytes:
+            raise ValueError(
+                f"{self.name} has {self.nbytes} bytes: {data.nbytes} of {data.dtype} at {offset} do not fit"
+            )
+        ggml().set(self.address, data.ctypes.data, offset, data.nbytes)
+
+
+class Node:
+    """One operation of the graph: there are hundreds in each batch, so no more of it is looked at than is asked for."""
+
+    def __init__(self, address: int) -> None:
+        self._struct = GgmlTensor.from_address(address)
+
+    @functools.cached_property
+    def operation(self) -> str:
+        """As ggml spells it, such as `MUL_MAT`."""
+        name: bytes = ggml().op_name(self._struct.op)
+        return name.decode("ascii")
+
+    @functools.cached_property
+    def sources(self) -> tuple[Tensor, ...]:
+        """What goes into it."""
+        return tuple(_tensor(source) for source in self._struct.src if source)
+
+
+class Observer(Protocol):
+    """Is shown every operation before it runs, and those that it wants once more when their inputs are there."""
+
+    def wants(self, node: Node) -> bool:
+        """Whether `see` is to be called with this node. Data of activations is not there yet."""
+
+    def see(self, node: Node) -> None:
+        """Look at the node's inputs; they are gone afterwards."""
+
+
+def _tensor(address: int) -> Tensor:
+    struct = GgmlTensor.from_address(address)
+    name = struct.name.decode("utf-8", "replace")
+    copied = "#" in name  # the scheduler calls them CUDA0#blk.0.attn_k.weight#0
+    shape, strides = tuple(struct.ne), tuple(struct.nb)
+    nbytes = int(ggml().nbytes(address))
+    return Tensor(name.split("#")[1] if copied else name, struct.type, shape, strides, address, nbytes, copied)

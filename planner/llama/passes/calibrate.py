@@ -1,0 +1,122 @@
+"""Files that are made and evaluated, so that predictions of KL divergence are in real units (see
+`planner.sensitivity.link`)."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.errors import ModelError, StateFileError
+from planner.formats.ggml import formats
+from planner.gguf import Imatrix, Model, open_model
+from planner.gguf.quantize import quantize_model
+from planner.lastwords import note
+from planner.llama.engine import Engine
+from planner.llama.evaluate.baseline import Baseline
+from planner.llama.evaluate.compare import Progress, diverge
+from planner.llama.passes.kld import by_window, mean_kld, pass_key
+from planner.plan.losses import subject_of
+from planner.plan.plan import make_plan
+from planner.plan.request import Request
+from planner.recipe import Recipe
+from state import Pass, Store
+
+__all__ = ["calibrate", "calibration_recipes", "remember"]
+
+# Bits per weight between which divergences are predicted, and how many recipes of that range are tried
+_LEAST_BPW, _MOST_BPW = 3.0, 6.5
+_RECIPES = 3
+_MARGIN = 1.02  # nothing is to be decided at the very ends of what is possible
+
+
+def calibration_recipes(store: Store) -> list[Recipe]:
+    """Recipes over the range of usual sizes, or over what the model can be stored in of it."""
+    inventory = store.inventory()
+    assert inventory is not None, "recipes are made from finished measurements"
+    rows = {tensor.name: (tensor.row_length, tensor.elements // tensor.row_length) for tensor in inventory.tensors}
+    sizes: dict[str, list[int]] = {tensor.name: [] for tensor in inventory.tensors}
+    for entry in store.measurements(selected=True).values():
+        if entry.format in formats():
+            length, count = rows[entry.tensor]
+            sizes[entry.tensor].append(formats()[entry.format].row_bytes(length) * count)
+    bits = 8 / sum(tensor.elements for tensor in inventory.tensors)
+    least, most = (
+        bits * sum(pick(sizes[tensor.name] or [tensor.nbytes]) for tensor in inventory.tensors) for pick in (min, max)
+    )
+    low = max(_LEAST_BPW, least * _MARGIN)
+    high = max(min(_MOST_BPW, most / _MARGIN), low)
+    step = (high / low) ** (1 / (_RECIPES - 1))
+    targets = dict.fromkeys(Fraction(round(low * step**number, 2)).limit_denominator(100) for number in range(_RECIPES))
+    return [make_plan(store, Request(bpw=target)).recipe for target in targets]
+
+
+def calibrate(
+    store: Store,
+    model: Model,
+    imatrix: Imatrix | None,
+    baseline: Baseline,
+    recipes: Sequence[Recipe],
+    *,
+    threads: int,
+    gpu_layers: int,
+    progress: Progress | None = None,
+) -> Iterator[Pass]:
+    """Make each recipe's file, beside the state and for the time being, and evaluate it; yields what was kept.
+
+    What the state holds already is not done again. Raises OutputError where there is no room for a file.
+    """
+    subject = subject_of(store)
+    assert subject is not None, "recipes are made from finished measurements"
+    known = {entry.key: entry for entry in store.passes(subject)}
+    for recipe in recipes:
+        key = pass_key(subject, baseline.tokens, recipe.formats)
+        if key in known:
+            yield known[key]
+            continue
+        begun = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix=f"{store.path.stem}-", dir=store.path.parent) as folder:
+            note("temporary", folder)
+            file = Path(folder) / "calibration.gguf"
+            quantize_model(model, recipe.formats, imatrix, file, file_type=recipe.file_type, threads=threads)
+            with Engine(file, context=baseline.context, threads=threads, gpu_layers=gpu_layers) as engine:
+                found = diverge(engine, baseline, progress).kld
+        entry = _entry(subject, baseline, recipe.formats, found, f"{recipe.bpw:.2f} bpw", time.monotonic() - begun)
+        store.add_passes([entry])
+        yield entry
+
+
+def remember(store: Store, file: Path, baseline: Baseline, klds: NDArray[np.float32]) -> None:
+    """Keep what the evaluation of a file found, divergences f32[windows * scored], for predictions to come.
+
+    Raises StateFileError without finished measurements, and ModelError for a file of another model.
+    """
+    subject, inventory = subject_of(store), store.inventory()
+    if subject is None or inventory is None:
+        raise StateFileError(f"{store.path} holds no finished measurements.", "Run `planner measure MODEL` first.")
+    with open_model(file) as model:
+        shapes = {tensor.name: tensor.shape for tensor in model.tensors}
+        used = {tensor.name: tensor.format for tensor in model.tensors}
+    if shapes != {tensor.name: tensor.shape for tensor in inventory.tensors}:
+        raise ModelError(
+            f"{file} has not the tensors of {inventory.model_name}, which {store.path} is about.",
+            "Give the state of the model that was quantized.",
+        )
+    key = pass_key(subject, baseline.tokens, used)
+    if key not in {entry.key for entry in store.passes(subject)}:
+        store.add_passes([_entry(subject, baseline, used, klds, file.name, 0.0)])
+
+
+def _entry(
+    subject: str, baseline: Baseline, used: Mapping[str, str], klds: NDArray[np.float32], label: str, seconds: float
+) -> Pass:
+    kld, stderr = mean_kld(by_window(klds, baseline))
+    return Pass(
+        key=pass_key(subject, baseline.tokens, used), subject=subject, label=label, formats=dict(used), errors={},
+        kld=kld, stderr=stderr, tokens=baseline.tokens.size, seconds=seconds,
+    )  # fmt: skip

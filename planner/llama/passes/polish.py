@@ -1,0 +1,166 @@
+"""A solved recipe, improved by exchanges that were evaluated.
+
+Sensitivities are estimates. If a tensor's were twice or half of what it is taken for, the solver would give it another
+format, and pay for that, or spend what it sets free, where that costs or gains most: each such answer keeps to all
+limits, pins and ties, and differs from the recipe by an exchange. Where the evaluated KL divergence is better with it,
+beyond what chance explains, the exchange is kept, and with it what it says of the tensor's sensitivity.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.closing import Closing
+from planner.formats.ggml import formats
+from planner.llama.evaluate.baseline import Baseline, record
+from planner.llama.evaluate.compare import Progress, diverge
+from planner.llama.passes.kld import by_window, mean_kld
+from planner.llama.passes.perturb import Perturber
+from planner.plan.accounting import compose_recipe
+from planner.plan.assess import assess
+from planner.plan.losses import losses_of, passes_of, sensitivities_of
+from planner.plan.plan import Plan, make_plan
+from planner.plan.request import Request
+from planner.recipe import Choice, Recipe
+from planner.sensitivity import Prediction
+from state import Store
+
+__all__ = ["TOKENS", "Exchange", "Polish"]
+
+TOKENS = 16384  # of the text: differences of 1 % are then seen in most models
+
+_FACTORS = (2.0, 0.5)
+_SURE = 3.0  # standard errors that an exchange has to be better by: tens of them are tried
+_PRIOR_DEVIATION = 0.35  # of the logarithm of a sensitivity that no pass has measured
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An exchange that was tried: formats that changed, as (before, after); what it did to the KL divergence (nats per
+    token, negative is better) with its paired standard error; and whether it was kept."""
+
+    changes: Mapping[str, tuple[str, str]]
+    difference: float
+    stderr: float
+    kept: bool
+
+
+class Polish(Closing):
+    """The improvement of one plan over windows of text, i32[n, context], on the model that a perturber holds; a context
+    manager, which lets go of the original's log-probabilities."""
+
+    def __init__(
+        self, store: Store, request: Request, perturber: Perturber, windows: NDArray[np.int32], plan: Plan
+    ) -> None:
+        self._store, self._perturber, self._windows = store, perturber, windows
+        self.plan = plan
+        inventory = store.inventory()
+        assert inventory is not None, "there is a plan"
+        self._inventory = inventory
+        # every further plan is by the same source, with this and that sensitivity multiplied
+        self._request = replace(request, sensitivity=self.plan.source)
+        self._factors: dict[str, float] = {}
+        self._formats = self.plan.recipe.formats
+        self._baseline: Baseline | None = None
+        self._klds = np.zeros((0, 0))
+        self.before = (0.0, 0.0)
+
+    def close(self) -> None:
+        """Let go of the original's log-probabilities."""
+        if self._baseline is not None:
+            self._baseline.close()
+
+    @property
+    def now(self) -> tuple[float, float]:
+        """KL divergence of the recipe as it stands (nats per token), and its standard error."""
+        return mean_kld(self._klds)
+
+    def start(self, progress: Progress | None = None) -> float:
+        """Run the original, then the recipe; returns the seconds that one run takes."""
+        self._baseline = record(self._perturber.engine, self._windows, progress=progress)
+        self._apply(self._quantized(self._formats))
+        begun = time.monotonic()
+        self._klds = self._evaluate(progress)
+        self.before = self.now
+        return time.monotonic() - begun
+
+    def run(self, passes: int) -> Iterator[Exchange]:
+        """Try at most so many exchanges, those of the most uncertain losses first; `start` comes first."""
+        tried = {tuple(sorted(self._formats.items()))}
+        for name, factor in self._candidates():
+            if passes <= 0:
+                return
+            factors = {**self._factors, name: self._factors.get(name, 1.0) * factor}
+            wanted = make_plan(self._store, self._request, factors).recipe.formats
+            identity = tuple(sorted(wanted.items()))
+            if identity in tried:
+                continue
+            tried.add(identity)
+            passes -= 1
+            changes = {
+                tensor: (self._formats[tensor], fmt) for tensor, fmt in wanted.items() if fmt != self._formats[tensor]
+            }
+            self._apply({tensor: after for tensor, (_, after) in changes.items()})
+            klds = self._evaluate()
+            difference, stderr = mean_kld(klds - self._klds)
+            kept = difference < -_SURE * stderr
+            if kept:
+                self._factors, self._formats, self._klds = factors, wanted, klds
+            else:
+                self._apply({tensor: before for tensor, (before, _) in changes.items()})
+            yield Exchange(changes, difference, stderr, kept)
+
+    def plan_as_it_stands(self) -> Plan:
+        """The plan with the improved recipe, and the divergence that is then to be expected: what was gained on the
+        text is taken to be gained elsewhere in proportion. Losses are by the sensitivities before, since those are what
+        the bound is about."""
+        prediction, (before, _), (now, _) = self.plan.prediction, self.before, self.now
+        if prediction is not None and before > 0:
+            gain = min(max(now, 0.0) / before, 1.0)
+            prediction = Prediction(prediction.kld * gain, prediction.low * gain, prediction.high * gain)
+        return replace(self.plan, recipe=self._recipe(), prediction=prediction)
+
+    def _recipe(self) -> Recipe:
+        solved = self.plan.recipe
+        losses = losses_of(self._store, self._inventory, self.plan.source)
+        polished = assess(self._inventory, self._formats, losses, why="polished").recipe
+
+        def choice(before: Choice, after: Choice) -> Choice:
+            return before if before.format == after.format else after
+
+        choices = [choice(*pair) for pair in zip(solved.tensors, polished.tensors, strict=True)]
+        return compose_recipe(
+            self._inventory, choices, sensitivity=solved.sensitivity, budget=solved.budget, bound=solved.bound,
+            status=solved.status,
+        )  # fmt: skip
+
+    def _candidates(self) -> Iterator[tuple[str, float]]:
+        """Tensors and factors of their sensitivities, those first whose loss is least certain."""
+        known = sensitivities_of(self._store, self._inventory, self.plan.source, passes_of(self._store))
+
+        def doubt(choice: Choice) -> float:
+            return (choice.loss or 0.0) * (known[choice.name].deviation or _PRIOR_DEVIATION)
+
+        for choice in sorted(self.plan.recipe.tensors, key=doubt, reverse=True):
+            if choice.loss and choice.name in self._perturber.weights:
+                for factor in _FACTORS:
+                    yield choice.name, factor
+
+    def _quantized(self, wanted: Mapping[str, str]) -> dict[str, str]:
+        solved = {choice.name: choice for choice in self.plan.recipe.tensors}
+        return {name: fmt for name, fmt in wanted.items() if solved[name].loss}
+
+    def _apply(self, wanted: Mapping[str, str]) -> None:
+        """Bring tensors in the engine's memory into these formats."""
+        stored = {tensor.name: tensor.source_format for tensor in self._inventory.tensors}
+        self._perturber.restore([name for name, fmt in wanted.items() if fmt == stored[name]])
+        self._perturber.change({name: formats()[fmt] for name, fmt in wanted.items() if fmt != stored[name]})
+
+    def _evaluate(self, progress: Progress | None = None) -> NDArray[np.float64]:
+        assert self._baseline is not None, "start comes first"
+        return by_window(diverge(self._perturber.engine, self._baseline, progress).kld, self._baseline)

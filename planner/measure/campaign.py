@@ -1,0 +1,262 @@
+"""Model + imatrix + state: what is known already, what is missing, and measuring it.
+
+Everything kept has a key that covers all it depends on, so nothing stale is used and nothing valid is thrown away:
+
+- facts of a tensor (content digest, energies): identity of the file, imatrix of its block, version of the formulas
+- a measurement: content digest, imatrix entry, format, sampling settings, version of the metric, kernels
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from planner.digests import digest
+from planner.errors import ModelError, StateFileError
+from planner.formats.ggml import Format
+from planner.formats.registry import Family, all_formats, kernel_of
+from planner.gguf import GAPS_VERSION, Imatrix, Model, Tensor
+from planner.gguf.contents import is_encoder
+from planner.measure.anatomy import read_anatomy
+from planner.measure.energies import block_facts, global_facts
+from planner.measure.experts import EXPERTS_VERSION
+from planner.measure.inventory import take_inventory
+from planner.measure.loop import Job, Measured, Settings, in_threads, measure_jobs
+from planner.measure.metric import METRIC_VERSION
+from planner.measure.moments import moments
+from planner.measure.rounding import rounding_of
+from planner.measure.survey import Survey, survey_tensor
+from planner.measure.targets import Block, Target, batches, find_blocks, notes_on
+from planner.names.gguf import is_expert, role_of
+from planner.names.mlx import check_architecture
+from planner.sensitivity import STRUCTURE_VERSION, Facts
+from state import Energies, Measurement, Store
+
+__all__ = ["Campaign", "Step"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress: `what` was just finished; `done` of `total` measurements exist, `fresh` of them from this run."""
+
+    what: str
+    done: int
+    total: int
+    fresh: int
+
+
+class Campaign:
+    """The measuring of one model into one state file: `candidates` for all tensors, `pinned` formats for some more, all
+    of one `family`. What the state holds of other families stays as valid as it is.
+
+    Creating it checks model, imatrix and state against each other: raises ImatrixError, ModelError, or
+    the state's errors where they do not belong together.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        imatrix: Imatrix | None,
+        store: Store,
+        candidates: Sequence[Format],
+        settings: Settings,
+        *,
+        family: Family = "gguf",
+        pinned: Mapping[str, Sequence[Format]] | None = None,
+        allow_requantize: bool = False,
+    ) -> None:
+        check_architecture(model.architecture, family)
+        if is_encoder(model.metadata):
+            raise ModelError(
+                f"{model.path}: the encoder of a multimodal model (mmproj), not a language model.",
+                "Plan the language model. The encoder is quantized to one type: llama-quantize FILE OUT Q8_0",
+            )
+        coverage = None if imatrix is None else imatrix.require(model)
+        self._model, self._imatrix, self._store, self._settings = model, imatrix, store, settings
+        self._coverage = coverage
+        self._anatomy = read_anatomy(model)
+        self._family: Family = family
+        self._blocks = find_blocks(
+            model, imatrix, candidates, pinned or {}, family=family, allow_requantize=allow_requantize
+        )
+        store.set_inventory(take_inventory(model, imatrix, settings))
+
+    @property
+    def notes(self) -> list[str]:
+        """What is worth saying about the model and its imatrix before anything is measured."""
+        return notes_on(self._blocks, self._coverage)
+
+    def run(self, threads: int) -> Iterator[Step]:
+        """Measure what is missing, storing every tensor's results as they come; yields progress."""
+        total = sum(len(target.formats) for block in self._blocks for target in block.targets)
+        for block in self._blocks:
+            self._recall(block)
+        fresh = 0
+        yield self._step("", total, fresh)
+        for batch in batches([block for block in self._blocks if block.to_survey]):
+            jobs: list[Job] = []
+            for surveyed in in_threads(self._survey, batch, threads):
+                jobs += self._learn(*surveyed)
+                yield self._step("", total, fresh)
+            targets = {target.tensor.name: target for block in batch for target in block.targets}
+            for found in measure_jobs(self._model, jobs, self._settings, threads=threads):
+                target = targets[found.tensor.name]
+                self._store.add(self._records(target, found))
+                target.missing = tuple(fmt for fmt in target.missing if fmt.name not in found.rows)
+                fresh += len(found.rows)
+                yield self._step(found.tensor.name, total, fresh)
+        self._store.select(self._selection())
+
+    def _step(self, what: str, total: int, fresh: int) -> Step:
+        # Where facts are missing, the content is not known to be what was measured: nothing counts as done yet
+        missing = sum(
+            len(target.missing if target.digest else target.formats)
+            for block in self._blocks
+            for target in block.targets
+        )
+        return Step(what, total - missing, total, fresh)
+
+    # What there is to do
+
+    def _recall(self, block: Block) -> None:
+        """Find the block's facts in the state and, if they are there, which measurements are missing."""
+        shared = self._facts_basis(block)
+        for target in block.targets:
+            target.facts_key = digest(*shared, target.tensor.name)
+        stored = self._store.energies([target.facts_key for target in block.targets])
+        block.known = len(stored) == len(block.targets)
+        if block.known:
+            for target in block.targets:
+                target.digest = self._content(stored[target.facts_key])
+                self._look_up(target)
+
+    def _content(self, facts: Energies) -> str:
+        """The digest of a tensor's content, which stands in the notes to its facts."""
+        try:
+            found = json.loads(facts.notes)["content"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            found = None
+        if not isinstance(found, str):
+            raise StateFileError(
+                f"{self._store.path} is damaged: what it notes of {facts.tensor} cannot be.",
+                "Move it away and measure again.",
+            )
+        return found
+
+    def _look_up(self, target: Target) -> None:
+        keys = {self._key(target, fmt): fmt for fmt in target.formats}
+        found = self._store.measurements(keys)
+        target.missing = tuple(fmt for key, fmt in keys.items() if key not in found)
+
+    def _facts_basis(self, block: Block) -> list[str]:
+        """All that the facts of a block depend on. Files are known by size and time of change, as `make` knows
+        them; when these change the content is read again, and what was measured of the same content stays valid."""
+        basis = [str(STRUCTURE_VERSION), str(METRIC_VERSION), repr(self._anatomy_of(block))]
+        if any(is_expert(target.tensor.name) for target in block.targets):
+            basis.append(EXPERTS_VERSION)
+        for target in block.targets:
+            tensor = target.tensor
+            file = self._model.parts[tensor.part].stat()
+            basis += [tensor.name, repr(tensor.shape), tensor.format, str(tensor.offset)]
+            basis += [str(file.st_size), str(file.st_mtime_ns), self._entry_key(tensor)]
+        return basis
+
+    def _anatomy_of(self, block: Block) -> object:
+        anatomy = self._anatomy
+        own = anatomy.blocks.get(block.number) if block.number is not None else None
+        vectors = {name: vector.tobytes() for name, vector in own.vectors.items()} if own else {}
+        sizes = (own.heads, own.kv_heads, own.key_length, own.value_length) if own else ()
+        norm = b"" if block.number is not None or anatomy.output_norm is None else anatomy.output_norm.tobytes()
+        scales = (anatomy.embedding_scale, anatomy.residual_scale, anatomy.activation, anatomy.rotary, norm)
+        return (anatomy.architecture, *scales, anatomy.experts, anatomy.experts_used, sizes, sorted(vectors.items()))
+
+    def _entry_key(self, tensor: Tensor) -> str:
+        if self._imatrix is None or not self._imatrix.covers(tensor):
+            return "none"
+        return self._imatrix.entries[tensor.name].key
+
+    def _gaps(self, tensor: Tensor) -> dict[str, int]:
+        """What passes of the model depend on, besides contents and the imatrix's digest."""
+        return {"gaps": GAPS_VERSION} if self._imatrix is not None and self._imatrix.has_gaps(tensor) else {}
+
+    def _key(self, target: Target, fmt: Format) -> str:
+        tensor, settings = target.tensor, self._settings
+        where = (tensor.name, repr(tensor.shape), tensor.format, target.digest, self._entry_key(tensor))
+        how = (repr(settings.seed), repr(settings.tolerance), str(METRIC_VERSION), *kernel_of(fmt))
+        return digest(*where, fmt.name, *how)
+
+    # Doing it
+
+    def _survey(self, block: Block, stop: threading.Event) -> tuple[Block, list[Survey]]:
+        surveys = []
+        for target in block.to_survey:
+            tensor = target.tensor
+            massive = role_of(tensor.name)[1].startswith("ffn_down")
+            known = moments(tensor, self._imatrix)
+            surveys.append(survey_tensor(self._model, tensor, known, find_massive=massive, stop=stop.is_set))
+        return block, surveys
+
+    def _learn(self, block: Block, surveys: Sequence[Survey]) -> list[Job]:
+        """Keep the facts that a block's surveys tell; return what is left to measure of it."""
+        by_name = {survey.tensor.name: survey for survey in surveys}
+        if not block.known:
+            facts = self._facts(block, surveys)
+            for target in block.targets:
+                target.digest = by_name[target.tensor.name].digest
+            self._store.add_energies(
+                Energies(
+                    key=target.facts_key,
+                    tensor=target.tensor.name,
+                    values=facts[target.tensor.name],
+                    notes=json.dumps({"content": target.digest, **self._gaps(target.tensor)}),
+                )
+                for target in block.targets
+            )
+            for target in block.targets:
+                self._look_up(target)
+        return [Job(by_name[t.tensor.name].slim(), t.missing) for t in block.targets if t.missing]
+
+    def _facts(self, block: Block, surveys: Sequence[Survey]) -> dict[str, Facts]:
+        tied = "output.weight" not in self._model.by_name
+        if block.number is not None:
+            entries = {} if self._imatrix is None else self._imatrix.entries
+            names = [survey.tensor.name for survey in surveys]
+            tokens = {name: float(entries[name].counts.sum()) for name in names if name in entries}
+            placed = block_facts(surveys, self._anatomy, block.number, tokens)
+        else:
+            placed = {survey.tensor.name: global_facts(survey, self._anatomy, tied=tied) for survey in surveys}
+        return {
+            survey.tensor.name: placed.get(survey.tensor.name, {})
+            | asdict(rounding_of(survey, self._anatomy, tied=tied))
+            for survey in surveys
+        }
+
+    def _records(self, target: Target, found: Measured) -> Iterator[Measurement]:
+        for fmt in target.missing:
+            estimate = found.estimates.get(fmt.name)
+            if estimate is not None:
+                yield Measurement(
+                    key=self._key(target, fmt),
+                    tensor=target.tensor.name,
+                    format=fmt.name,
+                    err_var=estimate.var,
+                    err_mean=estimate.mean,
+                    err_massive=estimate.massive,
+                    stderr=estimate.stderr,
+                    stderr_massive=estimate.stderr_massive,
+                    rows=found.rows[fmt.name],
+                    rows_total=target.tensor.rows,
+                    kernel_seconds=found.seconds[fmt.name],
+                    made_with=kernel_of(fmt)[0],
+                )
+
+    def _selection(self) -> Iterator[str]:
+        """Keys of everything valid: the formats of this run, and those of runs before it."""
+        every = [fmt for fmt in all_formats().values() if fmt.for_weights]
+        for block in self._blocks:
+            for target in block.targets:
+                yield target.facts_key
+                if not target.kept:
+                    yield from self._store.measurements(self._key(target, fmt) for fmt in every)

@@ -1,0 +1,296 @@
+"""Energies that errors add to the residual stream, from the surveys of a model's tensors.
+
+`block_facts` finds, from the surveys of one block, the energies that each tensor's error adds, per unit of relative
+error; `planner.sensitivity` sets them against the stream. docs/design.md has the formulas and the evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.measure.anatomy import Activation, Anatomy, BlockAnatomy
+from planner.measure.experts import Part, stack_experts
+from planner.measure.survey import Survey
+from planner.names.gguf import role_of
+from planner.sensitivity import Facts
+from planner.sensitivity.prior import role_value
+
+__all__ = ["block_facts", "global_facts"]
+
+Doubles = NDArray[np.float64]
+
+# Fitted on the sensitivities measured in benchmarks/data/measured_sensitivity by benchmarks/fit_structure.py
+ATTENTION_VALUE = 0.5
+FEED_FORWARD = 1.5
+ATTENTION_LOGITS = 3.4
+LOGITS_HALF = 3.0
+OUTPUT = 12.0
+OUTPUT_BLIND = 5.0  # its error is then taken without an imatrix, and comes out larger
+
+_ATTENTION, _FFN = 0, 1
+_WRITERS = {"attn_output": _ATTENTION, "attn_out": _ATTENTION, "ssm_out": _ATTENTION, "ffn_down": _FFN}
+
+
+def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
+    """Facts of a tensor outside the blocks: token_embd (the energy of a mean row, scaled as the model scales
+    it), and what computes the logits (`output`: in energies of the final stream)."""
+    facts: Facts = {}
+    name = survey.tensor.name
+    if name == "token_embd.weight":
+        energy = survey.energy / max(survey.tensor.rows, 1) * anatomy.embedding_scale**2
+        facts = {"var": energy, "mean": energy, "write": energy, "massive": 0.0, "stage": -1.0}
+    if name == "output.weight" or (tied and facts):
+        facts["output"] = OUTPUT if survey.moments.known else OUTPUT_BLIND
+    return facts
+
+
+def block_facts(
+    surveys: Sequence[Survey], anatomy: Anatomy, number: int, tokens: Mapping[str, float] | None = None
+) -> dict[str, Facts]:
+    """Facts of one block's tensors, by name; those that the formulas cannot place are missing. `tokens`: how many each
+    tensor saw, by the imatrix."""
+    block = anatomy.blocks.get(number)
+    if block is None:
+        return {}
+    surveys, parts = stack_experts(surveys, tokens)
+    known = {role_of(survey.tensor.name)[1]: survey for survey in surveys if survey.moments.known}
+    facts: dict[str, Facts] = {}
+    for role, survey in known.items():
+        base, _, kind = role.partition("_exps") if role.endswith("_exps") else role.partition("_shexp")
+        stage = _WRITERS.get(base if kind == "" else role)
+        if stage is not None:
+            facts[role] = _writer(survey, block, anatomy, stage)
+    _attention(known, facts, block, anatomy)
+    for suffix in ("", "_exps", "_shexp", "_chexps"):
+        _feed_forward(known, facts, suffix, anatomy)
+    _anchored(known, facts)
+    names = {role: survey.tensor.name for role, survey in known.items()}
+    found = {names[role]: values for role, values in facts.items() if all(map(np.isfinite, values.values()))}
+    for stack, members in parts.items():
+        whole = found.pop(stack, None)
+        found |= {part.name: _part_of(whole, part) for part in members if whole is not None}
+    return found
+
+
+def _part_of(facts: Facts, part: Part) -> Facts:
+    """An expert's part of what is known of all."""
+    shared = {key: facts[key] * part.share for key in ("var", "mean", "write")}
+    return {**facts, **shared, "massive": facts["massive"] * part.massive}
+
+
+def _share(survey: Survey, anatomy: Anatomy) -> float:
+    """What turns sums over experts, weighted by usage (mean 1), into energy per token: with k of n experts
+    used, each serves usage k/n of the tokens, with a gate of about 1/k."""
+    experts = survey.tensor.matrices
+    return 1.0 if experts == 1 else 1.0 / (experts * anatomy.experts_used)
+
+
+def _writer(survey: Survey, block: BlockAnatomy, anatomy: Anatomy, stage: int) -> Facts:
+    share = _share(survey, anatomy) * anatomy.residual_scale**2
+    energy, massive = survey.energy * share, survey.energy_massive * share
+    norm = block.norm_after("attention" if stage == _ATTENTION else "ffn")
+    if norm is not None and energy + massive > 0:
+        # The norm sets the energy of the output, and scales errors with it
+        scale = float((norm**2).sum()) * anatomy.residual_scale**2 / (energy + massive)
+        energy, massive = energy * scale, massive * scale
+    return {"var": energy, "mean": energy, "massive": massive, "write": energy, "stage": float(stage)}
+
+
+def _gain(survey: Survey, facts: Facts) -> float:
+    """How a writer's own output energy relates to what reaches the stream (scales and norms behind it)."""
+    return facts["write"] / survey.energy if survey.energy > 0 else 0.0
+
+
+def _attention(known: Mapping[str, Survey], facts: dict[str, Facts], block: BlockAnatomy, anatomy: Anatomy) -> None:
+    output = known.get("attn_output")
+    if output is None:
+        return
+    gain = _gain(output, facts["attn_output"])
+    columns = output.columns[0] * gain
+    varying = columns * output.moments.variance[0]  # energy of each channel of the attention's output
+    facts["attn_output"]["varying"] = float(varying.sum())
+    parts = _projections(known, block)
+    if parts is None or len(columns) != block.heads * block.value_length:
+        return
+    stage = float(_ATTENTION)
+    for part, role, mean, var in parts:
+        if part == "v":
+            # the channel of `value` that each channel of the output averages
+            head = np.arange(block.heads) // (block.heads // block.kv_heads)
+            source = (head[:, None] * block.value_length + np.arange(block.value_length)).reshape(-1)
+            spread = float((columns * var[source]).sum())
+            rho = min(1.0, float(varying.sum()) / spread) if spread > 0 else 1.0
+            energy = ATTENTION_VALUE * float((columns * (var + mean**2)[source]).sum())
+            added = {"var": rho * energy, "mean": energy}
+        else:
+            sharp = _sharp_energy(parts, block, anatomy, varying)
+            energy = ATTENTION_LOGITS * sharp
+            added = {"var": energy, "mean": energy}
+        # a fused attn_qkv collects its three parts
+        fact = facts.setdefault(role, {"var": 0.0, "mean": 0.0, "massive": 0.0, "write": 0.0, "stage": stage})
+        for key, value in added.items():
+            fact[key] += value
+
+
+_Part = tuple[Literal["q", "k", "v"], str, Doubles, Doubles]
+
+
+def _projections(known: Mapping[str, Survey], block: BlockAnatomy) -> list[_Part] | None:
+    """Means and variances of queries, keys and values, each with the role of the tensor that makes it."""
+    widths = {
+        "q": block.heads * block.key_length,
+        "k": block.kv_heads * block.key_length,
+        "v": block.kv_heads * block.value_length,
+    }
+    if block.heads % block.kv_heads:
+        return None
+    parts: list[_Part] = []
+    each: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
+    fused = known.get("attn_qkv")
+    if fused is not None and fused.tensor.rows == sum(widths.values()):
+        start = 0
+        for part in each:
+            here = slice(start, start + widths[part])
+            parts.append((part, "attn_qkv", fused.out_mean[0, here], fused.out_var[0, here]))
+            start += widths[part]
+        return parts
+    for part in each:
+        survey = known.get(f"attn_{part}")
+        if survey is None:
+            continue
+        mean, var = survey.out_mean.reshape(-1), survey.out_var.reshape(-1)
+        if part == "q" and len(mean) == 2 * widths["q"]:
+            # Qwen3-Next puts a gate behind each head's query
+            mean, var = (x.reshape(block.heads, 2, -1)[:, 0].reshape(-1) for x in (mean, var))
+        if len(mean) != widths[part]:
+            return None
+        parts.append((part, f"attn_{part}", mean, var))
+    return parts
+
+
+def _sharp_energy(parts: list[_Part], block: BlockAnatomy, anatomy: Anatomy, varying: Doubles) -> float:
+    """Energy of the attention's varying part, each head's weighted by l / (l + 3), l its logits' variance over keys."""
+    by_part = {part: (mean, var) for part, _, mean, var in parts}
+    per_head = varying.reshape(block.heads, -1).sum(axis=1)
+    if "q" not in by_part or "k" not in by_part:
+        return float(per_head.sum())
+    length = block.key_length
+    query = _normed(*by_part["q"], block.vectors.get("attn_q_norm"), length)
+    key = _normed(*by_part["k"], block.vectors.get("attn_k_norm"), length)
+    q_second, k_var = query[0] ** 2 + query[1], key[1]
+    k_var = np.repeat(k_var.reshape(block.kv_heads, length), block.heads // block.kv_heads, axis=0)
+    q_second = q_second.reshape(block.heads, length)
+    rotary = min(anatomy.rotary or length, length) // 2 * 2
+    pairs = _pairs(rotary, anatomy.neighbour_rope)
+    logits = (q_second[:, pairs].sum(axis=2) * k_var[:, pairs].sum(axis=2)).sum(axis=1) / (2 * length)
+    logits += (q_second[:, rotary:] * k_var[:, rotary:]).sum(axis=1) / length
+    return float((per_head * logits / (logits + LOGITS_HALF)).sum())
+
+
+def _normed(mean: Doubles, var: Doubles, norm: Doubles | None, length: int) -> tuple[Doubles, Doubles]:
+    """Moments behind an RMS norm over each head (or over all channels), if there is one."""
+    if norm is None or len(norm) not in (length, len(mean)):
+        return mean, var
+    by_norm = (-1, len(norm))
+    second = (mean**2 + var).reshape(by_norm).mean(axis=1, keepdims=True)
+    scale = norm / np.sqrt(np.maximum(second, 1e-30))
+    return (mean.reshape(by_norm) * scale).reshape(-1), (var.reshape(by_norm) * scale**2).reshape(-1)
+
+
+def _pairs(rotary: int, neighbours: bool) -> NDArray[np.int64]:
+    """Channels of a head that rotate together, int64 [rotary / 2, 2]."""
+    order = np.arange(rotary)
+    return order.reshape(-1, 2) if neighbours else order.reshape(2, -1).T
+
+
+def _feed_forward(known: Mapping[str, Survey], facts: dict[str, Facts], suffix: str, anatomy: Anatomy) -> None:
+    down, up, gate = (known.get(f"ffn_{part}{suffix}") for part in ("down", "up", "gate"))
+    up = up or known.get(f"ffn_gate_up{suffix}")
+    if down is None or up is None:
+        return
+    scale = FEED_FORWARD * _gain(down, facts[f"ffn_down{suffix}"])
+    columns = np.where(down.massive, 0.0, down.columns)
+    up_energy = gate_energy = 0.0
+    for matrix in range(down.tensor.matrices):
+        u = up.out_mean[matrix], up.out_var[matrix]
+        if gate is not None:
+            g = gate.out_mean[matrix], gate.out_var[matrix]
+        elif len(u[0]) == 2 * columns.shape[1]:  # gate and up in one tensor, the gate first
+            half = columns.shape[1]
+            g, u = (u[0][:half], u[1][:half]), (u[0][half:], u[1][half:])
+        else:
+            g = None
+        weight = columns[matrix] * down.moments.usage[matrix]
+        if len(u[0]) != len(weight) or (g is not None and len(g[0]) != len(weight)):
+            return
+        u_second = u[0] ** 2 + u[1]
+        if g is None:
+            _, slope = _activated(*u, anatomy.activation)
+            up_energy += float((weight * slope * u_second).sum())
+        else:
+            value, slope = _activated(*g, anatomy.activation)
+            up_energy += float((weight * value * u_second).sum())
+            gate_energy += float((weight * slope * (g[0] ** 2 + g[1]) * u_second).sum())
+    stage = float(_FFN)
+    fused = gate is None and gate_energy > 0
+    role = role_of(up.tensor.name)[1]
+    total = scale * (up_energy + (gate_energy if fused else 0.0))
+    facts[role] = {"var": total, "mean": total, "massive": 0.0, "write": 0.0, "stage": stage}
+    if gate is not None:
+        total = scale * gate_energy
+        facts[f"ffn_gate{suffix}"] = {"var": total, "mean": total, "massive": 0.0, "write": 0.0, "stage": stage}
+
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+
+
+def _activated(mean: Doubles, var: Doubles, activation: Activation) -> tuple[Doubles, Doubles]:
+    """E[act(g)²] and E[act'(g)²] for Gaussian g, by Gauss-Hermite quadrature; each float64 like `mean`."""
+    g = mean[:, None] + np.sqrt(var)[:, None] * _NODES
+    value, slope = _ACTIVATIONS[activation](g)
+    return (value**2) @ _WEIGHTS, (slope**2) @ _WEIGHTS
+
+
+def _silu(g: Doubles) -> tuple[Doubles, Doubles]:
+    sigmoid = 0.5 * (1 + np.tanh(g / 2))
+    return g * sigmoid, sigmoid * (1 + g * (1 - sigmoid))
+
+
+def _gelu(g: Doubles) -> tuple[Doubles, Doubles]:
+    inner = np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)
+    tanh = np.tanh(inner)
+    slope = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * g**2)
+    return 0.5 * g * (1 + tanh), 0.5 * (1 + tanh) + 0.5 * g * (1 - tanh**2) * slope
+
+
+def _relu_squared(g: Doubles) -> tuple[Doubles, Doubles]:
+    positive = np.maximum(g, 0.0)
+    return positive**2, 2 * positive
+
+
+_ACTIVATIONS: dict[Activation, Callable[[Doubles], tuple[Doubles, Doubles]]] = {
+    "silu": _silu,
+    "gelu": _gelu,
+    "relu2": _relu_squared,
+}
+
+# Inner tensors of latent attention and of state-space layers, whose path to the writer is not worked out: the
+# writer's own energy, times what published measurements say of the role beside it (prior.json)
+_ANCHORED = ("attn_q", "attn_k", "attn_v", "attn_gate", "ssm_")
+
+
+def _anchored(known: Mapping[str, Survey], facts: dict[str, Facts]) -> None:
+    anchors = [role for role in ("attn_output", "ssm_out") if role in facts]
+    if not anchors:
+        return
+    for role in known:
+        if role in facts or not role.startswith(_ANCHORED):
+            continue
+        anchor = anchors[-1] if role.startswith("ssm_") else anchors[0]
+        energy = facts[anchor]["write"] * role_value(role) / role_value(anchor)
+        facts[role] = {"var": energy, "mean": energy, "massive": 0.0, "write": 0.0, "stage": float(_ATTENTION)}

@@ -1,0 +1,43 @@
+"""What a state knows of a model: names, shapes and types, for plans made without it."""
+
+from __future__ import annotations
+
+from planner.gguf import Imatrix, Model, header_bytes, why_left_alone
+from planner.gguf.provenance import provenance_pairs
+from planner.measure.loop import Settings
+from state import Inventory, TensorRecord
+
+__all__ = ["take_inventory"]
+
+
+def take_inventory(model: Model, imatrix: Imatrix | None, settings: Settings) -> Inventory:
+    """What a plan needs to know of a model when the model is not at hand."""
+    parameters = {key: model.parameter(key) for key in ("block_count", "expert_count", "expert_used_count")}
+    return Inventory(
+        model_name=model.metadata.text("general.name") or model.path.stem,
+        architecture=model.architecture,
+        model_digest=model.digest,
+        model_path=str(model.path),
+        header_bytes=header_bytes(model, imatrix, provenance_pairs("")),
+        alignment=model.alignment,
+        imatrix_name=imatrix.given if imatrix else None,
+        imatrix_digest=imatrix.digest if imatrix else None,
+        has_means=imatrix is not None and imatrix.has_means,
+        metadata={
+            **{key: value for key, value in parameters.items() if value is not None},
+            "sampling.seed": settings.seed,
+            "sampling.tolerance": settings.tolerance,
+        },
+        tensors=tuple(
+            TensorRecord(
+                name=tensor.name,
+                shape=tensor.shape,
+                source_format=tensor.format,
+                elements=tensor.elements,
+                nbytes=tensor.nbytes,
+                row_length=tensor.row_length,
+                left_alone=why_left_alone(tensor.name, tensor.shape, model.architecture, tensor.format),
+            )
+            for tensor in model.tensors
+        ),
+    )

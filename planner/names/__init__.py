@@ -1,0 +1,5 @@
+"""What a tensor is called: in a GGUF, in transformers, in mlx-lm."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

@@ -1,0 +1,69 @@
+"""What a choice of formats adds up to: a recipe with its size, bits per weight, loss and file type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner import __version__
+from planner.formats.ggml import library_version
+from planner.formats.registry import Family
+from planner.plan.limits import padded
+from planner.recipe import Choice, ImatrixSource, ModelSource, Recipe, file_type_of_choices
+from state import Inventory, TensorRecord
+
+__all__ = ["compose_recipe", "left_alone", "number_of"]
+
+
+def left_alone(tensor: TensorRecord) -> Choice:
+    """What stands in a recipe for a tensor that llama.cpp does not quantize."""
+    why = f"left alone: {tensor.left_alone}"
+    return Choice(
+        name=tensor.name, shape=tensor.shape, format=tensor.source_format, bytes=tensor.nbytes, err=0, loss=0, why=why
+    )
+
+
+def compose_recipe(
+    inventory: Inventory,
+    choices: Sequence[Choice],
+    *,
+    family: Family = "gguf",
+    sensitivity: str,
+    budget: str,
+    bound: float | None = None,
+    status: str,
+) -> Recipe:
+    """The recipe that gives the inventory's tensors, in its order, these formats; the inventory is the family's."""
+    elements = sum(tensor.elements for tensor in inventory.tensors)
+    losses = [choice.loss for choice in choices]
+    imatrix = None
+    if inventory.imatrix_digest is not None:
+        imatrix = ImatrixSource(path=inventory.imatrix_name or "", digest=inventory.imatrix_digest)
+    return Recipe(
+        planner=__version__,
+        ggml=library_version(),
+        family=family,
+        model=ModelSource(
+            name=inventory.model_name,
+            architecture=inventory.architecture,
+            digest=inventory.model_digest,
+            path=inventory.model_path,
+        ),
+        imatrix=imatrix,
+        sensitivity=sensitivity,
+        seed=int(number_of(inventory, "sampling.seed")),
+        tolerance=number_of(inventory, "sampling.tolerance"),
+        budget=budget,
+        size=inventory.header_bytes + sum(padded(choice.bytes, inventory) for choice in choices),
+        bpw=8 * sum(choice.bytes for choice in choices) / elements,
+        loss=None if None in losses else sum(loss or 0.0 for loss in losses),
+        bound=bound,
+        status=status,
+        file_type=file_type_of_choices(choices),
+        tensors=tuple(choices),
+    )
+
+
+def number_of(inventory: Inventory, key: str) -> float:
+    """A number of the model's metadata; 0 where there is none."""
+    value = inventory.metadata.get(key, 0)
+    return 0 if isinstance(value, str) else value

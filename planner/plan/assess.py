@@ -1,0 +1,196 @@
+"""A recipe from a choice of formats that somebody else made: sizes, errors and losses from what is known here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from planner.errors import RecipeError, UsageError
+from planner.formats.ggml import CANDIDATES, Format, formats
+from planner.formats.registry import Family, named_in
+from planner.gguf import fallback
+from planner.plan.accounting import compose_recipe, left_alone
+from planner.plan.families import in_family
+from planner.plan.losses import Losses
+from planner.recipe import Choice, Recipe
+from planner.text import some
+from state import Inventory, TensorRecord
+
+__all__ = ["Assessment", "assess", "reassess"]
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """A recipe, and in `notes` where it is not what was asked for, or not all is known."""
+
+    recipe: Recipe
+    notes: tuple[str, ...]
+
+
+def assess(
+    inventory: Inventory,
+    wanted: Mapping[str, str],
+    losses: Losses | None,
+    *,
+    family: Family = "gguf",
+    why: str,
+    budget: str = "as imported",
+    status: str = "imported",
+) -> Assessment:
+    """The recipe that gives tensors the formats `wanted` (in any case), all others what they are stored in. Formats are
+    of one `family`.
+
+    What llama.cpp leaves alone stays, and where blocks do not fill a row its substitute is taken; `notes` say so.
+    Raises RecipeError for a format that ggml does not know, and where no tensor of the model is named.
+    """
+    inventory = in_family(inventory, family)
+    if losses is not None:
+        stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
+        losses = replace(losses, source_formats=stored)
+    names = {tensor.name for tensor in inventory.tensors}
+    foreign = [name for name in wanted if name not in names]
+    if wanted and len(foreign) == len(wanted):
+        near = difflib.get_close_matches(foreign[0], names, n=1)
+        raise RecipeError(
+            f"None of the tensors is one of {inventory.model_name}: {', '.join(foreign[:3])}.",
+            f"Give the model that it is for{f' (it has {near[0]})' if near else ''}.",
+        )
+    kept: list[str] = []
+    unnamed: list[str] = []
+    replaced: list[str] = []
+    choices = []
+    for tensor in inventory.tensors:
+        text = wanted.get(tensor.name)
+        if tensor.left_alone is not None:
+            choices.append(left_alone(tensor))
+            if text is not None and text.lower() != tensor.source_format.lower():
+                kept.append(tensor.name)
+            continue
+        if text is None:
+            unnamed.append(tensor.name)
+            choices.append(_choice(tensor, formats()[tensor.source_format], losses, "not named: stays as it is"))
+            continue
+        same = text.lower() == tensor.source_format.lower()
+        asked = formats()[tensor.source_format] if same else _named(tensor, text, family)
+        fmt = asked if same or family == "mlx" else _substitute(tensor, asked)
+        if fmt is not asked:
+            replaced.append(f"{tensor.name} {fmt.name} for {asked.name}")
+        choices.append(_choice(tensor, fmt, losses, why))
+    recipe = compose_recipe(
+        inventory,
+        choices,
+        family=family,
+        sensitivity="none" if losses is None else losses.source,
+        budget=budget,
+        status=status,
+    )
+    unknown = [] if losses is None else [choice.name for choice in choices if choice.loss is None]
+    return Assessment(recipe, tuple(_notes(foreign, kept, unnamed, replaced, unknown, recipe)))
+
+
+def _named(tensor: TensorRecord, text: str, family: Family) -> Format:
+    try:
+        fmt = named_in(family, text)
+    except UsageError as error:
+        raise RecipeError(f"{tensor.name}: {error.problem}", error.remedy) from error
+    if family == "mlx" and not fmt.fits(tensor.row_length):  # where there are no substitutes
+        raise RecipeError(
+            f"{tensor.name} cannot be {fmt.name}: its rows of {tensor.row_length:,} weights are no multiple of "
+            f"{fmt.block}.",
+            "Choose a format with smaller groups.",
+        )
+    return fmt
+
+
+def _substitute(tensor: TensorRecord, asked: Format) -> Format:
+    try:
+        return fallback(asked, tensor.row_length)
+    except RecipeError as error:
+        able = [name for name in CANDIDATES if formats()[name].fits(tensor.row_length)]
+        remedy = f"Possible are {', '.join((*able, 'f16', 'bf16'))}."
+        raise RecipeError(f"{tensor.name} cannot be {asked.name}. {error.problem}", remedy) from error
+
+
+def _choice(tensor: TensorRecord, fmt: Format, losses: Losses | None, why: str) -> Choice:
+    nbytes = fmt.row_bytes(tensor.row_length) * (tensor.elements // tensor.row_length)
+    known = losses.of(tensor.name, fmt.name) if losses else None
+    err, loss = known or (None, None)
+    return Choice(name=tensor.name, shape=tensor.shape, format=fmt.name, bytes=nbytes, err=err, loss=loss, why=why)
+
+
+def _notes(
+    foreign: list[str], kept: list[str], unnamed: list[str], replaced: list[str], unknown: list[str], recipe: Recipe
+) -> list[str]:
+    notes = []
+    if foreign:
+        notes.append(f"{some(foreign)}: not in this model, left out.")
+    if kept:
+        notes.append(f"{some(kept)}: llama.cpp never quantizes these, so they stay as they are.")
+    if unnamed:
+        notes.append(f"{some(unnamed)}: not named, so these stay as they are.")
+    if replaced:
+        notes.append(f"{some(replaced)}: the blocks of what was asked do not fill the rows; llama.cpp's substitute.")
+    if unknown:
+        types = sorted({choice.format for choice in recipe.tensors if choice.loss is None})
+        notes.append(
+            f"{some(unknown)}: no error was measured, so the loss is not known. "
+            f"Measure it: planner measure MODEL {'--family mlx ' if recipe.family == 'mlx' else ''}"
+            f"--types {','.join(types)}"
+        )
+    return notes
+
+
+def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Assessment:
+    """A recipe edited by hand, with sizes and losses as they are now; `notes` say what changed.
+
+    Raises RecipeError for another model's recipe, and for formats that cannot be.
+    """
+    if recipe.model.digest != inventory.model_digest:
+        raise RecipeError(
+            f"The recipe is for another model: {recipe.model.name}, not {inventory.model_name}.",
+            "Give the model or the state that it was made with.",
+        )
+    family = recipe.family
+    found = assess(
+        inventory, recipe.formats, losses, family=family, why="imported", budget=recipe.budget, status="edited"
+    )
+    before = {choice.name: choice for choice in recipe.tensors}
+    choices, changes = [], []
+    for choice in found.recipe.tensors:
+        old = before.get(choice.name)
+        if old is None or (old.bytes, old.format) != (choice.bytes, choice.format):
+            changes.append(f"{choice.name} is now {choice.format}: {_bytes(old)} → {choice.bytes:,} bytes")
+            choices.append(choice.model_copy(update={"why": "edited"}))
+        elif _other_loss(old, choice, losses):
+            changes.append(f"{choice.name} is now {choice.format}, of the same size: {_change(old, choice)}")
+            choices.append(choice.model_copy(update={"why": "edited"}))
+        else:
+            kept = choice if choice.loss is not None else choice.model_copy(update={"err": old.err, "loss": old.loss})
+            choices.append(kept.model_copy(update={"why": old.why}))
+    if not changes and not found.notes:
+        return Assessment(recipe, ())
+    source = recipe.sensitivity if losses is None else losses.source
+    new = compose_recipe(
+        in_family(inventory, family), choices, family=family, sensitivity=source, budget=recipe.budget, status="edited"
+    )
+    loss = f", loss {_number(recipe.loss)} → {_number(new.loss)}"
+    changes.append(f"file: {recipe.size:,} → {new.size:,} bytes{loss}")
+    return Assessment(new, (*found.notes, *changes))
+
+
+def _bytes(choice: Choice | None) -> str:
+    return "?" if choice is None else f"{choice.bytes:,}"
+
+
+def _other_loss(old: Choice, new: Choice, losses: Losses | None) -> bool:
+    """Whether the error is that of another format: the same measurement has the same, to the last bit."""
+    return losses is not None and None not in (old.err, new.err) and old.err != new.err
+
+
+def _change(old: Choice, new: Choice) -> str:
+    return f"error {_number(old.err)} → {_number(new.err)}"
+
+
+def _number(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.4g}"

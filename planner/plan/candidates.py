@@ -1,0 +1,160 @@
+"""What every tensor, or group of tied tensors, can become: formats with their bytes and losses, after all rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from planner.errors import UsageError
+from planner.formats.ggml import Format
+from planner.formats.registry import all_formats, block_of_activations
+from planner.plan.rules import Rule, Tie, match_rules, tied
+from planner.sensitivity import TensorSensitivity
+from state import Inventory, Measurement, TensorRecord
+
+__all__ = ["Candidate", "Candidates", "TiedGroup"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A format that a tensor may take: its bytes, relative error and loss."""
+
+    format: Format
+    nbytes: int
+    err: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class TiedGroup:
+    """Tensors that take one format, mostly a single one. `options[i]` has a candidate for each of `tensors`."""
+
+    tensors: tuple[TensorRecord, ...]
+    options: tuple[tuple[Candidate, ...], ...]
+
+    @property
+    def name(self) -> str:
+        """The first tensor's name."""
+        return self.tensors[0].name
+
+
+class Candidates:
+    """All that may be chosen. `fixed` are the tensors that stay as they are; `pins` the pin of each pinned tensor.
+
+    `measured` are in formats that the loaded kernels have; `allowed` are those to choose from, None for all. Raises
+    UsageError for rules that cannot be followed.
+    """
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        measured: Iterable[Measurement],
+        sensitivities: Mapping[str, TensorSensitivity],
+        *,
+        allowed: Sequence[Format] | None,
+        pins: Sequence[Rule],
+        floors: Sequence[Rule],
+        caps: Sequence[Rule],
+        ties: Sequence[Tie],
+    ) -> None:
+        self.fixed = [tensor for tensor in inventory.tensors if tensor.left_alone is not None]
+        by_name = {tensor.name: tensor for tensor in inventory.tensors}
+        self.pins = {name: rules[0] for name, rules in match_rules(pins, inventory, "--pin", exclusive=True).items()}
+        self._bounds = match_rules(floors, inventory, "--min"), match_rules(caps, inventory, "--max")
+        self._allowed = None if allowed is None else {fmt.name for fmt in allowed}
+        self._sensitivities = sensitivities
+        self._found: dict[str, dict[str, Measurement]] = {}
+        for measurement in measured:
+            self._found.setdefault(measurement.tensor, {})[measurement.format] = measurement
+        for tensor in self.fixed:
+            if tensor.name in self.pins:
+                _check_fixed(tensor, self.pins[tensor.name])
+        self.groups = [self._group([by_name[name] for name in names]) for names in tied(ties, inventory)]
+
+    def _group(self, tensors: Sequence[TensorRecord]) -> TiedGroup:
+        each = [{entry.format.name: entry for entry in self._of(tensor)} for tensor in tensors]
+        common = [name for name in each[0] if all(name in other for other in each)]
+        if not common:
+            can = [f"{tensor.name} can be {', '.join(own)}" for tensor, own in zip(tensors, each, strict=True)]
+            raise UsageError(
+                f"No format is possible for all that is tied: {'; '.join(can[:4])}{'; ...' if can[4:] else ''}.",
+                "Loosen --tie, --pin, --min or --max there, or allow more --types.",
+            )
+        options = [tuple(other[name] for other in each) for name in common]
+        options.sort(key=lambda option: (sum(entry.nbytes for entry in option), sum(entry.loss for entry in option)))
+        return TiedGroup(tuple(tensors), tuple(options))
+
+    def _of(self, tensor: TensorRecord) -> list[Candidate]:
+        """The formats of one tensor, after its pin or its floors and caps."""
+        weight = self._sensitivities[tensor.name]
+        measured = self._found.get(tensor.name, {})
+        table = all_formats()
+        candidates = [
+            _candidate(tensor, table[name], entry, weight)
+            for name, entry in measured.items()
+            if table[name].fits(tensor.row_length)
+        ]
+        candidates.append(_candidate(tensor, table[tensor.source_format], None, weight))
+        if tensor.name in self.pins:
+            return [_pinned(tensor, self.pins[tensor.name], candidates)]
+        if self._allowed is not None:
+            # the source's own format stays: some rows fit no block, and to offer it costs nothing
+            halves = {"f16"} if tensor.source_format == "f32" else set()
+            kept = self._allowed | halves | {tensor.source_format}
+            candidates = [entry for entry in candidates if entry.format.name in kept]
+        floors, caps = (bounds.get(tensor.name, []) for bounds in self._bounds)
+        if len(candidates) == 1 and candidates[0].format.quantized:
+            # what stays as it is, quantized already: rules for all tensors do not mean it, those that name it do
+            floors, caps = ([rule for rule in rules if rule.pattern.pattern] for rules in (floors, caps))
+        within = [
+            entry
+            for entry in candidates
+            if all(entry.format.bpw >= rule.format.bpw for rule in floors)
+            and all(entry.format.bpw <= rule.format.bpw for rule in caps)
+        ]
+        if not within:
+            raise UsageError(
+                f"No format of {tensor.name} satisfies {', '.join(rule.text for rule in (*floors, *caps))}: "
+                f"there are {_listed(candidates)}.",
+                "Widen --min or --max, or allow more --types.",
+            )
+        return within
+
+
+def _candidate(tensor: TensorRecord, fmt: Format, measured: Measurement | None, weight: TensorSensitivity) -> Candidate:
+    nbytes = fmt.row_bytes(tensor.row_length) * (tensor.elements // tensor.row_length)
+    if measured is None:
+        return Candidate(fmt, nbytes, 0.0, 0.0)
+    err = measured.err_var + measured.err_mean
+    block = block_of_activations(fmt)
+    loss = weight.loss(measured.err_var, measured.err_mean, measured.err_massive, block)
+    return Candidate(fmt, nbytes, err, loss)
+
+
+def _pinned(tensor: TensorRecord, rule: Rule, candidates: Sequence[Candidate]) -> Candidate:
+    if not rule.format.fits(tensor.row_length):
+        raise UsageError(
+            f"--pin {rule.text}: {tensor.name} has rows of {tensor.row_length} weights, no whole number of "
+            f"{rule.format.name}'s blocks of {rule.format.block}.",
+            f"Pin it to a format with smaller blocks: {_listed(candidates)}.",
+        )
+    for entry in candidates:
+        if entry.format.name == rule.format.name:
+            return entry
+    raise UsageError(
+        f"--pin {rule.text}: {tensor.name} was not measured in {rule.format.name}.",
+        f"Give the model, so that it can be measured, or pin it to one of: {_listed(candidates)}. "
+        "A type of 3 bits and below needs the tensor's imatrix entry.",
+    )
+
+
+def _listed(candidates: Sequence[Candidate]) -> str:
+    return ", ".join(entry.format.name for entry in sorted(candidates, key=lambda entry: entry.nbytes))
+
+
+def _check_fixed(tensor: TensorRecord, rule: Rule) -> None:
+    if rule.format.name != tensor.source_format:
+        raise UsageError(
+            f"--pin {rule.text}: llama.cpp leaves {tensor.name} as it is ({tensor.left_alone}).",
+            "Make the pattern narrower, so that it does not find this tensor.",
+        )

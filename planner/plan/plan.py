@@ -1,0 +1,275 @@
+"""Measurements + sensitivities + limits → solvers.Problem → Recipe. Works from the state alone, without the model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from planner.errors import BudgetError, StateFileError, UsageError
+from planner.formats.ggml import Format
+from planner.formats.registry import belongs
+from planner.plan.accounting import compose_recipe, left_alone
+from planner.plan.candidates import Candidate, Candidates
+from planner.plan.families import fused_ties, in_family, left_out
+from planner.plan.limits import FILE, SizeLimit, causes, padded, size_limits
+from planner.plan.losses import Losses, best_source, calibration, inventory_of, passes_of, sensitivities_of
+from planner.plan.request import Request
+from planner.plan.rules import Rule
+from planner.recipe import Choice, Recipe
+from planner.sensitivity import NOT_ROUNDED, Prediction, Source, fit_link
+from solvers import (
+    Change,
+    Explanation,
+    Group,
+    Infeasibility,
+    InfeasibleError,
+    Limit,
+    Option,
+    Problem,
+    ProblemError,
+    Solution,
+    explain,
+    solve,
+)
+from state import Inventory, Store, TensorRecord
+
+__all__ = ["LimitUse", "Plan", "make_plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class LimitUse:
+    """A limit at the answer, in its own unit ("bytes" or "bits"): `used` of `capacity`, and what a unit more saves.
+    Unless it `binds`, no recipe that may be chosen takes more."""
+
+    name: str
+    used: int
+    capacity: int
+    price: float
+    binds: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with what is worth saying about it: the KL divergence that is expected of its file, where passes of the
+    model allow to say, in `sources` where each tensor's sensitivity came from, and in `left_out` the tensors that the
+    recipe's engine does not load."""
+
+    recipe: Recipe
+    limits: tuple[LimitUse, ...]
+    prediction: Prediction | None
+    sources: Mapping[str, str]
+    left_out: tuple[str, ...]
+    seconds: float
+    _problem: Problem
+    _solution: Solution
+    _groups: Mapping[str, str]
+
+    @property
+    def source(self) -> Source:
+        """What the sensitivities are."""
+        return cast("Source", self.recipe.sensitivity)
+
+    @property
+    def unplaced(self) -> list[str]:
+        """Tensors that `structure` was asked for and could not place."""
+        if self.recipe.sensitivity in ("prior", "uniform", "measured"):
+            return []
+        return [name for name, source in self.sources.items() if source == "prior"]
+
+    def tied_to(self, tensor: str) -> list[str]:
+        """The other tensors that must have the same format."""
+        return [name for name, group in self._groups.items() if group == self._groups[tensor] and name != tensor]
+
+    def explain(self, tensor: str) -> Explanation:
+        """Why a tensor (and what is tied to it) has its format: the next better and worse one, and the prices.
+
+        Raises UsageError for a tensor that was not there to choose for.
+        """
+        if tensor not in self._groups:
+            near = difflib.get_close_matches(tensor, self._groups, n=3)
+            raise UsageError(
+                f"{tensor} is not a tensor that a format was chosen for.",
+                f"Near names: {', '.join(near)}." if near else "`planner inspect` lists them.",
+            )
+        return explain(self._problem, self._solution, self._groups[tensor])
+
+
+def make_plan(store: Store, request: Request, factors: Mapping[str, float] | None = None) -> Plan:
+    """Solve for a request from what the state holds; `factors` multiply sensitivities of tensors.
+
+    Raises StateFileError where measurements are missing, UsageError for rules that cannot be followed, BudgetError for
+    limits that no recipe meets. Limits above what any recipe takes are met by the best that there is.
+    """
+    stored = inventory_of(store)
+    everything = list(store.measurements(selected=True).values())
+    measured = [entry for entry in everything if belongs(entry.format, request.family)]
+    if stored is None or not measured:
+        others = f" in formats of the family {request.family}" if everything else ""
+        option = "" if request.family == "gguf" else f" --family {request.family}"
+        raise StateFileError(
+            f"{store.path} holds no finished measurements{others}.",
+            f"Measure first: planner measure MODEL --imatrix FILE{option}. What is measured already will be kept.",
+        )
+    inventory = in_family(stored, request.family)
+    _check_measured(inventory, {entry.format for entry in measured}, request.formats or ())
+    passes = passes_of(store)
+    source = request.sensitivity or best_source(stored, passes)
+    known = sensitivities_of(store, stored, source, passes)
+    known |= {name: known[name].times(factor) for name, factor in (factors or {}).items()}
+    by_tensor = known
+    if request.run_on == "gpu":
+        by_tensor = {name: replace(entry, rounding=NOT_ROUNDED) for name, entry in known.items()}
+    candidates = Candidates(
+        inventory, measured, by_tensor, allowed=request.formats, pins=request.pins, floors=request.floors,
+        caps=request.caps,
+        ties=(*request.ties, *fused_ties(inventory, request.family)),
+    )  # fmt: skip
+    given = size_limits(
+        inventory, candidates.fixed, budget=request.budget, bpw=request.bpw, devices=request.devices,
+        active=request.active,
+    )  # fmt: skip
+    limits = [limit.rounded(candidates) for limit in given]
+    problem, solution = _solve(inventory, candidates, limits, request)
+    assert solution.picks is not None
+    chosen = {
+        tensor.name: entry
+        for group, pick in zip(candidates.groups, solution.picks, strict=True)
+        for tensor, entry in zip(group.tensors, group.options[pick], strict=True)
+    }
+    choices = [_choice(tensor, chosen.get(tensor.name), candidates.pins) for tensor in inventory.tensors]
+    loss = sum(choice.loss or 0.0 for choice in choices)
+    recipe = compose_recipe(
+        inventory, choices, family=request.family, sensitivity=source,
+        budget="; ".join(limit.title for limit in limits),
+        bound=min(solution.bound, loss), status=str(solution.status),
+    )  # fmt: skip
+    uses = [
+        LimitUse(
+            limit.name, int(use.used + limit.overhead), limit.capacity, use.price,
+            binds=limit.capacity < limit.overhead + problem.extremes(limit.name)[1],
+        )
+        for limit, use in zip(limits, solution.usage, strict=True)
+    ]  # fmt: skip
+    prediction = None
+    if source == "measured" and recipe.loss is not None:
+        # files were evaluated on a CPU, wherever this one will run
+        points = calibration(passes, stored, Losses.made(stored, source, known, everything))
+        prediction = fit_link(points).predict(recipe.loss)
+    return Plan(
+        recipe=recipe,
+        limits=tuple(uses),
+        prediction=prediction,
+        sources={name: by_tensor[name].source for name in chosen},
+        left_out=tuple(sorted(left_out((tensor.name for tensor in stored.tensors), request.family))),
+        seconds=solution.seconds,
+        _problem=problem,
+        _solution=solution,
+        _groups={tensor.name: group.name for group in candidates.groups for tensor in group.tensors},
+    )
+
+
+def _check_measured(inventory: Inventory, measured: Collection[str], wanted: Iterable[Format]) -> None:
+    """Raise UsageError for formats that some tensor could take and that were never measured."""
+    with_imatrix = inventory.imatrix_digest is not None
+
+    def possible(fmt: Format) -> bool:
+        return any(
+            tensor.left_alone is None
+            and tensor.source_format != fmt.name
+            and fmt.fits(tensor.row_length)
+            and (with_imatrix or not requires_imatrix(tensor.name, fmt))
+            for tensor in inventory.tensors
+        )
+
+    absent = [fmt for fmt in wanted if fmt.name not in measured]
+    if not absent:
+        return
+    from planner.gguf import requires_imatrix  # takes a while to load, and is mostly not needed
+
+    missing = [fmt.name for fmt in absent if possible(fmt)]
+    if missing:
+        raise UsageError(
+            f"Nothing was measured as {', '.join(missing)}.",
+            "Give the model, so that it can be measured: planner solve MODEL --types ...",
+        )
+
+
+def _solve(
+    inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLimit], request: Request
+) -> tuple[Problem, Solution]:
+    problem = _problem(inventory, candidates, limits)
+    try:
+        solution = solve(problem, method=request.method, gap=request.gap, time_limit=request.time_limit)
+    except InfeasibleError as error:
+        raise _conflict(error.analysis, limits, inventory, candidates) from error
+    except ProblemError as error:
+        raise UsageError(f"{error}.", "Check --method, --gap and --time-limit.") from error
+    if solution.picks is None:
+        raise BudgetError("No recipe was found in time.", "Give more time with --time-limit.")
+    return problem, solution
+
+
+def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLimit]) -> Problem:
+    groups = [
+        Group(
+            group.name,
+            [
+                Option(
+                    sum(padded(entry.nbytes, inventory) for entry in option),
+                    sum(entry.loss for entry in option),
+                    option[0].format.name,
+                )
+                for option in group.options
+            ],
+        )
+        for group in candidates.groups
+    ]
+
+    def weights(limit: SizeLimit) -> dict[str, list[int]] | None:
+        if limit.name == FILE:  # what the options' own bytes are
+            return None
+        return {group.name: weights for group in candidates.groups if any(weights := limit.of(group))}
+
+    try:
+        return Problem(
+            groups, [Limit(limit.name, limit.capacity - limit.overhead, weights=weights(limit)) for limit in limits]
+        )
+    except ProblemError as error:
+        raise StateFileError(
+            f"What the state holds cannot be: {error}.", "Measure the model again, into a new --state."
+        ) from error
+
+
+def _conflict(
+    analysis: Infeasibility, limits: Sequence[SizeLimit], inventory: Inventory, candidates: Candidates
+) -> BudgetError:
+    """Limits that cannot hold together, and what would help, in the user's terms."""
+    by_name = {limit.name: limit for limit in limits}
+
+    def raised(change: Change) -> str:
+        enough = "" if change.least else " (a little less may do)"
+        return " and ".join(
+            f"{by_name[name].option} to {by_name[name].spoken(value + by_name[name].overhead, up=True)}"
+            for name, value in change.capacities.items()
+        ) + enough  # fmt: skip
+
+    cures = ", or ".join(map(raised, analysis.changes)) or "one of them"
+    remedy = f"Raise {cures}; or allow smaller formats with --types, --pin and --min."
+    if len(analysis.limits) > 1:
+        names = "; ".join(by_name[name].title for name in analysis.limits)
+        return BudgetError(f"These limits cannot hold together: {names}.", remedy)
+    limit = by_name[analysis.limits[0]]
+    least = limit.spoken(analysis.minimum[limit.name] + limit.overhead, up=True)
+    return BudgetError(f"{limit.title} is below the minimum of {least}. {causes(limit, inventory, candidates)}", remedy)
+
+
+def _choice(tensor: TensorRecord, entry: Candidate | None, pins: Mapping[str, Rule]) -> Choice:
+    if entry is None:
+        return left_alone(tensor)
+    why = f"pinned: {pins[tensor.name].text}" if tensor.name in pins else "solved"
+    return Choice(
+        name=tensor.name, shape=tensor.shape, format=entry.format.name, bytes=entry.nbytes, err=entry.err,
+        loss=entry.loss, why=why,
+    )  # fmt: skip

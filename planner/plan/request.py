@@ -1,0 +1,50 @@
+"""What is asked of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from planner.errors import UsageError
+from planner.formats.ggml import Format
+from planner.formats.registry import Family
+from planner.plan.limits import check_names
+from planner.plan.rules import Device, Rule, Tie
+from planner.sensitivity import Source
+
+__all__ = ["Request", "RunOn"]
+
+RunOn = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a plan. At least one limit: `budget` (bytes of the file), `bpw` (bits of tensor data per
+    element), `devices` (bytes of the tensors on each), `active` (bytes that generating one token reads). Formats and
+    rules are of one `family`. What rounded activations cost counts for files that `run_on` a CPU."""
+
+    budget: int | None = None
+    bpw: Fraction | None = None
+    devices: tuple[Device, ...] = ()
+    active: int | None = None
+    family: Family = "gguf"
+    formats: tuple[Format, ...] | None = None
+    pins: tuple[Rule, ...] = ()
+    floors: tuple[Rule, ...] = ()
+    caps: tuple[Rule, ...] = ()
+    ties: tuple[Tie, ...] = ()
+    sensitivity: Source | None = None
+    run_on: RunOn = "cpu"
+    method: str = "auto"
+    gap: float = 1e-6
+    time_limit: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for no limit, and for limits of the same name."""
+        if self.budget is None and self.bpw is None and self.active is None and not self.devices:
+            raise UsageError(
+                "Give the size that is wanted: --budget, --bpw, --device or --active-budget.",
+                "For example --budget 23.85GB or --bpw 4.5.",
+            )
+        check_names(self.devices)

@@ -1,0 +1,166 @@
+"""What a user demands of tensors by name: pins, floors, caps, devices, ties."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planner.errors import UsageError
+from planner.formats.ggml import Format
+from planner.formats.registry import Family, named_in
+from planner.names.gguf import FUSED, block_prefix
+from planner.sizes import parse_size
+from state import Inventory
+
+__all__ = ["Device", "Rule", "Tie", "assign_devices", "match_rules", "parse_device", "parse_rule", "parse_tie", "tied"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A pin, floor or cap: tensors whose name `pattern` finds, and a format. `text` is what the user wrote."""
+
+    pattern: re.Pattern[str]
+    format: Format
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where tensors go whose name `pattern` finds and that no device before took; it holds `capacity` bytes."""
+
+    name: str
+    pattern: re.Pattern[str]
+    capacity: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """Tensors of one block that `pattern` finds take one format."""
+
+    pattern: re.Pattern[str]
+    text: str
+
+
+_FUSED_NAME = "fused"
+
+
+def parse_rule(text: str, *, default_pattern: str | None = None, family: Family = "gguf") -> Rule:
+    """A rule `REGEX=TYPE`, or `TYPE` alone for all tensors where `default_pattern` allows; the type is one of the
+    family. Raises UsageError."""
+    pattern, separator, name = text.rpartition("=")
+    if not separator:
+        if default_pattern is None:
+            raise UsageError(f"{text!r} is not of the form REGEX=TYPE.", "Write for example 'attn_v=q6_K'.")
+        pattern = default_pattern
+    return Rule(_compiled(pattern), named_in(family, name), text)
+
+
+def parse_device(text: str) -> Device:
+    """A device `NAME:REGEX=SIZE`. Raises UsageError."""
+    head, separator, size = text.rpartition("=")
+    name, colon, pattern = head.partition(":")
+    if not (separator and colon and name):
+        raise UsageError(f"{text!r} is not of the form NAME:REGEX=SIZE.", r"Write for example 'gpu:blk\.[0-9]\.=8GB'.")
+    return Device(name, _compiled(pattern), parse_size(size), text)
+
+
+def parse_tie(text: str) -> tuple[Tie, ...]:
+    """Ties from a pattern, or from the word `fused`: attn q/k/v; ffn gate/up; expert gate/up. Raises UsageError."""
+    return tuple(Tie(_compiled(pattern), text) for pattern in (FUSED if text == _FUSED_NAME else (text,)))
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UsageError(
+            f"{pattern!r} is not a regular expression: {error}.", r"Write for example 'blk\.0\..*' or 'attn_v'."
+        ) from error
+
+
+def match_rules(
+    rules: Sequence[Rule], inventory: Inventory, option: str, *, exclusive: bool = False
+) -> dict[str, list[Rule]]:
+    """Tensor → the rules that apply to it. A rule speaks of what llama.cpp would quantize; only an `exclusive` one (a
+    pin) that finds nothing else speaks of tensors that are left alone.
+
+    Raises UsageError for a rule that finds no tensor, and for exclusive rules that contradict each other.
+    """
+    left_alone = {tensor.name for tensor in inventory.tensors if tensor.left_alone is not None}
+    found: dict[str, list[Rule]] = {}
+    for rule in rules:
+        hits = _hits(rule.pattern, inventory, f"{option} {rule.text}")
+        free = [name for name in hits if name not in left_alone]
+        for name in free or (hits if exclusive else []):
+            before = found.setdefault(name, [])
+            if before and exclusive and before[0].format is not rule.format:
+                raise UsageError(
+                    f"{option} {before[0].text} and {option} {rule.text} contradict each other for {name}.",
+                    "Make one of the patterns narrower.",
+                )
+            before.append(rule)
+    return found
+
+
+def assign_devices(devices: Sequence[Device], inventory: Inventory) -> dict[str, Device]:
+    """Tensor → the first device whose pattern finds it. Raises UsageError for a device that gets no tensor."""
+    found: dict[str, Device] = {}
+    for device in devices:
+        fresh = [name for name in _hits(device.pattern, inventory, f"--device {device.text}") if name not in found]
+        if not fresh:
+            raise UsageError(
+                f"--device {device.text}: devices before it have taken every tensor that it matches.",
+                "Put the narrower pattern first.",
+            )
+        found.update(dict.fromkeys(fresh, device))
+    return found
+
+
+def tied(ties: Sequence[Tie], inventory: Inventory) -> list[list[str]]:
+    """Groups of tensors that must take one format, every tensor that may be quantized in one of them, in file order.
+
+    What is outside of all blocks counts as one block. Ties that share a tensor become one. Raises UsageError for a tie
+    that joins no tensors (`fused`: that finds none, for a model may have them fused already).
+    """
+    free = [tensor.name for tensor in inventory.tensors if tensor.left_alone is None]
+    leader = {name: name for name in free}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            leader[name] = leader[leader[name]]
+            name = leader[name]
+        return name
+
+    for text in dict.fromkeys(tie.text for tie in ties):
+        found = joined = False
+        for tie in ties:
+            blocks: dict[str | None, str] = {}
+            for name in free if tie.text == text else ():
+                if tie.pattern.search(name):
+                    first = blocks.setdefault(block_prefix(name), name)
+                    found, joined = True, joined or first != name
+                    leader[find(name)] = find(first)
+        if not (joined or (found and text == _FUSED_NAME)):
+            raise UsageError(
+                f"--tie {text} joins nothing: no block has two tensors that it finds and that may be quantized.",
+                r"A tie is for tensors of one block; write for example '\.attn_[qkv]\.'.",
+            )
+    groups: dict[str, list[str]] = {}
+    for name in free:
+        groups.setdefault(find(name), []).append(name)
+    return list(groups.values())
+
+
+def _hits(pattern: re.Pattern[str], inventory: Inventory, option: str) -> list[str]:
+    names = [tensor.name for tensor in inventory.tensors]
+    hits = [name for name in names if pattern.search(name)]
+    if not hits:
+        near = difflib.get_close_matches(pattern.pattern.replace("\\", ""), names, n=3, cutoff=0.3)
+        raise UsageError(
+            f"{option}: no tensor's name matches.",
+            f"Near names: {', '.join(near)}." if near else "`planner inspect` lists the names.",
+        )
+    return hits

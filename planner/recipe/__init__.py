@@ -1,0 +1,31 @@
+"""The recipe: the file that a person keeps."""
+
+from __future__ import annotations
+
+from planner.recipe.recipe import (
+    Choice,
+    ImatrixSource,
+    ModelSource,
+    Recipe,
+    file_type_of_choices,
+    is_left_alone,
+    is_recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_schema,
+    save_recipe,
+)
+
+__all__ = [
+    "Choice",
+    "ImatrixSource",
+    "ModelSource",
+    "Recipe",
+    "file_type_of_choices",
+    "is_left_alone",
+    "is_recipe",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_schema",
+    "save_recipe",
+]

@@ -1,0 +1,168 @@
+"""The recipe: which tensor gets which format, where that came from, and the size that was promised.
+
+One tensor a line, in the model's order, so that a diff of two recipes can be read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from planner.errors import OutputError, RecipeError
+from planner.files import write_atomically
+from planner.formats.ggml import file_type_of
+from planner.inputs.reading import look
+
+__all__ = [
+    "Choice",
+    "ImatrixSource",
+    "ModelSource",
+    "Recipe",
+    "file_type_of_choices",
+    "is_left_alone",
+    "is_recipe",
+    "load_recipe",
+    "parse_recipe",
+    "recipe_schema",
+    "save_recipe",
+]
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(gt=0, lt=2**63)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSource(_Record):
+    """The model that the recipe is for; `digest` covers metadata, names, shapes and types."""
+
+    name: str
+    architecture: str
+    digest: str
+    path: str
+
+
+class ImatrixSource(_Record):
+    """The imatrix that errors were taken with and that the kernels get; `path` as the user spelt it."""
+
+    path: str
+    digest: str
+
+
+class Choice(_Record):
+    """One tensor, of `shape` in ggml order (row length first). `err` is its relative error in the format, `loss` its
+    part of the recipe's, both None where nothing was measured; `why` it has that format."""
+
+    name: str
+    format: str
+    bytes: Count
+    shape: tuple[Size, ...] = ()  # empty where it is not known
+    err: Amount | None
+    loss: Amount | None
+    why: str
+
+
+class Recipe(_Record):
+    """A recipe and its provenance. `size` is the bytes of the file that it makes, `bpw` bits of tensor data
+    per element. In the family `mlx` both are of tensor data as mlx-lm stores it, without the header of a file.
+
+    `loss` is the sum over tensors, None where a tensor's is not known; `bound` a proven lower bound on it under the
+    same limits, None where nobody looked for a better one.
+    """
+
+    format_version: Literal[1] = 1
+    planner: str
+    ggml: str
+    family: Literal["gguf", "mlx"] = "gguf"
+    model: ModelSource
+    imatrix: ImatrixSource | None
+    sensitivity: str
+    seed: int
+    tolerance: float
+    budget: str
+    size: Count
+    bpw: Amount
+    loss: Amount | None
+    bound: Amount | None
+    status: str
+    file_type: Annotated[int, Field(ge=0, lt=2**32)]
+    tensors: tuple[Choice, ...]
+
+    @property
+    def formats(self) -> dict[str, str]:
+        """Tensor → format."""
+        return {choice.name: choice.format for choice in self.tensors}
+
+    @property
+    def gap(self) -> float:
+        """Share of the loss that a better recipe could save at the very most."""
+        if self.loss is None or self.bound is None:
+            return 1.0
+        return max(0.0, 1 - self.bound / self.loss) if self.loss > 0 else 0.0
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema of the file (docs/recipe.schema.json)."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def save_recipe(recipe: Recipe, path: Path, *, force: bool = True) -> None:
+    """Write a recipe as JSON, atomically. Raises OutputError."""
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists.", "Choose another name, or overwrite it with --force.")
+    data = recipe.model_dump(mode="json")
+    tensors = data.pop("tensors")
+    if recipe.family == "gguf":
+        del data["family"]  # what a recipe is of that does not say
+    head = json.dumps(data, indent=2, ensure_ascii=False).removesuffix("\n}")
+    lines = ",\n".join("    " + json.dumps(tensor, ensure_ascii=False) for tensor in tensors)
+    write_atomically(path, f'{head},\n  "tensors": [\n{lines}\n  ]\n}}\n'.encode("utf-8", "surrogateescape"))
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe from a file or a pipe. Raises RecipeError for anything that is not one."""
+    return parse_recipe(look(path, RecipeError).text(RecipeError, "a recipe"), str(path))
+
+
+def is_recipe(text: str) -> bool:
+    """Whether JSON is meant to be a recipe of ours, and not a dictionary of somebody else."""
+    return text.lstrip().startswith("{") and '"format_version"' in text
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """The recipe that a text holds. Raises RecipeError for anything that is not one."""
+    try:
+        recipe = Recipe.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(
+            f"{where} is not a recipe: {place + ': ' if place else ''}{first['msg']}.",
+            "Give the JSON file that `planner solve` wrote; edit formats only.",
+        ) from error
+    if len(recipe.formats) != len(recipe.tensors):
+        raise RecipeError(f"{where} names a tensor twice.", "Remove one of the two lines.")
+    return recipe
+
+
+def is_left_alone(choice: Choice) -> bool:
+    """Whether llama.cpp never changes the tensor."""
+    return choice.why.startswith("left alone")
+
+
+def file_type_of_choices(choices: Iterable[Choice]) -> int:
+    """`general.file_type` of a file with these tensors, by what a quantizer decides about, or else by all of it."""
+    weights: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+    for choice in choices:
+        weights[is_left_alone(choice)][choice.format] += prod(choice.shape)
+    return file_type_of(weights[False] or weights[True])

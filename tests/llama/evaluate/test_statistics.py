@@ -1,0 +1,154 @@
+"""Statistics of a divergence against the loops of llama-perplexity, written out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.llama.evaluate import divergence as module
+from planner.llama.evaluate import logprobs
+from planner.llama.evaluate.divergence import compare
+from planner.llama.evaluate.statistics import statistics
+from planner.llama.workers import Workers
+
+
+def loops(logits, base, tokens):
+    """`log_softmax` and `kl_divergence` of tools/perplexity/perplexity.cpp, number by number."""
+    f = np.float32
+    nll, nll_base, kld, same, p_diff = [], [], [], 0, []
+    for row, packed, token in zip(logits, base, tokens, strict=True):
+        top = max(row)
+        log_sum = f(math.log(sum(float(np.exp(value - top)) for value in row)))
+        scale, least = packed[:4].copy().view(f)
+        words = [f(f(scale * f(number)) + least) for number in packed[4 : 4 + len(row)]]
+        nll.append(float(top + log_sum - row[token]))
+        nll_base.append(float(-words[token]))
+        total = 0.0
+        for log_p, value in zip(words, row, strict=True):
+            if log_p > -16:
+                total += float(np.exp(log_p) * (log_p - value + (top + log_sum)))
+        kld.append(total)
+        same += int(np.argmax(row)) == int(np.argmax(words))
+        p_diff.append(math.exp(-nll[-1]) - math.exp(-nll_base[-1]))
+    return nll, nll_base, kld, same, p_diff
+
+
+def mean_and_uncertainty(values):
+    count = len(values)
+    mean = sum(values) / count
+    return mean, math.sqrt((sum(value**2 for value in values) / count - mean**2) / (count - 1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_as_llama_perplexity_computes_them(seed):
+    rng = np.random.default_rng(seed)
+    logits = (5 * rng.standard_normal((130, 40))).astype(np.float32)
+    logits[:, 0] += 8  # a word that is often on top, and some that do not count beside it
+    base = logprobs.encode((logits + 0.7 * rng.standard_normal(logits.shape)).astype(np.float32))
+    tokens = np.where(rng.random(130) < 0.5, 0, rng.integers(40, size=130)).astype(np.int32)
+    found = statistics(compare(logits, base, tokens))
+    nll, nll_base, kld, same, p_diff = loops(logits, base, tokens)
+
+    def close(value, expected):
+        assert value == pytest.approx(expected, rel=2e-5, abs=1e-9)
+
+    for estimate, values in ((found.ppl, nll), (found.ppl_base, nll_base)):
+        mean, error = mean_and_uncertainty(values)
+        close(estimate.value, math.exp(mean))
+        close(estimate.error, math.exp(mean) * error)
+    close((found.kld.value, found.kld.error), mean_and_uncertainty(kld))
+    close((found.p_diff.value, found.p_diff.error), mean_and_uncertainty(p_diff))
+    close(found.same_top.value, same / 130)
+    close(found.same_top.error, math.sqrt(same / 130 * (1 - same / 130) / 129))
+
+    square, error = mean_and_uncertainty([value**2 for value in p_diff])
+    close((found.p_diff_rms.value, found.p_diff_rms.error), (math.sqrt(square), 0.5 / math.sqrt(square) * error))
+
+    sds = [mean_and_uncertainty(values)[1] for values in (nll, nll_base)]
+    products = sum(a * b for a, b in zip(nll, nll_base, strict=True)) / 130
+    covariance = (products - sum(nll) / 130 * (sum(nll_base) / 130)) / 129
+    close(found.ln_ppl_ratio.value, (sum(nll) - sum(nll_base)) / 130)
+    close(found.ln_ppl_ratio.error, math.sqrt(sds[0] ** 2 + sds[1] ** 2 - 2 * covariance))
+
+    kld.sort()
+    close(found.kld_max, kld[-1])
+    close(found.kld_median, (kld[64] + kld[65]) / 2)
+    for share, value in ((0.9, found.kld_90), (0.95, found.kld_95), (0.99, found.kld_99), (0.999, found.kld_999)):
+        place = share * 129
+        below = int(place)
+        close(value, kld[below] + (place - below) * (kld[min(below + 1, 129)] - kld[below]))
+
+    right, right_base = logits.argmax(axis=1) == tokens, base[:, 4:44].argmax(axis=1) == tokens
+    assert found.right_to_wrong == sum(right_base & ~right) > 0
+    assert found.wrong_to_right == sum(right & ~right_base)
+
+
+def test_parts_and_threads_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((50, 33)).astype(np.float32)
+    base = logprobs.encode(rng.standard_normal((50, 33)).astype(np.float32))
+    tokens = rng.integers(33, size=50).astype(np.int32)
+    whole = compare(logits, base, tokens)
+    monkeypatch.setattr(module, "_ELEMENTS_AT_A_TIME", 100)
+    with Workers(3, "test") as workers:
+        parts = compare(logits, base, tokens, workers)
+    for field in ("nll", "nll_base", "kld", "top", "top_base", "tokens"):
+        np.testing.assert_array_equal(getattr(whole, field), getattr(parts, field))
+
+
+def test_one_token_and_none_that_is_a_number():
+    logits = np.full((1, 4), np.nan, np.float32)
+    base = logprobs.encode(np.zeros((1, 4), np.float32))
+    found = statistics(compare(logits, base, np.zeros(1, np.int32)))
+    assert math.isnan(found.kld.value)
+    assert found.ppl_base.value == pytest.approx(4)
+    assert found.ppl_base.error == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([-np.inf, np.float32(-3e38), np.float32(-1e9), np.float32(-104.5)]))
+def test_words_that_nobody_says_count_nothing(seed, value):
+    """As if the vocabulary did not have them, whatever it is that makes a model never say them."""
+    rng = np.random.default_rng(seed)
+    vocabulary, count = 30, 40
+    said = np.sort(rng.choice(vocabulary, 20, replace=False))
+    logits, others = (2 * rng.standard_normal((2, count, 20))).astype(np.float32)
+    tokens = rng.integers(20, size=count).astype(np.int32)
+    expected = compare(others, logprobs.encode(logits), tokens)
+
+    def silent(some):
+        whole = np.full((count, vocabulary), value, np.float32)
+        whole[:, said] = some
+        return whole
+
+    found = compare(silent(others), logprobs.encode(silent(logits)), said[tokens].astype(np.int32))
+    # with such a word in it a row always spans 16 nats, and its steps may be larger
+    np.testing.assert_allclose(found.kld, expected.kld, atol=2e-3)
+    np.testing.assert_allclose(found.nll, expected.nll, atol=1e-5)
+    same = compare(
+        silent(logits), logprobs.encode(silent(logits)), rng.integers(vocabulary, size=count).astype(np.int32)
+    )
+    sums = statistics(same)
+    assert abs(sums.kld.value) < 1e-5
+    assert abs(sums.ln_ppl_ratio.value) < 0.01 or value == np.float32(-104.5)
+    assert sums.ppl.error < np.inf
+
+
+def test_what_is_never_said_any_more_is_infinitely_far():
+    logits = np.zeros((3, 4), np.float32)
+    base, tokens = logprobs.encode(logits), np.zeros(3, np.int32)
+    lost = logits.copy()
+    lost[1, 2] = -np.inf
+    found = compare(lost, base, tokens)
+    assert np.isinf(found.kld).tolist() == [False, True, False]
+    assert np.isfinite(found.nll).all()
+    sums = statistics(found)
+    assert (sums.kld.value, sums.kld.error, sums.kld_max, sums.kld_999) == (np.inf, np.inf, np.inf, np.inf)
+    assert np.isfinite(sums.kld_median)
+    came = statistics(compare(lost, base, np.full(3, 2, np.int32)))
+    assert (came.ppl.value, came.ln_ppl_ratio.value) == (np.inf, np.inf)
+    assert came.p_diff.value == pytest.approx((2 * (1 / 4 - 1 / 4) - 1 / 4) / 3, abs=1e-4)

@@ -1,0 +1,429 @@
+"""Structure sensitivities against simulation, hand-made sums and what must not change them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from planner.gguf import open_model, read_imatrix
+from planner.measure import energies, moments, survey_tensor
+from planner.measure.anatomy import read_anatomy
+from planner.measure.energies import block_facts, global_facts
+from planner.names.gguf import role_of
+from planner.sensitivity import structure
+from planner.sensitivity.structure import stream_shares
+from tests.models import MODELS, dense, experts, fused, post_norm, tied, write_imatrix
+
+MASSIVE_ROLES = ("ffn_down",)
+
+
+def anatomy_of(maker, folder):
+    with open_model(maker.write(folder / "model.gguf")) as model:
+        return read_anatomy(model)
+
+
+def facts_of(maker, folder, **imatrix):
+    """Facts of all tensors of a model that can be placed."""
+    path = maker.write(folder / "model.gguf")
+    matrix = read_imatrix(write_imatrix(path, folder / "x.imatrix", **imatrix))
+    with open_model(path) as model:
+        anatomy = read_anatomy(model)
+        blocks, facts = {}, {}
+        for tensor in model.tensors:
+            number, role = role_of(tensor.name)
+            if tensor.rows == 1 or "ffn_gate_inp" in role:
+                continue
+            survey = survey_tensor(model, tensor, moments(tensor, matrix), find_massive=role.startswith(MASSIVE_ROLES))
+            if number is None:
+                found = global_facts(survey, anatomy, tied="output.weight" not in model.by_name)
+                facts |= {tensor.name: found} if found else {}
+            else:
+                blocks.setdefault(number, []).append(survey)
+        for number, surveys in blocks.items():
+            facts |= block_facts(surveys, anatomy, number)
+    return facts
+
+
+def shares_of(maker, folder, **imatrix):
+    return stream_shares(facts_of(maker, folder, **imatrix))
+
+
+# Activations
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "relu2"])
+def test_moments_of_activations_against_simulation(activation):
+    mean, var = (x.reshape(-1) for x in np.meshgrid([-2.0, -0.3, 0.0, 0.5, 3.0], [0.01, 0.5, 4.0]))
+    value, slope = energies._activated(mean, var, activation)
+    draws = np.random.default_rng(0).standard_normal(400_000)
+    for index, (m, v) in enumerate(zip(mean, var, strict=True)):
+        act, derivative = energies._ACTIVATIONS[activation](m + np.sqrt(v) * draws)
+        assert value[index] == pytest.approx(np.square(act).mean(), rel=0.04, abs=1e-4)
+        assert slope[index] == pytest.approx(np.square(derivative).mean(), rel=0.04, abs=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "relu2"])
+def test_slopes_are_derivatives(activation):
+    g, step = np.linspace(-5, 5, 101) + 1e-3, 1e-5
+    act = energies._ACTIVATIONS[activation]
+    numeric = (act(g + step)[0] - act(g - step)[0]) / (2 * step)
+    assert act(g)[1] == pytest.approx(numeric, abs=1e-4)
+
+
+def test_activations_are_the_usual_ones():
+    one = np.array([1.0, -1.0])
+    assert energies._silu(one)[0] == pytest.approx([0.731059, -0.268941], abs=1e-5)
+    assert energies._gelu(one)[0] == pytest.approx([0.841192, -0.158808], abs=1e-5)
+    assert energies._relu_squared(2 * one)[0].tolist() == [4, 0]
+
+
+# Attention
+
+
+def test_channels_that_rotate_together():
+    assert energies._pairs(8, True).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert energies._pairs(8, False).tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
+@pytest.mark.parametrize("neighbours", [True, False])
+@pytest.mark.parametrize("rotary", [0, 8])
+def test_the_variance_of_logits_against_simulation(neighbours, rotary, tmp_path):
+    """One head of 16 channels (all or 8 of them rotary), random queries, keys and distances."""
+    rng = np.random.default_rng(1)
+    length = 16
+    q_mean, q_var, k_var = rng.normal(0, 1, length), rng.lognormal(0, 1, length), rng.lognormal(0, 1, length)
+    maker = dense()
+    maker.pairs |= {"attention.head_count": 1, "attention.head_count_kv": 1}
+    maker.pairs |= {"attention.key_length": 16, "attention.value_length": 16}
+    if rotary:
+        maker.pairs["rope.dimension_count"] = rotary
+    maker.architecture = "llama" if neighbours else "qwen2"
+    anatomy = anatomy_of(maker, tmp_path)
+    assert anatomy.neighbour_rope is neighbours
+    parts = [("q", "attn_q", q_mean, q_var), ("k", "attn_k", np.zeros(length), k_var)]
+    energy = energies._sharp_energy(parts, anatomy.blocks[0], anatomy, np.full(length, 1.0))
+    share = energy / length
+    estimate = energies.LOGITS_HALF * share / (1 - share)
+
+    draws = 300_000
+    q = q_mean + np.sqrt(q_var) * rng.standard_normal((draws, length))
+    k = np.sqrt(k_var) * rng.standard_normal((draws, length))
+    turned = k.copy()
+    for one, other in energies._pairs(rotary or length, neighbours):
+        angle = rng.uniform(0, 2 * np.pi, draws)
+        turned[:, one] = np.cos(angle) * k[:, one] - np.sin(angle) * k[:, other]
+        turned[:, other] = np.sin(angle) * k[:, one] + np.cos(angle) * k[:, other]
+    logits = (q * turned).sum(axis=1) / np.sqrt(length)
+    assert estimate == pytest.approx(np.square(logits).mean(), rel=0.03)
+
+
+def test_norms_of_heads():
+    rng = np.random.default_rng(2)
+    mean, var = rng.normal(0, 3, 32), rng.lognormal(2, 0.1, 32)
+    weights = rng.lognormal(0, 0.3, 16)
+    draws = mean + np.sqrt(var) * rng.standard_normal((200_000, 32))
+    by_head = draws.reshape(-1, 2, 16)
+    normed = (by_head / np.sqrt(np.square(by_head).mean(axis=2, keepdims=True)) * weights).reshape(-1, 32)
+    second = sum(part**power for part, power in zip(energies._normed(mean, var, weights, 16), (2, 1), strict=True))
+    assert second == pytest.approx(np.square(normed).mean(axis=0), rel=0.15)
+    assert second.sum() == pytest.approx(np.square(normed).mean(axis=0).sum(), rel=0.02)
+    assert energies._normed(mean, var, None, 16) == (pytest.approx(mean), pytest.approx(var))
+    assert energies._normed(mean, var, np.ones(7), 16) == (pytest.approx(mean), pytest.approx(var))
+
+
+@pytest.mark.parametrize("averaging", [0.1, 3000.0])
+def test_values_are_averaged_by_attention(averaging, tmp_path):
+    """The varying part of attn_v's error shrinks as the varying part of its values does; never does it grow."""
+
+    def change(name, second, means):
+        second[:], means[:] = 2.0, 0.5
+        if "attn_output" in name:  # channels that vary less, or more, than values do
+            second[:] = averaging * np.linspace(0.01, 0.02, second.shape[1]) + 0.01
+            means[:] = 0.1
+
+    maker = dense(blocks=1)
+    facts = facts_of(maker, tmp_path, change=change)["blk.0.attn_v.weight"]
+    value, output = (maker.arrays[f"blk.0.attn_{role}.weight"].astype(np.float64) for role in ("v", "output"))
+    matrix = read_imatrix(tmp_path / "x.imatrix").entries["blk.0.attn_output.weight"]
+    varies = matrix.values[0].astype(np.float64) - matrix.means[0].astype(np.float64) ** 2
+    shared = np.repeat(np.arange(128).reshape(2, 64), 2, axis=0).reshape(-1)  # two heads use one
+    var, mean = (np.square(value).sum(axis=1) * 1.75)[shared], (value.sum(axis=1) * 0.5)[shared]
+    columns = np.square(output).sum(axis=0)
+    energy = energies.ATTENTION_VALUE * (columns * (var + mean**2)).sum()
+    rho = min(1.0, (columns * varies).sum() / (columns * var).sum())
+    assert bool(rho < 1) is (averaging < 1)
+    assert facts["mean"] == pytest.approx(energy, rel=1e-4)
+    assert facts["var"] == pytest.approx(rho * energy, rel=1e-4)
+
+
+def test_heads_that_share_keys_and_values(tmp_path):
+    """Written out, each with its own copy, they are worth the same."""
+    maker = dense(blocks=1)
+    grouped = facts_of(maker, tmp_path)
+    maker.pairs["attention.head_count_kv"] = 4
+    for role in ("attn_k", "attn_v"):
+        rows = maker.arrays[f"blk.0.{role}.weight"].reshape(2, 64, 256)
+        maker.arrays[f"blk.0.{role}.weight"] = np.repeat(rows, 2, axis=0).reshape(256, 256)
+    written_out = facts_of(maker, tmp_path)
+    for role in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        assert written_out[f"blk.0.{role}.weight"] == pytest.approx(grouped[f"blk.0.{role}.weight"], rel=1e-4)
+
+
+def test_fused_tensors_collect_their_parts(tmp_path):
+    """phi3's attn_qkv and ffn_up against the same weights in tensors of their own."""
+    one = fused()
+    parts = fused()
+    qkv, both = (parts.arrays.pop(f"blk.0.{role}.weight") for role in ("attn_qkv", "ffn_up"))
+    parts.arrays |= {
+        "blk.0.attn_q.weight": qkv[:256], "blk.0.attn_k.weight": qkv[256:384], "blk.0.attn_v.weight": qkv[384:],
+        "blk.0.ffn_gate.weight": both[:512], "blk.0.ffn_up.weight": both[512:],
+    }  # fmt: skip
+
+    def same(name, second, means):
+        second[:] = np.linspace(0.5, 2, second.shape[1])
+        means[:] = 0.3
+
+    whole, apart = (facts_of(maker, tmp_path, change=same) for maker in (one, parts))
+    for component in ("var", "mean"):
+        total = sum(apart[f"blk.0.attn_{part}.weight"][component] for part in "qkv")
+        assert whole["blk.0.attn_qkv.weight"][component] == pytest.approx(total, rel=1e-4)
+        total = sum(apart[f"blk.0.ffn_{part}.weight"][component] for part in ("gate", "up"))
+        assert whole["blk.0.ffn_up.weight"][component] == pytest.approx(total, rel=1e-4)
+
+
+# Writers
+
+
+def energy_by_hand(rows, second, mean):
+    var = np.maximum(second - mean**2, 0)
+    return float((rows**2 @ var + (rows @ mean) ** 2).sum())
+
+
+def test_writers_add_their_own_energy(tmp_path):
+    def mild(name, second, means):
+        second[:] = np.linspace(1, 3, second.shape[1])
+        means[:] = np.linspace(-0.5, 0.9, second.shape[1])
+
+    maker = dense(blocks=1)
+    facts = facts_of(maker, tmp_path, change=mild)
+    matrix = read_imatrix(tmp_path / "x.imatrix")
+    for role in ("attn_output", "ffn_down"):
+        name = f"blk.0.{role}.weight"
+        entry = matrix.entries[name]
+        rows = maker.arrays[name].astype(np.float64)
+        expected = energy_by_hand(rows, entry.values[0].astype(np.float64), entry.means[0].astype(np.float64))
+        assert facts[name]["write"] == facts[name]["var"] == pytest.approx(expected, rel=1e-4)
+    rows = maker.arrays["token_embd.weight"].astype(np.float64)
+    assert facts["token_embd.weight"]["write"] == pytest.approx(np.square(rows).sum() / len(rows), rel=1e-4)
+
+
+def test_feed_forward_against_simulation(tmp_path):
+    """What a relative error of 1 in up, or in gate, adds to the output: by drawing activations."""
+    maker = dense(blocks=1, width=64, inner=96)
+    facts = facts_of(maker, tmp_path)
+    matrix = read_imatrix(tmp_path / "x.imatrix")
+    rng = np.random.default_rng(3)
+    entry = {role: matrix.entries[f"blk.0.ffn_{role}.weight"] for role in ("up", "gate", "down")}
+    rows = {role: maker.arrays[f"blk.0.ffn_{role}.weight"].astype(np.float64) for role in entry}
+    out = {}
+    for role in ("up", "gate"):
+        m, v = entry[role].means[0].astype(np.float64), entry[role].values[0].astype(np.float64)
+        a = m + np.sqrt(np.maximum(v - m**2, 0)) * rng.standard_normal((20_000, 64))
+        out[role] = a @ rows[role].T
+    columns = np.square(rows["down"]).sum(axis=0)
+    act, slope = energies._silu(out["gate"])
+    up = energies.FEED_FORWARD * (columns * np.square(act).mean(axis=0) * np.square(out["up"]).mean(axis=0)).sum()
+    gate = (
+        energies.FEED_FORWARD
+        * (
+            columns
+            * np.square(slope).mean(axis=0)
+            * np.square(out["gate"]).mean(axis=0)
+            * np.square(out["up"]).mean(axis=0)
+        ).sum()
+    )
+    assert facts["blk.0.ffn_up.weight"]["var"] == pytest.approx(up, rel=0.05)
+    assert facts["blk.0.ffn_gate.weight"]["var"] == pytest.approx(gate, rel=0.05)
+
+
+def test_a_norm_behind_a_block_sets_its_energy(tmp_path):
+    maker = post_norm()
+    facts = facts_of(maker, tmp_path)
+    assert facts["blk.0.attn_output.weight"]["write"] == pytest.approx(256 * 0.5**2)
+    assert facts["blk.1.ffn_down.weight"]["write"] == pytest.approx(256 * 0.25**2)
+    for role in ("attn_output", "ffn_down"):
+        name = f"blk.0.{role}.weight"
+        maker.arrays[name] = (maker.arrays[name] * np.float16(4)).astype(np.float16)
+    louder = facts_of(maker, tmp_path)
+    for name, values in facts.items():
+        assert louder[name] == pytest.approx(values, rel=1e-3), name
+    assert facts["token_embd.weight"]["write"] == pytest.approx(
+        256 * np.square(maker.arrays["token_embd.weight"].astype(np.float64)).sum() / 96, rel=1e-4
+    )  # Gemma scales embeddings by √width
+
+
+def test_experts_share_what_one_matrix_would_do(tmp_path):
+    """k of n identical experts, each with a gate of 1/k, do 1/k of the energy of one that is always there."""
+    maker, single = experts(count=4), experts(count=4)
+    for block in range(2):
+        for part in ("gate", "up", "down"):
+            name = f"blk.{block}.ffn_{part}_exps.weight"
+            maker.arrays[name][:] = maker.arrays[name][0]
+            single.arrays[f"blk.{block}.ffn_{part}.weight"] = maker.arrays[name][0]
+            del single.arrays[name]
+
+    def same(name, second, means):
+        second[:] = np.linspace(0.5, 2, second.shape[1])
+        means[:] = 0.3
+
+    many, one = (facts_of(model, tmp_path, change=same) for model in (maker, single))
+    for part in ("gate", "up", "down"):
+        for kind in ("var", "mean", "write"):
+            share = many[f"blk.0.ffn_{part}_exps.weight"][kind]
+            assert share == pytest.approx(one[f"blk.0.ffn_{part}.weight"][kind] / 2, rel=1e-4)
+
+
+def test_experts_count_by_use(tmp_path):
+    maker = experts(count=4)
+    name = "blk.0.ffn_down_exps.weight"
+    maker.arrays[name][:] = maker.arrays[name][0]
+    maker.arrays[name][3] *= 2
+
+    def same(name, second, means):
+        second[:], means[:] = 1.0, 0.3
+
+    def energy(counts):
+        return facts_of(maker, tmp_path, change=same, counts={name: counts})[name]["write"]
+
+    assert energy([0, 0, 0, 5]) == pytest.approx(4 * energy([1, 7, 9, 0]), rel=1e-3)
+    assert energy([1, 1, 1, 1]) == pytest.approx(energy([5, 0, 0, 0]) * 7 / 4, rel=1e-3)
+
+
+def test_massive_channels_leave_the_energy_alone(tmp_path):
+    def strong(name, second, means):
+        second[:], means[:] = 1.0, 0.1
+        if name == "blk.0.ffn_down.weight":
+            second[:, 9], means[:, 9] = 1e6, 900
+
+    def usual(name, second, means):
+        second[:], means[:] = 1.0, 0.1
+
+    with_massive, without = (facts_of(dense(), tmp_path, change=change) for change in (strong, usual))
+    name = "blk.0.ffn_down.weight"
+    assert with_massive[name]["massive"] > 100 * with_massive[name]["write"]
+    assert without[name]["massive"] == 0
+    assert with_massive[name]["write"] == pytest.approx(without[name]["write"], rel=0.02)
+    shares = stream_shares(with_massive)
+    assert shares[name][2] == pytest.approx(structure.MASSIVE, rel=1e-6)  # all of the massive energy so far
+    assert shares["blk.1.ffn_down.weight"][2] == 0
+
+
+# The stream
+
+
+def test_shares_of_the_stream_by_hand():
+    def fact(var, write, stage, massive=0.0):
+        return {"var": var, "mean": 2 * var, "write": write, "stage": stage, "massive": massive}
+
+    facts = {
+        "token_embd.weight": fact(10.0, 10.0, -1.0),
+        "blk.0.attn_v.weight": fact(3.0, 0.0, 0.0),
+        "blk.0.attn_output.weight": fact(5.0, 5.0, 0.0),
+        "blk.0.ffn_up.weight": fact(1.0, 0.0, 1.0),
+        "blk.0.ffn_down.weight": fact(5.0, 5.0, 1.0, massive=800.0),
+        "blk.10.ffn_down.weight": fact(20.0, 20.0, 1.0, massive=800.0),
+        "blk.2.ffn_down.weight": fact(20.0, 20.0, 1.0),
+        "output.weight": {"output": 12.0},
+        "blk.3.attn_q.weight": {"note": 1.0},
+    }
+    assert stream_shares(facts) == {
+        "token_embd.weight": (1.0, 1.0, 0.0),
+        "blk.0.attn_v.weight": (3 / 15, 6 / 15, 0.0),
+        "blk.0.attn_output.weight": (5 / 15, 10 / 15, 0.0),
+        "blk.0.ffn_up.weight": (1 / 20, 2 / 20, 0.0),
+        "blk.0.ffn_down.weight": (5 / 20, 10 / 20, 800 / 200),
+        "blk.2.ffn_down.weight": (20 / 40, 40 / 40, 0.0),
+        "blk.10.ffn_down.weight": (20 / 60, 40 / 60, 800 / 400),
+        "output.weight": (12.0, 12.0, 0.0),
+    }
+    del facts["token_embd.weight"]
+    assert stream_shares(facts) == {}
+
+
+def test_a_tied_embedding_counts_twice(tmp_path):
+    own, shared = shares_of(dense(), tmp_path), shares_of(tied(), tmp_path)
+    assert own["token_embd.weight"][0] == 1
+    assert own["output.weight"][0] == energies.OUTPUT
+    assert shared["token_embd.weight"][0] == 1 + energies.OUTPUT_BLIND  # which the imatrix says nothing about
+
+
+def test_a_louder_stream_is_the_same_model(tmp_path):
+    """Twice the embedding and twice all that is added to it: normalization hides it."""
+    maker = dense()
+    quiet = shares_of(maker, tmp_path)
+    for name, array in maker.arrays.items():
+        if name.startswith("token_embd") or "attn_output" in name or "ffn_down" in name:
+            maker.arrays[name] = (array * np.float16(2)).astype(np.float16)
+    loud = shares_of(maker, tmp_path)
+    for name, share in quiet.items():
+        assert loud[name] == pytest.approx(share, rel=1e-3), name
+
+
+def test_a_louder_writer_matters_more(tmp_path):
+    maker = dense()
+    before = shares_of(maker, tmp_path)
+    name = "blk.0.ffn_down.weight"
+    maker.arrays[name] = (maker.arrays[name] * np.float16(2)).astype(np.float16)
+    after = shares_of(maker, tmp_path)
+    assert after[name][0] > before[name][0]
+    assert after["blk.1.ffn_down.weight"][0] < before["blk.1.ffn_down.weight"][0]
+    assert after["blk.0.attn_output.weight"] == before["blk.0.attn_output.weight"]
+
+
+UNPLACED = {"odd": {"blk.1.odd.weight", "blk.1.odder.weight"}, "state_space": {"blk.0.frobnicator.weight"}}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("sums", [True, False])
+def test_every_kind_of_model_has_sensible_shares(kind, sums, tmp_path):
+    maker = MODELS[kind]()
+    shares = shares_of(maker, tmp_path, sums=sums)
+    for share in shares.values():
+        assert np.isfinite(share).all()
+        assert min(share) >= 0
+    assert max(share[0] for share in shares.values()) < 100
+    placed = {name for name, share in shares.items() if share[0] > 0}
+    small = ("norm", "ffn_gate_inp", "conv1d")
+    wanted = {name for name in maker.arrays if not any(part in name for part in small)}
+    assert wanted - placed == UNPLACED.get(kind, set())
+
+
+@pytest.mark.parametrize("zero", ["token_embd", "blk.0.attn_output", "blk.0.ffn_down", "blk.1.attn_v", "blk.0.ffn_up"])
+def test_zeros_break_nothing(zero, tmp_path):
+    for maker in (dense(), post_norm()):
+        maker.arrays[f"{zero}.weight"][:] = 0
+        for share in shares_of(maker, tmp_path).values():
+            assert np.isfinite(share).all()
+            assert min(share) >= 0
+
+
+def test_nonsense_in_the_metadata_breaks_nothing(tmp_path):
+    for pairs in (
+        {"attention.head_count": 0},
+        {"attention.head_count": 3},
+        {"attention.head_count_kv": 3},
+        {"attention.head_count": 1 << 31},
+        {"attention.head_count_kv": [7]},
+        {"block_count": 1 << 31},
+        {"block_count": 0},
+        {"rope.dimension_count": 1 << 20},
+        {"expert_used_count": 0},
+        {"embedding_length": 0},
+        {"embedding_scale": float("nan")},
+        {"attention.key_length": 1 << 31},
+    ):
+        maker = dense()
+        maker.pairs |= pairs
+        for share in shares_of(maker, tmp_path).values():
+            assert np.isfinite(share).all(), pairs
+            assert min(share) >= 0, pairs

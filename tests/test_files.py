@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from planner import files
+from planner.errors import OutputError
+from planner.files import Output, check_destinations
+
+
+def write(paths, contents, *, force=False, promised=None):
+    with Output(paths, force=force) as output:
+        for content in contents:
+            output.begin()
+            output.write(content)
+            output.end(len(content) if promised is None else promised)
+        output.commit()
+
+
+def test_files_appear_whole(tmp_path):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    write(paths, [b"one", b"two"])
+    assert [path.read_bytes() for path in paths] == [b"one", b"two"]
+    assert sorted(tmp_path.iterdir()) == paths
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(paths[0].stat().st_mode) == 0o666 & ~umask
+
+
+def test_the_first_shard_appears_last(tmp_path, monkeypatch):
+    paths = [tmp_path / "1", tmp_path / "2", tmp_path / "3"]
+    replace, order = Path.replace, []
+
+    def fail_on_first(self, target):
+        order.append(target)
+        if target == paths[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_on_first)
+    with pytest.raises(OutputError, match="cannot be written"):
+        write(paths, [b"a", b"b", b"c"])
+    assert order == paths[::-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "a").chmod(0o600)
+    write([tmp_path / "a"], [b"new"], force=True)
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OutputError])
+@pytest.mark.parametrize("finished", [0, 1])
+def test_an_interruption_leaves_what_was_there(tmp_path, error, finished):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    paths[0].write_bytes(b"old")
+    with pytest.raises(error), Output(paths, force=True) as output:  # noqa: PT012
+        for _ in range(finished):
+            output.begin()
+            output.end(0)
+        output.begin()
+        output.write(b"half")
+        raise error("stop")
+    assert list(tmp_path.iterdir()) == [paths[0]]
+    assert paths[0].read_bytes() == b"old"
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    class Full:
+        """A file that takes a kilobyte."""
+
+        def __init__(self, descriptor, *_):
+            self.file = os.fdopen(descriptor, "wb", 0)
+            self.left = 1000
+
+        def write(self, data):
+            self.left -= len(data)
+            if self.left < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.file.write(data)
+
+        def close(self):
+            self.file.close()
+            raise OSError(errno.ENOSPC, "and once more")
+
+    class FullOs:
+        fdopen = Full
+
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+    monkeypatch.setattr(files, "os", FullOs())
+    with pytest.raises(OutputError, match=r"a cannot be written: the disk is full\.\nMake room"):
+        write([tmp_path / "a"], [b"x" * 2000])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_promise_that_is_not_kept_is_a_bug(tmp_path):
+    with pytest.raises(AssertionError, match="3 bytes written where 4"):
+        write([tmp_path / "a"], [b"one"], promised=4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_appeared_meanwhile_is_not_replaced(tmp_path):
+    with pytest.raises(OutputError, match="somebody else"), Output([tmp_path / "a"], force=False) as output:  # noqa: PT012
+        output.begin()
+        output.end(0)
+        (tmp_path / "a").write_bytes(b"theirs")
+        output.commit()
+    assert (tmp_path / "a").read_bytes() == b"theirs"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_destinations(tmp_path, monkeypatch):
+    def check(path, nbytes=10, *, force=True):
+        check_destinations([path], nbytes, [source, tmp_path / "absent"], force=force)
+
+    source, other = tmp_path / "in", tmp_path / "other"
+    source.write_bytes(b"x")
+    other.write_bytes(b"y")
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "hard").hardlink_to(source)
+    check(tmp_path / "new", force=False)
+    check(other)
+    for same in (source, tmp_path / "link", tmp_path / "hard", tmp_path / "x" / ".." / "in"):
+        if same.exists():
+            with pytest.raises(OutputError, match="own input"):
+                check(same)
+    with pytest.raises(OutputError, match=r"exists already.*\n.*--force"):
+        check(other, force=False)
+    with pytest.raises(OutputError, match="a directory"):
+        check(tmp_path)
+    with pytest.raises(OutputError, match=r"does not exist.*\nCreate"):
+        check(tmp_path / "no" / "x")
+    with pytest.raises(OutputError, match="not a regular file"):
+        check(tmp_path / ".." / ".." / ".." / ".." / ".." / ".." / ".." / "dev" / "null")
+    with pytest.raises(OutputError, match="File name too long"):
+        check(tmp_path / ("x" * 300))
+    with pytest.raises(OutputError, match=r"bytes are needed and [\d,]+ are free"):
+        check(tmp_path / "new", 2**62)
