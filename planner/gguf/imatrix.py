@@ -257,8 +257,8 @@ def _entry(path: Path, name: str, sum2: Floats, sums: Floats | None, counts: Flo
     if not ((counts >= 0) & (counts < _MOST_TOKENS)).all():  # NaN neither
         raise ImatrixError(f"{path}: the counts of {name} hold a value that is no count.", _AGAIN)
     # min and max see NaN too, and need no array of booleans the size of the file
-    low, high = float(sum2.min()), float(sum2.max())
-    if not (np.isfinite(low) and np.isfinite(high)) or (sums is not None and not np.isfinite(sums.sum(dtype="f8"))):
+    low = float(sum2.min())
+    if not all(np.isfinite([values.min(), values.max()]).all() for values in (sum2, sums) if values is not None):
         raise ImatrixError(f"{path}: {name} holds NaN or infinite values.", _AGAIN)
     if low < 0:
         raise ImatrixError(f"{path}: {name} holds the sum of squares {low:g}, which is below zero.", _AGAIN)

@@ -148,6 +148,7 @@ NAN = float("nan")
         ("NaN or infinite", {"t": ([[1.0, NAN]], [1.0], None)}, {}),
         ("NaN or infinite", {"t": ([[1.0, np.inf]], [1.0], None)}, {}),
         ("NaN or infinite", {"t": ([[1.0, 1.0]], [1.0], [[1.0, -np.inf]])}, {}),
+        ("NaN or infinite", {"t": ([[1.0, 1.0]], [1.0], [[np.inf, -np.inf]])}, {}),
         ("below zero", {"t": ([[1.0, -1.0]], [1.0], None)}, {}),
         ("no count", {"t": ([[1.0]], [NAN], None)}, {}),
         ("no count", {"t": ([[1.0]], [-1.0], None)}, {}),
