@@ -82,7 +82,7 @@ def run_campaign(
                 advance(step.what, done, total)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"Stopped. {done} of {total} measurements are saved in {sources.state}.",
+            f"Stopped. {campaign.saved()} of {total} measurements are saved in {sources.state}.",
             "The same command goes on from there.",
         ) from None
     return done, fresh

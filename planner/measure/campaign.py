@@ -109,6 +109,14 @@ class Campaign:
                 yield self._step(found.tensor.name, total, fresh)
         self._store.select(self._selection())
 
+    def saved(self) -> int:
+        """Return how many of the wanted measurements the state holds: a run that was interrupted may not know."""
+        for block in self._blocks:
+            for target in block.targets:
+                if target.digest:
+                    self._look_up(target)
+        return self._step("", sum(len(target.formats) for block in self._blocks for target in block.targets), 0).done
+
     def _step(self, what: str, total: int, fresh: int) -> Step:
         # Where facts are missing, the content is not known to be what was measured: nothing counts as done yet
         missing = sum(
