@@ -38,8 +38,8 @@ ORDER = (
     ("planner.recipe", "recipe recount __init__"),
     (
         "planner.dialects",
-        "patterns regex_syntax regex dialect auto_round evopress mlx_lm shell llama_quantize "
-        "ik_llama table tool_suite exports imports __init__",
+        "patterns regex_syntax regex dialect rules auto_round evopress mlx_lm shell llama_quantize "
+        "ik_llama table tool_suite registry exports imports __init__",
     ),
     ("planner.sensitivity", "design link measured prior rounding structure sources __init__"),
     ("planner.plan", "losses rules candidates families limits accounting assess request plan __init__"),

@@ -13,9 +13,20 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from planner.dialects.dialect import Exported, Found, changing, idle, placed, read_dictionary, unheard
+from planner.dialects.dialect import (
+    Dialect,
+    ExportContext,
+    Exported,
+    ImportContext,
+    Imported,
+    beginning,
+    changing,
+    idle,
+    placed,
+    read_dictionary,
+    unheard,
+)
 from planner.dialects.patterns import any_of, escaped, numbers
 from planner.dialects.regex import Regex
 from planner.errors import RecipeError
@@ -24,7 +35,7 @@ from planner.names.transformers import Module, ahead, module_of, other_modules, 
 from planner.recipe import Choice, Recipe
 from planner.text import some
 
-__all__ = ["export_auto_round", "layer_config", "read_auto_round"]
+__all__ = ["DIALECT", "layer_config"]
 
 # GGUF_PRESET_ALIASES in auto_round/schemes.py: the preset that stands for the type alone
 _PRESETS = {
@@ -50,8 +61,8 @@ Entry = str | dict[str, object]
 
 
 def layer_config(recipe: Recipe, *, compact: bool = False) -> tuple[dict[str, Entry], list[Choice], list[str]]:
-    """The dictionary, the tensors whose type is only the nearest in bits, and notes on those that are not in it. Raises
-    RecipeError."""
+    """Return the dictionary, the tensors whose type is only the nearest in bits, and notes on those that are not in it.
+    Raises RecipeError."""
     found: dict[str, list[Module]] = {}
     near: list[Choice] = []
     whole: list[Choice] = []
@@ -107,13 +118,12 @@ def _merged(modules: list[Module]) -> list[str]:
     return keys
 
 
-def export_auto_round(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
-    """The dictionary as JSON. Raises RecipeError."""
-    del threads
-    config, near, notes = layer_config(recipe, compact=compact)
+def _write(recipe: Recipe, context: ExportContext) -> Exported:
+    """Return the dictionary as JSON. Raises RecipeError."""
+    config, near, notes = layer_config(recipe, compact=context.compact)
     call = (
         'AutoRound(MODEL, scheme="GGUF:Q4_K_S", iters=0,\n'
-        f"          layer_config=json.load(open({json.dumps(str(paths['.auto-round.json']))})))"
+        f"          layer_config=json.load(open({json.dumps(str(context.paths['.auto-round.json']))})))"
     )
     if near:
         kinds = sorted({choice.format for choice in near})
@@ -133,9 +143,10 @@ def _type_of(preset: str) -> str:
     return next(name for name, known in _PRESETS.items() if known == preset)
 
 
-def read_auto_round(text: str, names: Sequence[str], architecture: str, where: str) -> Found:
-    """Tensor → type. Notes say which keys find nothing or count for nothing, and what was read into a scheme. Raises
-    RecipeError."""
+def _read(text: str, context: ImportContext) -> Imported:
+    """Return the types of tensors. Notes say which keys find nothing or count for nothing, and what was read into a
+    scheme. Raises RecipeError."""
+    names, architecture, where = context.names, context.architecture, context.where
     config = read_dictionary(text, where, "AutoRound's layer_config")
     paths: dict[str, str] = {}
     for name in names:
@@ -154,7 +165,7 @@ def read_auto_round(text: str, names: Sequence[str], architecture: str, where: s
         hits[key] = exact[key] if key in exact else _searched(key, paths, where)
     chosen = {name: key for key, found in hits.items() for name in found}
     found = {name: fmt for name, key in chosen.items() if (fmt := meant[key]) is not None}
-    return Found(found, (*notes, *_silent(hits, chosen, names, architecture, where)))
+    return Imported(found, (*notes, *_silent(hits, chosen, names, architecture, where)))
 
 
 def _searched(key: str, paths: Mapping[str, str], where: str) -> list[str]:
@@ -217,3 +228,11 @@ def _instead(value: object) -> str:
     if not near and digit:
         near = [_PRESETS[_BY_BITS[int(digit[0])][0]]]
     return f"{f'Write {near[0]} instead. ' if near else ''}Known are {', '.join(every)}."
+
+
+DIALECT = Dialect(
+    write=_write,
+    suffixes=(".auto-round.json",),
+    read=_read,
+    sniff=lambda text: beginning(text).startswith("{"),  # any JSON that bears no other dialect's mark
+)
