@@ -48,6 +48,7 @@ ORDER = (
         "anatomy moments sampling survey experts energies metric loop inventory rounding targets campaign __init__",
     ),
     ("planner.evidence", "bpw_state kld_table add __init__"),
+    ("planner.importing", "source basis recipes measurements __init__"),
     ("planner.llama", "library fitness graph workers engine text __init__"),
     ("planner.llama.collect", "activations checkpoint collector rendering chat run template __init__"),
     ("planner.llama.evaluate", "bench logprobs baseline divergence compare cache statistics taskfiles tasks __init__"),
@@ -56,7 +57,7 @@ ORDER = (
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
     (
         "planner.cli",
-        "diff messages options export importing progress inspect measure quantize running bench evaluate "
+        "messages options diff export importing progress inspect measure quantize running bench evaluate "
         "imatrix sensitivity solve terminal watch __init__",
     ),
     ("planner", "__main__"),

@@ -15,7 +15,7 @@ from planner.dialects.table import read_rows
 from planner.errors import RecipeError
 from planner.text import some
 
-__all__ = ["KldTable", "is_kld_table", "read_kld_table"]
+__all__ = ["KldTable", "read_kld_table"]
 
 _FAILED = 404.0
 _ABSENT = ("", "nan", "n/a", "na", "none", "null", "-", "--")
@@ -34,14 +34,6 @@ class KldTable:
 
     klds: Mapping[str, Mapping[str, float]]
     notes: tuple[str, ...]
-
-
-_BEGIN = re.compile(r"""("?sep=."?\r?\n)?"?QTYPE"?[,;\t]""")
-
-
-def is_kld_table(text: str) -> bool:
-    """Whether text begins as such a table."""
-    return _BEGIN.match(text) is not None
 
 
 def read_kld_table(text: str, where: str) -> KldTable:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from planner.errors import PlannerError
-from planner.inputs.kinds import HEAD, JSON, TEXT, UNKNOWN, Kind, encoding_of, kind_of
+from planner.inputs.kinds import HEAD, TEXTS, Kind, encoding_of, kind_of, kind_of_whole
 
 __all__ = ["LARGEST_LIST", "Given", "decode", "kind_at", "look", "open_regular", "read_bytes", "read_text"]
 
@@ -56,7 +56,7 @@ class Given:
 
     def text(self, error: Error, what: str, *, lenient: bool = False) -> str:
         """It as text, decoded as `decode` does. Raises `error` where it is something else than `what`."""
-        if self.kind not in (JSON, TEXT, UNKNOWN):
+        if self.kind not in TEXTS:
             raise error(f"{self.path} is {self.kind.what}.", self.kind.remedy or f"Give {what}.")
         return decode(self.content(error, what), str(self.path), error, lenient=lenient)
 
@@ -76,7 +76,8 @@ def look(path: Path, error: Error, limit: int = LARGEST_LIST) -> Given:
             raise _irregular(path, status.st_mode, error)
         if kind.in_place or kind.remedy or (not piped and status.st_size > limit):
             return Given(path, kind, head, whole=False, piped=piped)
-        return Given(path, kind, _read(descriptor, path, error, limit, head), whole=True, piped=piped)
+        data = _read(descriptor, path, error, limit, head)
+        return Given(path, kind_of_whole(kind, data), data, whole=True, piped=piped)
     finally:
         os.close(descriptor)
 
