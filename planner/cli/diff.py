@@ -76,7 +76,7 @@ def _losses(state: Path | None, *, strict: bool) -> Losses | None:
 
 
 def _side(path: Path, losses: Losses | None) -> Side:
-    """A recipe or a GGUF, each tensor with its loss by the state, or else by the recipe itself."""
+    """Read a recipe or a GGUF, each tensor with its loss by the state, or else by the recipe itself."""
     from planner.gguf import open_model
     from planner.recipe import is_left_alone, parse_recipe
     from planner.recipe.recount import recounted

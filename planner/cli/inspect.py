@@ -144,7 +144,7 @@ def _kind_of_gguf(file: Path) -> Kind:
 
 
 def _plain_data(value: Any) -> Any:
-    """Facts as JSON has them; numbers that it does not have as text."""
+    """Convert facts to what JSON has; numbers that it does not have become text."""
     from pydantic import BaseModel
 
     if isinstance(value, BaseModel):

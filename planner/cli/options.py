@@ -46,7 +46,7 @@ family_option = click.option(
 
 
 class Measuring(TypedDict):
-    """What `measuring_options` add to a command's arguments."""
+    """Arguments that `measuring_options` adds to a command."""
 
     imatrix: Path | None
     no_imatrix: bool
@@ -59,7 +59,7 @@ class Measuring(TypedDict):
 
 
 def measuring_options(command: F) -> F:
-    """Everything that `measure` takes besides the model, for `solve` too."""
+    """Add all options of `measure`, which `solve` has too."""
     for option in reversed(
         (
             click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, GGUF or legacy .dat."),

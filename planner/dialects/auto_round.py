@@ -88,7 +88,7 @@ def layer_config(recipe: Recipe, *, compact: bool = False) -> tuple[dict[str, En
 
 
 def _nearest(choice: Choice) -> str:
-    """The preset that is nearest in bits; empty where none fills the rows."""
+    """Return the preset that is nearest in bits; empty where the blocks of none fill the rows."""
     table = formats()
     fits = [name for name in _PRESETS if not choice.shape or table[name].fits(choice.shape[0])]
     if not fits:
@@ -103,7 +103,7 @@ def _key(module: Module) -> str:
 
 
 def _merged(modules: list[Module]) -> list[str]:
-    """Patterns for modules of one scheme, by the blocks in which it has them. AutoRound escapes the dots."""
+    """Merge modules of one scheme that are in the same blocks into patterns. AutoRound escapes the dots."""
     blocks: dict[str, list[str]] = {}
     for module in modules:
         if module.block is not None:
@@ -169,7 +169,7 @@ def _read(text: str, context: ImportContext) -> Imported:
 
 
 def _searched(key: str, paths: Mapping[str, str], where: str) -> list[str]:
-    """Tensors whose module a key finds, as models of text alone call it, or else as others do."""
+    """Return the tensors whose module a key finds, as text-only models call it, or else as others do."""
     regex = Regex(_standard(key), "ecmascript", where)
     return [name for name, path in paths.items() if regex.search(path)] or [
         name for name, path in paths.items() if any(map(regex.search, spellings(path)))
@@ -177,14 +177,14 @@ def _searched(key: str, paths: Mapping[str, str], where: str) -> list[str]:
 
 
 def _standard(key: str) -> str:
-    """The regular expression that AutoRound makes of a key."""
+    """Return the regular expression that AutoRound makes of a key."""
     return _BARE_DOT.sub(r"\.", key) if any(sign in key for sign in _SIGNS) else escaped(key)
 
 
 def _silent(
     hits: Mapping[str, Sequence[str]], chosen: Mapping[str, str], names: Sequence[str], architecture: str, where: str
 ) -> list[str]:
-    """Notes on keys that decide nothing."""
+    """Return notes on keys that decide nothing."""
     nothing = [key for key, found in hits.items() if not found]
     if nothing:
         others = other_modules(names, architecture)
@@ -199,7 +199,7 @@ def _silent(
 
 
 def _meant(key: str, value: object, where: str) -> tuple[str | None, list[str]]:
-    """The type that an entry means (None: as it is), and what was read into it."""
+    """Return the type that an entry means (None: unchanged), and notes on how it was interpreted."""
     item = dict(value) if isinstance(value, dict) else {"scheme": value}
     scheme = item.pop("scheme", None)
     preset = scheme.strip("'\" ").upper() if isinstance(scheme, str) else None
@@ -221,7 +221,7 @@ def _meant(key: str, value: object, where: str) -> tuple[str | None, list[str]]:
 
 
 def _instead(value: object) -> str:
-    """What to write in place of a scheme that is no type of GGUF."""
+    """Suggest a preset in place of a scheme that is no type of GGUF."""
     every = [*_PRESETS.values(), *_MIXES]
     digit = re.search(r"[2-68]", str(value).replace("A16", ""))
     near = difflib.get_close_matches(str(value).upper(), every, n=1, cutoff=0.8)

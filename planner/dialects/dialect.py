@@ -108,7 +108,7 @@ def with_own_names(imported: Imported, names: Collection[str]) -> Imported:
 
 
 def changing(recipe: Recipe) -> list[Choice]:
-    """The tensors that a quantizer decides about."""
+    """Return the tensors that a quantizer decides about."""
     return [choice for choice in recipe.tensors if not is_left_alone(choice)]
 
 
@@ -131,7 +131,7 @@ def type_names(recipe: Recipe, known: Iterable[str], who: str) -> None:
 
 
 def read_dictionary(text: str, where: str, what: str) -> dict[str, object]:
-    """JSON of a dictionary. Raises RecipeError, saying `what` it should be."""
+    """Parse a JSON object. Raises RecipeError, saying `what` it should be."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -142,7 +142,7 @@ def read_dictionary(text: str, where: str, what: str) -> dict[str, object]:
 
 
 def idle(entries: Sequence[str], what: str) -> list[str]:
-    """A note on entries, each a `what`, that find no tensor of the model; none where there are none."""
+    """Return a note on entries, each a `what`, that find no tensor of the model; empty without any."""
     if not entries:
         return []
     many = len(entries) > 1
@@ -150,7 +150,7 @@ def idle(entries: Sequence[str], what: str) -> list[str]:
 
 
 def unheard(entries: Sequence[str], of: str, others: str, order: str = "") -> list[str]:
-    """A note on entries that decide nothing, as `others` took what they find; `order` is what to say of that."""
+    """Return a note on entries that decide nothing, as `others` took what they find, ending with the remark `order`."""
     if not entries:
         return []
     decide = "decide" if len(entries) > 1 else "decides"
@@ -163,8 +163,8 @@ def unheard(entries: Sequence[str], of: str, others: str, order: str = "") -> li
 def placed(
     choices: Iterable[Choice], skipped: Collection[str], place: Callable[[str], _T], who: str, otherwise: str
 ) -> tuple[list[tuple[Choice, _T]], list[str]]:
-    """Choices with the places that `place` knows for their names; notes on those that `who` has no place for: blocks
-    that predict several tokens, which it leaves out, and others, for which holds what `otherwise` says.
+    """Pair choices with the places that `place` knows for their names. Return notes on those that `who` has no place
+    for: blocks that predict several tokens, which it leaves out, and others, of which `otherwise` says what happens.
 
     Raises RecipeError where none has a place.
     """

@@ -23,16 +23,24 @@ def export_recipe(
     if chosen.write is None:
         raise UsageError(f"{dialect} can be imported only.", f"Export to one of {', '.join(writable())}.")
     if recipe.family not in chosen.families:
-        raise RecipeError(
-            f"The recipe is planned for MLX, and {dialect} has none of MLX's formats.",
-            "Export it --to mlx-lm, or solve again without --family mlx.",
-        )
+        raise _of_another_family(recipe, dialect)
     suffixes = chosen.suffixes
     paths = {suffix: beside.with_name(beside.name.removesuffix(".json") + suffix) for suffix in suffixes}
     if output is not None:
         paths = {suffix: output.with_name(output.stem + suffix) for suffix in suffixes} | {suffixes[0]: output}
     exported = chosen.write(recipe, ExportContext(paths, compact, threads))
     return {paths[suffix]: text for suffix, text in exported.files.items()}, exported
+
+
+def _of_another_family(recipe: Recipe, dialect: str) -> RecipeError:
+    if recipe.family == "mlx":
+        return RecipeError(
+            f"The recipe is planned for MLX, and {dialect} has none of MLX's formats.",
+            "Export it --to mlx-lm, or solve again without --family mlx.",
+        )
+    return RecipeError(
+        f"The recipe is planned for ggml, and {dialect} has none of its formats.", "Solve again with --family mlx."
+    )
 
 
 def files_of(recipe: Recipe, texts: dict[Path, str], exported: Exported) -> dict[Path, bytes]:

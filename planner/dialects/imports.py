@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from planner.dialects.dialect import ImportContext, Imported
-from planner.dialects.registry import DIALECTS, load_dialect, readable
+from planner.dialects.registry import load_dialect, readable
 from planner.errors import RecipeError, UsageError
 from planner.formats.ggml import nearest_known
 
@@ -17,7 +17,7 @@ __all__ = ["are_rules", "guess_dialect", "known_formats", "read_choices"]
 
 def guess_dialect(path: Path, text: str) -> str:
     """Return the dialect of a file by its name or else its text. Raises UsageError where neither says."""
-    dialects = [(entry.name, load_dialect(entry.name)) for entry in reversed(DIALECTS) if entry.reads]
+    dialects = [(name, load_dialect(name)) for name in reversed(readable())]
     for name, dialect in dialects:
         if dialect.own_suffix and path.suffix.lower() == dialect.own_suffix:
             return name

@@ -44,7 +44,7 @@ def nearest_affine(bpw: float, row_length: int) -> Affine | None:
 
 
 def _placed(recipe: Recipe) -> tuple[dict[str, list[Choice]], list[str]]:
-    """Module → its tensors (several where MLX has them fused); and notes on what has none."""
+    """Return the tensors of each module (several where MLX fuses them), and notes on tensors without one."""
     if any(not choice.shape for choice in changing(recipe)):
         raise RecipeError(
             "The recipe does not say the shapes of its tensors, which MLX's groups have to fill.",
@@ -62,7 +62,7 @@ def _placed(recipe: Recipe) -> tuple[dict[str, list[Choice]], list[str]]:
 
 
 def _translated(recipe: Recipe) -> tuple[dict[str, Affine | None], list[str]]:
-    """Module → what it gets (None: stays as it is), and what that changes."""
+    """Return the nearest format for each module (None: 16 bits), and notes on what the translation changes."""
     chosen: dict[str, Affine | None] = {}
     table = all_formats()
     before = after = 0.0
@@ -88,7 +88,7 @@ def _translated(recipe: Recipe) -> tuple[dict[str, Affine | None], list[str]]:
 
 
 def _planned(recipe: Recipe) -> tuple[dict[str, Affine | None], list[str]]:
-    """Module → the format that a recipe of MLX's own gives it (None: 16 bits), and notes."""
+    """Return the format that a recipe of the family `mlx` gives each module (None: 16 bits), and notes."""
     chosen: dict[str, Affine | None] = {}
     modules, notes = _placed(recipe)
     for path, choices in modules.items():
@@ -181,7 +181,7 @@ def _quantization(config: Mapping[str, object], where: str) -> Mapping[str, obje
 
 
 def _affine(value: object, usual: Mapping[str, object], where: str, path: str) -> str | None:
-    """The format that a module's entry means; None: 16 bits."""
+    """Return the format that a module's entry means; None: 16 bits."""
     if value is False:
         return None
     entry = usual if value is True else value

@@ -34,7 +34,7 @@ def _write(recipe: Recipe, context: ExportContext) -> Exported:
 
 
 def _field(text: str) -> str:
-    """In quotes where it must be; Python's writer leaves a lone carriage return bare, which no reader then takes."""
+    """Quote a field where needed; Python's writer leaves a lone carriage return bare, which no reader then takes."""
     bare = not any(character in text for character in ',"\r\n') and text == text.strip()
     return text if bare else '"' + text.replace('"', '""') + '"'
 

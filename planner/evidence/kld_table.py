@@ -37,7 +37,7 @@ class KldTable:
 
 
 def read_kld_table(text: str, where: str) -> KldTable:
-    """The divergences. Raises RecipeError, also for numbers that cannot be any."""
+    """Parse a table. Raises RecipeError, also for numbers that cannot be divergences."""
     rows = read_rows(text, where, _REMEDY)
     names = [name.strip() for name in rows[0]] if rows else []
     if names[1:] and all(map(_GROUP.fullmatch, names[1:])):
@@ -65,7 +65,7 @@ def read_kld_table(text: str, where: str) -> KldTable:
 
 
 def _number(text: str, name: str, where: str) -> tuple[float, str]:
-    """A cell's divergence, and why it is none where that is so."""
+    """Return a cell's divergence, and the reason where it has none."""
     bare = text.strip().removesuffix("%").rstrip()
     if _GROUP.fullmatch(name):
         return 0.0, "of groups of tensors"

@@ -17,7 +17,7 @@ def is_imatrix(metadata: Metadata) -> bool:
 
 
 def other_contents(metadata: Metadata) -> tuple[str, str] | None:
-    """What a file holds that is no model, and what to do with it; None for a model."""
+    """Name what a file holds that is no model, and what to do with it; None for a model."""
     kind, architecture = metadata.text("general.type"), metadata.text("general.architecture")
     if is_imatrix(metadata):
         return "an importance matrix", "Give the model, and this file with --imatrix."
@@ -29,12 +29,12 @@ def other_contents(metadata: Metadata) -> tuple[str, str] | None:
 
 
 def is_encoder(metadata: Metadata) -> bool:
-    """Whether a file holds the part of a multimodal model that reads images or sound (`mmproj`)."""
+    """Return whether a file holds the part of a multimodal model that reads images or sound (`mmproj`)."""
     return metadata.text("general.type") == "mmproj" or metadata.text("general.architecture") == "clip"
 
 
 def contents_of(metadata: Metadata) -> str:
-    """What a file is that is no importance matrix, whatever it says of itself."""
+    """Name what a file is that is no importance matrix, whatever it says of itself."""
     other = None if is_imatrix(metadata) else other_contents(metadata)
     if other is not None:
         return other[0]
