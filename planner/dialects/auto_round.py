@@ -63,7 +63,7 @@ Entry = str | dict[str, object]
 def layer_config(recipe: Recipe, *, compact: bool = False) -> tuple[dict[str, Entry], list[Choice], list[str]]:
     """Return the dictionary, the tensors whose type is only the nearest in bits, and notes on those that are not in it.
     Raises RecipeError."""
-    found: dict[str, list[Module]] = {}
+    by_preset: dict[str, list[Module]] = {}
     near: list[Choice] = []
     whole: list[Choice] = []
     pairs, notes = placed(
@@ -75,9 +75,9 @@ def layer_config(recipe: Recipe, *, compact: bool = False) -> tuple[dict[str, En
         if preset is None:
             preset = _nearest(choice)
             (near if preset else whole).append(choice)
-        found.setdefault(preset, []).append(module)
+        by_preset.setdefault(preset, []).append(module)
     config: dict[str, Entry] = {}
-    for preset, modules in found.items():
+    for preset, modules in by_preset.items():
         for key in _merged(modules) if compact else map(_key, modules):
             config[key] = preset or dict(_PLAIN)
     if whole:
@@ -163,9 +163,9 @@ def _read(text: str, context: ImportContext) -> Imported:
         meant[key], note = _meant(key, config[key], where)
         notes |= dict.fromkeys(note)
         hits[key] = exact[key] if key in exact else _searched(key, paths, where)
-    chosen = {name: key for key, found in hits.items() for name in found}
-    found = {name: fmt for name, key in chosen.items() if (fmt := meant[key]) is not None}
-    return Imported(found, (*notes, *_silent(hits, chosen, names, architecture, where)))
+    chosen = {name: key for key, tensors in hits.items() for name in tensors}
+    types = {name: fmt for name, key in chosen.items() if (fmt := meant[key]) is not None}
+    return Imported(types, (*notes, *_silent(hits, chosen, names, architecture, where)))
 
 
 def _searched(key: str, paths: Mapping[str, str], where: str) -> list[str]:
@@ -185,13 +185,15 @@ def _silent(
     hits: Mapping[str, Sequence[str]], chosen: Mapping[str, str], names: Sequence[str], architecture: str, where: str
 ) -> list[str]:
     """Return notes on keys that decide nothing."""
-    nothing = [key for key, found in hits.items() if not found]
+    nothing = [key for key, tensors in hits.items() if not tensors]
     if nothing:
         others = other_modules(names, architecture)
         every = [f"model.{path}" for path in others] + list(others)
         nothing = [key for key in nothing if not any(map(Regex(_standard(key), "ecmascript", where).search, every))]
     acting = set(chosen.values())
-    hidden = [f"{key!r} (behind {chosen[found[0]]!r})" for key, found in hits.items() if found and key not in acting]
+    hidden = [
+        f"{key!r} (behind {chosen[tensors[0]]!r})" for key, tensors in hits.items() if tensors and key not in acting
+    ]
     notes = idle([repr(key) for key in nothing], "key")
     if any("\\." in key for key in nothing):
         notes.append("AutoRound escapes dots itself: write them bare.")

@@ -133,12 +133,12 @@ def type_names(recipe: Recipe, known: Iterable[str], who: str) -> None:
 def read_dictionary(text: str, where: str, what: str) -> dict[str, object]:
     """Parse a JSON object. Raises RecipeError, saying `what` it should be."""
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{where} is not JSON: {error}.", f"Give {what} as JSON.") from error
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise RecipeError(f"{where} holds no dictionary.", f"Give {what} as JSON.")
-    return found
+    return parsed
 
 
 def idle(entries: Sequence[str], what: str) -> list[str]:
@@ -168,20 +168,20 @@ def placed(
 
     Raises RecipeError where none has a place.
     """
-    found, unknown, left = [], [], []
+    pairs, unknown, left = [], [], []
     refused: RecipeError | None = None
     for choice in choices:
         if choice.name in skipped:
             left.append(choice.name)
             continue
         try:
-            found.append((choice, place(choice.name)))
+            pairs.append((choice, place(choice.name)))
         except RecipeError as error:
             unknown.append(choice.name)
             refused = error
-    if refused is not None and not found:
+    if refused is not None and not pairs:
         raise refused
-    if left and not found:
+    if left and not pairs:
         raise RecipeError(
             f"{who} loads none of the recipe's tensors, such as {some(left)}.", "Export to another dialect."
         )
@@ -190,4 +190,4 @@ def placed(
         notes.append(f"{some(left)}: in layers that predict several tokens ahead (nextn), which {who} leaves out.")
     if unknown:
         notes.append(f"{some(unknown)}: {who} has no module for these that planner knows; {otherwise}.")
-    return found, notes
+    return pairs, notes

@@ -70,7 +70,7 @@ def _write(recipe: Recipe, context: ExportContext) -> Exported:
 def _read(text: str, context: ImportContext) -> Imported:
     """Return the types of tensors; of several lines for one tensor the last counts, and a note says so. Raises
     RecipeError, also for lines with a number of bits alone: several types have it."""
-    found: dict[str, str] = {}
+    formats: dict[str, str] = {}
     again: dict[str, None] = {}
     for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip()
@@ -83,11 +83,11 @@ def _read(text: str, context: ImportContext) -> Imported:
                 f"{context.where}: line {number} is {line[:80]!r}, not TENSOR: BITS (BITS-TYPE.pth).",
                 "A number of bits alone does not say which type is meant.",
             )
-        if found.get(name.strip(), match[1]) != match[1]:
+        if formats.get(name.strip(), match[1]) != match[1]:
             again[name.strip()] = None
-        found[name.strip()] = match[1]
+        formats[name.strip()] = match[1]
     notes = [f"{some(again)}: named again with another type; the last line counts."] if again else []
-    return with_own_names(Imported(found, tuple(notes)), context.names)
+    return with_own_names(Imported(formats, tuple(notes)), context.names)
 
 
 def _sniff(text: str) -> bool:

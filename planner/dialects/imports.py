@@ -47,25 +47,25 @@ def read_choices(
     chosen = load_dialect(dialect)
     if chosen.read is None:
         raise UsageError(f"{dialect} can be exported only.", f"Give a file of one of {', '.join(readable())}.")
-    found = chosen.read(text, ImportContext(names, architecture, where))
-    known = known_formats(found.formats, where, nearest=nearest, rows=rows or {})
-    return Imported(known.formats, (*known.notes, *found.notes))
+    imported = chosen.read(text, ImportContext(names, architecture, where))
+    known = known_formats(imported.formats, where, nearest=nearest, rows=rows or {})
+    return Imported(known.formats, (*known.notes, *imported.notes))
 
 
 def known_formats(formats: Mapping[str, str], where: str, *, nearest: bool, rows: Mapping[str, int]) -> Imported:
     """Return types by tensor as ggml has them: see `read_choices`. Raises RecipeError for those of ik_llama.cpp alone,
     unless the nearest are wanted."""
     near = {name: nearest_known(kind, rows.get(name)) for name, kind in formats.items()}
-    pairs = Counter((formats[name], found) for name, found in near.items() if found is not None)
+    pairs = Counter((formats[name], other) for name, other in near.items() if other is not None)
     if pairs and not nearest:
-        listed = ", ".join(f"{kind} ({found})" for kind, found in list(pairs)[:6])
+        listed = ", ".join(f"{kind} ({other})" for kind, other in list(pairs)[:6])
         raise RecipeError(
             f"{where} has types of ik_llama.cpp or of older ggml, which ggml does not have: {listed}.",
             "With --nearest each becomes the type of ggml that is nearest in bits per weight (in brackets).",
         )
     notes = [
-        f"{count} {'tensor gets' if count == 1 else 'tensors get'} {found} for {kind}, which ggml does not have."
-        for (kind, found), count in pairs.items()
+        f"{count} {'tensor gets' if count == 1 else 'tensors get'} {other} for {kind}, which ggml does not have."
+        for (kind, other), count in pairs.items()
     ]
     return Imported({name: near[name] or kind for name, kind in formats.items()}, tuple(notes))
 

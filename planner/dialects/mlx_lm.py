@@ -54,11 +54,11 @@ def _placed(recipe: Recipe) -> tuple[dict[str, list[Choice]], list[str]]:
         changing(recipe), ahead(recipe.formats), lambda name: module_paths(name, recipe.model.architecture),
         "mlx-lm", "it keeps them in 16 bits",
     )  # fmt: skip
-    found: dict[str, list[Choice]] = {}
+    modules: dict[str, list[Choice]] = {}
     for choice, paths in pairs:
         for path in paths:
-            found.setdefault(path, []).append(choice)
-    return found, notes
+            modules.setdefault(path, []).append(choice)
+    return modules, notes
 
 
 def _translated(recipe: Recipe) -> tuple[dict[str, Affine | None], list[str]]:
@@ -140,7 +140,7 @@ def _read(text: str, context: ImportContext) -> Imported:
     modules = _quantization(read_dictionary(text, where, "the config.json of a quantized model"), where)
     _affine(modules, modules, where, "all modules")  # refused even if every module has an entry of its own
     entries = {bare(key): value for key, value in modules.items()}
-    found: dict[str, str] = {}
+    chosen: dict[str, str] = {}
     known: set[str] = set()
     skipped = ahead(names)
     for name in names:
@@ -159,12 +159,12 @@ def _read(text: str, context: ImportContext) -> Imported:
             )
         fmt = own.pop()
         if fmt is not None:
-            found[name] = fmt
-    if not found:
+            chosen[name] = fmt
+    if not chosen:
         raise RecipeError(f"{where} quantizes none of the model's tensors.", "Give the model that it is for.")
     foreign = [key for key, value in entries.items() if isinstance(value, dict | bool) and key not in known]
     others = other_modules(names, architecture) if foreign else ()
-    return Imported(found, tuple(idle([key for key in foreign if key not in others], "module")))
+    return Imported(chosen, tuple(idle([key for key in foreign if key not in others], "module")))
 
 
 def _quantization(config: Mapping[str, object], where: str) -> Mapping[str, object]:

@@ -35,13 +35,13 @@ def reader_of_rules(
         rules = parse(text, where)
         if not rules:
             raise RecipeError(f"{where} holds no rules.", "Give a file with PATTERN=TYPE in it.")
-        found = first_match(rules, context.names, order)
-        if not found.formats:
+        imported = first_match(rules, context.names, order)
+        if not imported.formats:
             raise RecipeError(
                 f"No rule of {where} finds a tensor of the model: the first is {rules[0].regex.pattern[:80]!r}.",
                 "Give the model that the rules are for, or the right --from.",
             )
-        return found
+        return imported
 
     return read
 
@@ -68,8 +68,8 @@ def first_match(rules: Sequence[Rule], names: Sequence[str], order: str = "") ->
                 break
         if best < len(rules):
             decided[name] = best
-    found = {name: rules[number].type for name, number in decided.items()}
-    return Imported(found, tuple(_without_a_say(rules, decided, order)))
+    types = {name: rules[number].type for name, number in decided.items()}
+    return Imported(types, tuple(_without_a_say(rules, decided, order)))
 
 
 def _without_a_say(rules: Sequence[Rule], decided: Mapping[str, int], order: str) -> list[str]:

@@ -38,8 +38,8 @@ def script_rules(text: str) -> str | None:
     """Return the rules in a script's strings, one string a line; None where it is no script or has none."""
     if not is_script(text):
         return None
-    found = [value for _, value in _words(text[:_LONGEST]) if any(map(_RULE.fullmatch, re.split(r"[,\n]", value)))]
-    return "\n".join(found) or None
+    rules = [value for _, value in _words(text[:_LONGEST]) if any(map(_RULE.fullmatch, re.split(r"[,\n]", value)))]
+    return "\n".join(rules) or None
 
 
 def tensor_type_words(text: str) -> list[str]:

@@ -51,15 +51,15 @@ def read_table(text: str, where: str) -> Imported:
     remedy = "Give a CSV with the columns tensor and format."
     rows = read_rows(text, where, remedy)
     columns = [column.strip().lower() for column in rows[0]] if rows else []
-    found: dict[str, str] = {}
+    formats: dict[str, str] = {}
     for number, row in enumerate(rows[1:], 2):
         named = dict(zip(columns, row, strict=False))
         name, fmt = named.get("tensor"), named.get("format")
         if name is None or not fmt:
             raise RecipeError(f"{where}: row {number} lacks a tensor or its format.", remedy)
-        if found.setdefault(name, fmt) != fmt:
-            raise RecipeError(f"{where} gives {name} two formats: {found[name]} and {fmt}.", "Remove one of them.")
-    return Imported(found)
+        if formats.setdefault(name, fmt) != fmt:
+            raise RecipeError(f"{where} gives {name} two formats: {formats[name]} and {fmt}.", "Remove one of them.")
+    return Imported(formats)
 
 
 def read_rows(text: str, where: str, remedy: str) -> list[list[str]]:

@@ -23,7 +23,7 @@ _LEAST_SPREAD = 0.05  # of a divergence, where the table's own noise is smaller
 
 
 def add_fork_errors(store: Store, inventory: Inventory, tried: Mapping[str, Tried]) -> list[str]:
-    """Add what the fork measured, and return notes on it. Tensors with finished measurements of our own keep these.
+    """Add what the fork measured; what to say of it. Tensors with finished measurements of our own keep these.
 
     The mean over rows of a row's relative squared error takes the place of our ratio of sums; one minus the cosine is
     half of that for small errors, so it counts twice. Raises RecipeError where no tensor is the model's.
@@ -82,7 +82,7 @@ def add_fork_errors(store: Store, inventory: Inventory, tried: Mapping[str, Trie
 
 
 def add_divergences(store: Store, inventory: Inventory, table: KldTable) -> list[str]:
-    """Add KL divergences of single tensors as passes, for `--sensitivity measured`, and return notes on them.
+    """Add KL divergences of single tensors as passes, for `--sensitivity measured`; what to say of them.
 
     Tensors of one block with the same number were dropped together and are one pass. The smallest divergence of a type
     is taken for its noise. Raises RecipeError where errors to compare with are missing.
@@ -133,7 +133,7 @@ def add_divergences(store: Store, inventory: Inventory, table: KldTable) -> list
 
 
 def _unused(names: Iterable[str], inventory: Inventory) -> list[str]:
-    """Return notes on tensors of the table that were of no use."""
+    """Notes on tensors of somebody's measurements that were of no use."""
     own = {tensor.name for tensor in inventory.tensors}
     every = list(names)
     foreign, known = [name for name in every if name not in own], [name for name in every if name in own]
@@ -144,7 +144,7 @@ def _unused(names: Iterable[str], inventory: Inventory) -> list[str]:
 
 
 def _together(klds: Iterable[tuple[str, float]]) -> list[tuple[list[str], float]]:
-    """Group tensors of one block that share a divergence, and return it with each group."""
+    """Tensors of one block that share a number, with it."""
     groups: dict[tuple[object, float], list[str]] = {}
     for name, kld in klds:
         block, _ = role_of(name)
@@ -153,13 +153,13 @@ def _together(klds: Iterable[tuple[str, float]]) -> list[tuple[list[str], float]
 
 
 def _stand_in(kind: str, measured: Iterable[str]) -> str:
-    """Return the measured format nearest in bits per weight to a type of the table. Raises RecipeError."""
+    """The measured format that is nearest to a type of the table in bits per weight."""
     known = {name.lower(): name for name in measured}
     wanted = nearest_known(kind) or kind
     if wanted.lower() in known:
         return known[wanted.lower()]
     table = {name.lower(): fmt.bpw for name, fmt in formats().items()}
     if wanted.lower() not in table:
-        raise RecipeError(f"The table is of an unknown type: {kind}.", "Give a kld_results.csv.")
+        raise RecipeError(f"The table is of a type that nobody knows: {kind}.", "Give a kld_results.csv.")
     bits = table[wanted.lower()]
     return min(known.values(), key=lambda name: (abs(formats()[name].bpw - bits), name))

@@ -45,7 +45,7 @@ def read_kld_table(text: str, where: str) -> KldTable:
             f"{where} is of groups of tensors that were dropped together ({some(names[1:])}), which says nothing of "
             "any one of them.", _REMEDY,
         )  # fmt: skip
-    found: dict[str, dict[str, float]] = {}
+    klds: dict[str, dict[str, float]] = {}
     left_out: dict[str, list[str]] = {}
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(names):
@@ -56,12 +56,12 @@ def read_kld_table(text: str, where: str) -> KldTable:
             if why:
                 left_out.setdefault(why, []).append(name)
             else:
-                found.setdefault(kind, {})[name] = kld
-        _plausible(list(found.get(kind, {}).values()), f"{where}: row {number} ({kind[:40]})")
-    if not any(found.values()):
+                klds.setdefault(kind, {})[name] = kld
+        _plausible(list(klds.get(kind, {}).values()), f"{where}: row {number} ({kind[:40]})")
+    if not any(klds.values()):
         raise RecipeError(f"{where} holds no divergences.", _REMEDY)
     notes = [f"{len(names):,} cells are left out, {why}: {some(names)}." for why, names in left_out.items()]
-    return KldTable(found, tuple(notes))
+    return KldTable(klds, tuple(notes))
 
 
 def _number(text: str, name: str, where: str) -> tuple[float, str]:
