@@ -38,8 +38,8 @@ ORDER = (
     ("planner.recipe", "recipe recount __init__"),
     (
         "planner.dialects",
-        "patterns regex_syntax regex dialect auto_round evopress mlx_lm shell llama_quantize "
-        "ik_llama table tool_suite exports imports __init__",
+        "patterns regex_syntax regex dialect rules auto_round evopress mlx_lm shell llama_quantize "
+        "ik_llama table tool_suite registry exports imports __init__",
     ),
     ("planner.sensitivity", "design link measured prior rounding structure sources __init__"),
     ("planner.plan", "losses rules candidates families limits accounting assess request plan __init__"),
@@ -48,6 +48,7 @@ ORDER = (
         "anatomy moments sampling survey experts energies metric loop inventory rounding targets campaign __init__",
     ),
     ("planner.evidence", "bpw_state kld_table add __init__"),
+    ("planner.importing", "source basis recipes measurements __init__"),
     ("planner.llama", "library fitness graph workers engine text __init__"),
     ("planner.llama.collect", "activations checkpoint collector rendering chat run template __init__"),
     ("planner.llama.evaluate", "bench logprobs baseline divergence compare cache statistics taskfiles tasks __init__"),
@@ -56,7 +57,7 @@ ORDER = (
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
     (
         "planner.cli",
-        "diff messages options export importing progress inspect measure quantize running bench evaluate "
+        "messages options diff export importing progress inspect measure quantize running bench evaluate "
         "imatrix sensitivity solve terminal watch __init__",
     ),
     ("planner", "__main__"),

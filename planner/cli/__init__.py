@@ -28,7 +28,7 @@ _COMMANDS = {
     "evaluate": "compare quantized models with the original, on a text and tasks",
     "bench": "measure how fast models read and write, in tokens per second",
 }
-_ELSEWHERE = {"import": ("importing", "import_recipe")}  # a word of Python's own names no module
+_ELSEWHERE = {"import": ("importing", "import_command")}  # a word of Python's own names no module
 
 
 class _LazyGroup(click.Group):

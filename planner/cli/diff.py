@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planner.cli.options import only_state
 from planner.errors import RecipeError, UsageError
 from planner.inputs.kinds import GGUF
 from planner.inputs.reading import look
@@ -58,11 +59,9 @@ def _losses(state: Path | None, *, strict: bool) -> Losses | None:
     from planner.plan.losses import inventory_of, losses_of
     from state import StateError, Store
 
+    state = state or only_state()
     if state is None:
-        around = sorted(Path().glob("*.planner"))
-        if len(around) != 1:
-            return None
-        state = around[0]
+        return None
     try:
         with Store.open(state, read_only=True) as store:
             inventory = inventory_of(store)
@@ -77,7 +76,7 @@ def _losses(state: Path | None, *, strict: bool) -> Losses | None:
 
 
 def _side(path: Path, losses: Losses | None) -> Side:
-    """A recipe or a GGUF, each tensor with its loss by the state, or else by the recipe itself."""
+    """Read a recipe or a GGUF, each tensor with its loss by the state, or else by the recipe itself."""
     from planner.gguf import open_model
     from planner.recipe import is_left_alone, parse_recipe
     from planner.recipe.recount import recounted

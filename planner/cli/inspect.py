@@ -114,11 +114,12 @@ def _recipe(given: Given, tensors: bool) -> tuple[object, str]:
 
 
 def _kind_of(given: Given) -> Kind:
-    """Which of the four it is. Raises UsageError for what is none, and the reader's error for a bad GGUF."""
+    """Return which of the four it is. Raises UsageError for what is none, and the reader's error for a bad GGUF."""
     if given.kind == kinds.GGUF:
         return _kind_of_gguf(given.path)
     known: dict[kinds.Kind, Kind] = {
-        kinds.STATE: "a state file", kinds.JSON: "a recipe", kinds.LEGACY_IMATRIX: "an imatrix",
+        kinds.STATE: "a state file", kinds.JSON: "a recipe", kinds.RECIPE: "a recipe",
+        kinds.LEGACY_IMATRIX: "an imatrix",
     }  # fmt: skip
     if given.kind in known:
         return known[given.kind]
@@ -132,19 +133,18 @@ def _kind_of(given: Given) -> Kind:
 
 
 def _kind_of_gguf(file: Path) -> Kind:
+    from planner.gguf.contents import is_imatrix
     from planner.gguf.reader import read_gguf
 
     opened = read_gguf(file)
     try:
-        metadata = opened.metadata
-        is_imatrix = metadata.text("general.type") == "imatrix" or "imatrix.chunk_count" in metadata
-        return "an imatrix" if is_imatrix else "a model"
+        return "an imatrix" if is_imatrix(opened.metadata) else "a model"
     finally:
         opened.data.close()
 
 
 def _plain_data(value: Any) -> Any:
-    """Facts as JSON has them; numbers that it does not have as text."""
+    """Convert facts to what JSON has; numbers that it does not have become text."""
     from pydantic import BaseModel
 
     if isinstance(value, BaseModel):

@@ -24,6 +24,7 @@ __all__ = [
     "find_state",
     "gpu_option",
     "measuring_options",
+    "only_state",
     "open_sources",
     "threads_option",
 ]
@@ -45,7 +46,7 @@ family_option = click.option(
 
 
 class Measuring(TypedDict):
-    """What `measuring_options` add to a command's arguments."""
+    """Arguments that `measuring_options` adds to a command."""
 
     imatrix: Path | None
     no_imatrix: bool
@@ -58,7 +59,7 @@ class Measuring(TypedDict):
 
 
 def measuring_options(command: F) -> F:
-    """Everything that `measure` takes besides the model, for `solve` too."""
+    """Add all options of `measure`, which `solve` has too."""
     for option in reversed(
         (
             click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, GGUF or legacy .dat."),
@@ -95,23 +96,34 @@ class Sources:
 
 
 def find_state(state: Path | None, model: Path | None = None) -> Path:
-    """The state file meant: as given; or named after the model; or the only one in this directory."""
+    """Return the state file meant: as given; or named after the model; or the only one in this directory. Raises
+    UsageError where there are several, StateFileError where there is none."""
     if state is not None:
         return state
     if model is not None:
         return Path(f"{model.name.removesuffix('.gguf')}.planner")
-    found = sorted(Path().glob("*.planner"))
-    if len(found) == 1:
-        return found[0]
-    if found:
+    here = _states_here()
+    if len(here) == 1:
+        return here[0]
+    if here:
         raise UsageError(
-            f"There are {len(found)} state files here: {', '.join(str(path) for path in found[:5])}.",
+            f"There are {len(here)} state files here: {', '.join(str(path) for path in here[:5])}.",
             "Say which with --state, or give the model.",
         )
     raise StateFileError(
         "There is no state file (*.planner) in this directory.",
         "Give the model to measure: planner solve MODEL --imatrix FILE --budget SIZE, or the state with --state.",
     )
+
+
+def only_state() -> Path | None:
+    """Return the only state file in this directory; None where there are none or several."""
+    here = _states_here()
+    return here[0] if len(here) == 1 else None
+
+
+def _states_here() -> list[Path]:
+    return sorted(Path().glob("*.planner"))
 
 
 @contextlib.contextmanager

@@ -13,9 +13,20 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from planner.dialects.dialect import Exported, Found, changing, idle, placed, read_dictionary, unheard
+from planner.dialects.dialect import (
+    Dialect,
+    ExportContext,
+    Exported,
+    ImportContext,
+    Imported,
+    beginning,
+    changing,
+    idle,
+    placed,
+    read_dictionary,
+    unheard,
+)
 from planner.dialects.patterns import any_of, escaped, numbers
 from planner.dialects.regex import Regex
 from planner.errors import RecipeError
@@ -24,7 +35,7 @@ from planner.names.transformers import Module, ahead, module_of, other_modules, 
 from planner.recipe import Choice, Recipe
 from planner.text import some
 
-__all__ = ["export_auto_round", "layer_config", "read_auto_round"]
+__all__ = ["DIALECT", "layer_config"]
 
 # GGUF_PRESET_ALIASES in auto_round/schemes.py: the preset that stands for the type alone
 _PRESETS = {
@@ -50,9 +61,9 @@ Entry = str | dict[str, object]
 
 
 def layer_config(recipe: Recipe, *, compact: bool = False) -> tuple[dict[str, Entry], list[Choice], list[str]]:
-    """The dictionary, the tensors whose type is only the nearest in bits, and notes on those that are not in it. Raises
-    RecipeError."""
-    found: dict[str, list[Module]] = {}
+    """Return the dictionary, the tensors whose type is only the nearest in bits, and notes on those that are not in it.
+    Raises RecipeError."""
+    by_preset: dict[str, list[Module]] = {}
     near: list[Choice] = []
     whole: list[Choice] = []
     pairs, notes = placed(
@@ -64,9 +75,9 @@ def layer_config(recipe: Recipe, *, compact: bool = False) -> tuple[dict[str, En
         if preset is None:
             preset = _nearest(choice)
             (near if preset else whole).append(choice)
-        found.setdefault(preset, []).append(module)
+        by_preset.setdefault(preset, []).append(module)
     config: dict[str, Entry] = {}
-    for preset, modules in found.items():
+    for preset, modules in by_preset.items():
         for key in _merged(modules) if compact else map(_key, modules):
             config[key] = preset or dict(_PLAIN)
     if whole:
@@ -77,7 +88,7 @@ def layer_config(recipe: Recipe, *, compact: bool = False) -> tuple[dict[str, En
 
 
 def _nearest(choice: Choice) -> str:
-    """The preset that is nearest in bits; empty where none fills the rows."""
+    """Return the preset that is nearest in bits; empty where the blocks of none fill the rows."""
     table = formats()
     fits = [name for name in _PRESETS if not choice.shape or table[name].fits(choice.shape[0])]
     if not fits:
@@ -92,7 +103,7 @@ def _key(module: Module) -> str:
 
 
 def _merged(modules: list[Module]) -> list[str]:
-    """Patterns for modules of one scheme, by the blocks in which it has them. AutoRound escapes the dots."""
+    """Merge modules of one scheme that are in the same blocks into patterns. AutoRound escapes the dots."""
     blocks: dict[str, list[str]] = {}
     for module in modules:
         if module.block is not None:
@@ -107,13 +118,12 @@ def _merged(modules: list[Module]) -> list[str]:
     return keys
 
 
-def export_auto_round(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
-    """The dictionary as JSON. Raises RecipeError."""
-    del threads
-    config, near, notes = layer_config(recipe, compact=compact)
+def _write(recipe: Recipe, context: ExportContext) -> Exported:
+    """Return the dictionary as JSON. Raises RecipeError."""
+    config, near, notes = layer_config(recipe, compact=context.compact)
     call = (
         'AutoRound(MODEL, scheme="GGUF:Q4_K_S", iters=0,\n'
-        f"          layer_config=json.load(open({json.dumps(str(paths['.auto-round.json']))})))"
+        f"          layer_config=json.load(open({json.dumps(str(context.paths['.auto-round.json']))})))"
     )
     if near:
         kinds = sorted({choice.format for choice in near})
@@ -133,9 +143,10 @@ def _type_of(preset: str) -> str:
     return next(name for name, known in _PRESETS.items() if known == preset)
 
 
-def read_auto_round(text: str, names: Sequence[str], architecture: str, where: str) -> Found:
-    """Tensor → type. Notes say which keys find nothing or count for nothing, and what was read into a scheme. Raises
-    RecipeError."""
+def _read(text: str, context: ImportContext) -> Imported:
+    """Return the types of tensors. Notes say which keys find nothing or count for nothing, and what was read into a
+    scheme. Raises RecipeError."""
+    names, architecture, where = context.names, context.architecture, context.where
     config = read_dictionary(text, where, "AutoRound's layer_config")
     paths: dict[str, str] = {}
     for name in names:
@@ -152,13 +163,13 @@ def read_auto_round(text: str, names: Sequence[str], architecture: str, where: s
         meant[key], note = _meant(key, config[key], where)
         notes |= dict.fromkeys(note)
         hits[key] = exact[key] if key in exact else _searched(key, paths, where)
-    chosen = {name: key for key, found in hits.items() for name in found}
-    found = {name: fmt for name, key in chosen.items() if (fmt := meant[key]) is not None}
-    return Found(found, (*notes, *_silent(hits, chosen, names, architecture, where)))
+    chosen = {name: key for key, tensors in hits.items() for name in tensors}
+    types = {name: fmt for name, key in chosen.items() if (fmt := meant[key]) is not None}
+    return Imported(types, (*notes, *_silent(hits, chosen, names, architecture, where)))
 
 
 def _searched(key: str, paths: Mapping[str, str], where: str) -> list[str]:
-    """Tensors whose module a key finds, as models of text alone call it, or else as others do."""
+    """Return the tensors whose module a key finds, as text-only models call it, or else as others do."""
     regex = Regex(_standard(key), "ecmascript", where)
     return [name for name, path in paths.items() if regex.search(path)] or [
         name for name, path in paths.items() if any(map(regex.search, spellings(path)))
@@ -166,21 +177,23 @@ def _searched(key: str, paths: Mapping[str, str], where: str) -> list[str]:
 
 
 def _standard(key: str) -> str:
-    """The regular expression that AutoRound makes of a key."""
+    """Return the regular expression that AutoRound makes of a key."""
     return _BARE_DOT.sub(r"\.", key) if any(sign in key for sign in _SIGNS) else escaped(key)
 
 
 def _silent(
     hits: Mapping[str, Sequence[str]], chosen: Mapping[str, str], names: Sequence[str], architecture: str, where: str
 ) -> list[str]:
-    """Notes on keys that decide nothing."""
-    nothing = [key for key, found in hits.items() if not found]
+    """Return notes on keys that decide nothing."""
+    nothing = [key for key, tensors in hits.items() if not tensors]
     if nothing:
         others = other_modules(names, architecture)
         every = [f"model.{path}" for path in others] + list(others)
         nothing = [key for key in nothing if not any(map(Regex(_standard(key), "ecmascript", where).search, every))]
     acting = set(chosen.values())
-    hidden = [f"{key!r} (behind {chosen[found[0]]!r})" for key, found in hits.items() if found and key not in acting]
+    hidden = [
+        f"{key!r} (behind {chosen[tensors[0]]!r})" for key, tensors in hits.items() if tensors and key not in acting
+    ]
     notes = idle([repr(key) for key in nothing], "key")
     if any("\\." in key for key in nothing):
         notes.append("AutoRound escapes dots itself: write them bare.")
@@ -188,7 +201,7 @@ def _silent(
 
 
 def _meant(key: str, value: object, where: str) -> tuple[str | None, list[str]]:
-    """The type that an entry means (None: as it is), and what was read into it."""
+    """Return the type that an entry means (None: unchanged), and notes on how it was interpreted."""
     item = dict(value) if isinstance(value, dict) else {"scheme": value}
     scheme = item.pop("scheme", None)
     preset = scheme.strip("'\" ").upper() if isinstance(scheme, str) else None
@@ -210,10 +223,18 @@ def _meant(key: str, value: object, where: str) -> tuple[str | None, list[str]]:
 
 
 def _instead(value: object) -> str:
-    """What to write in place of a scheme that is no type of GGUF."""
+    """Suggest a preset in place of a scheme that is no type of GGUF."""
     every = [*_PRESETS.values(), *_MIXES]
     digit = re.search(r"[2-68]", str(value).replace("A16", ""))
     near = difflib.get_close_matches(str(value).upper(), every, n=1, cutoff=0.8)
     if not near and digit:
         near = [_PRESETS[_BY_BITS[int(digit[0])][0]]]
     return f"{f'Write {near[0]} instead. ' if near else ''}Known are {', '.join(every)}."
+
+
+DIALECT = Dialect(
+    write=_write,
+    suffixes=(".auto-round.json",),
+    read=_read,
+    sniff=lambda text: beginning(text).startswith("{"),  # any JSON that bears no other dialect's mark
+)

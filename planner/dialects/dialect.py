@@ -1,4 +1,4 @@
-"""What an exporter hands back, and what an importer finds: the same for all dialects."""
+"""The interface of a dialect, and what several dialects need."""
 
 from __future__ import annotations
 
@@ -8,28 +8,52 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from planner.dialects.regex import Regex
 from planner.errors import RecipeError
+from planner.names.transformers import bare
 from planner.recipe import Choice, Recipe, is_left_alone
 from planner.text import some
 
 __all__ = [
+    "Dialect",
+    "ExportContext",
     "Exported",
-    "Found",
-    "Rule",
+    "ImportContext",
+    "Imported",
+    "beginning",
     "changing",
-    "first_match",
     "idle",
     "placed",
     "read_dictionary",
     "refuse",
     "type_names",
     "unheard",
+    "with_own_names",
 ]
 
 _T = TypeVar("_T")
 
+_BEGINNING = 4000  # characters
 _MOST_NAMED = 6  # entries that one note names
+
+
+@dataclass(frozen=True, slots=True)
+class ExportContext:
+    """What a writer may need besides the recipe. `paths`: suffix → where that file will be; `compact`: merge tensors
+    into few patterns; `threads` for the command that goes with the files."""
+
+    paths: Mapping[str, Path]
+    compact: bool = False
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ImportContext:
+    """What a reader may need besides the text: the `names` of the model's tensors, its `architecture`, and `where` the
+    text is from, for messages."""
+
+    names: Sequence[str]
+    architecture: str
+    where: str
 
 
 @dataclass(frozen=True)
@@ -43,24 +67,48 @@ class Exported:
     imatrix: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Tensors that `regex` finds have the type called `type` (as the file spells it)."""
-
-    regex: Regex
-    type: str
-
-
 @dataclass(frozen=True)
-class Found:
-    """Formats by tensor; `notes` say what was only nearly so, and what had no say."""
+class Imported:
+    """Formats by tensor. `notes` say which are approximations, and which entries decide nothing."""
 
     formats: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One quantizer's input; a module of a dialect has its own as DIALECT.
+
+    `write` makes files of the `suffixes`, the main one first, of a recipe of one of the `families`; `read` says which
+    formats a text gives tensors. Both raise RecipeError. `sniff` tells the dialect from others by the text of a file; a
+    file whose name ends in `own_suffix` needs no sniffing. A dialect that only writes, or only reads, leaves the other
+    out, here and in the registry.
+    """
+
+    write: Callable[[Recipe, ExportContext], Exported] | None = None
+    suffixes: tuple[str, ...] = ()
+    families: tuple[str, ...] = ("gguf",)
+    read: Callable[[str, ImportContext], Imported] | None = None
+    sniff: Callable[[str], bool] = lambda text: False
+    own_suffix: str = ""
+
+
+def beginning(text: str) -> str:
+    """Return as much of a text as tells one dialect from another, without white space before it."""
+    return text.lstrip()[:_BEGINNING]
+
+
+def with_own_names(imported: Imported, names: Collection[str]) -> Imported:
+    """Return the same with the model's own `names`, where these lack a prefix that models with vision have."""
+    own = set(names)
+    named = {
+        name if name in own or bare(name) not in own else bare(name): kind for name, kind in imported.formats.items()
+    }
+    return Imported(named, imported.notes)
+
+
 def changing(recipe: Recipe) -> list[Choice]:
-    """The tensors that a quantizer decides about."""
+    """Return the tensors that a quantizer decides about."""
     return [choice for choice in recipe.tensors if not is_left_alone(choice)]
 
 
@@ -83,62 +131,18 @@ def type_names(recipe: Recipe, known: Iterable[str], who: str) -> None:
 
 
 def read_dictionary(text: str, where: str, what: str) -> dict[str, object]:
-    """JSON of a dictionary. Raises RecipeError, saying `what` it should be."""
+    """Parse a JSON object. Raises RecipeError, saying `what` it should be."""
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{where} is not JSON: {error}.", f"Give {what} as JSON.") from error
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise RecipeError(f"{where} holds no dictionary.", f"Give {what} as JSON.")
-    return found
-
-
-def first_match(rules: Sequence[Rule], names: Sequence[str], order: str = "") -> Found:
-    """Name → type by the first rule that finds it; names that no rule finds are left out. Notes name the rules that
-    find nothing, and those whose tensors all had been taken, with what is to be said of the dialect's `order`."""
-    exact: dict[str, int] = {}
-    others: list[tuple[int, Rule]] = []
-    for number, rule in enumerate(rules):
-        if rule.regex.literal is None:
-            others.append((number, rule))
-        else:
-            exact.setdefault(rule.regex.literal, number)
-    decided: dict[str, int] = {}
-    for name in names:
-        best = exact.get(name, len(rules))
-        for number, rule in others:
-            if number >= best:
-                break
-            if rule.regex.search(name):
-                best = number
-                break
-        if best < len(rules):
-            decided[name] = best
-    found = {name: rules[number].type for name, number in decided.items()}
-    return Found(found, tuple(_without_a_say(rules, decided, order)))
-
-
-def _without_a_say(rules: Sequence[Rule], decided: Mapping[str, int], order: str) -> list[str]:
-    """Notes on rules that decide nothing: `decided` has the number of the rule that each name's type is from."""
-    acting = set(decided.values())
-    nothing, hidden = [], []
-    for number, rule in enumerate(rules):
-        if number in acting:
-            continue
-        if rule.regex.literal is not None:
-            before = decided.get(rule.regex.literal)
-        else:
-            before = next((other for name, other in decided.items() if rule.regex.search(name)), None)
-        shown = repr(rule.regex.pattern[:80])
-        if before is None:
-            nothing.append(shown)
-        else:
-            hidden.append(f"{shown} (behind {rules[before].regex.pattern[:80]!r})")
-    return [*idle(nothing, "rule"), *unheard(hidden, f"{len(rules):,} rules", "before", order)]
+    return parsed
 
 
 def idle(entries: Sequence[str], what: str) -> list[str]:
-    """A note on entries, each a `what`, that find no tensor of the model; none where there are none."""
+    """Return a note on entries, each a `what`, that find no tensor of the model; empty without any."""
     if not entries:
         return []
     many = len(entries) > 1
@@ -146,7 +150,7 @@ def idle(entries: Sequence[str], what: str) -> list[str]:
 
 
 def unheard(entries: Sequence[str], of: str, others: str, order: str = "") -> list[str]:
-    """A note on entries that decide nothing, as `others` took what they find; `order` is what to say of that."""
+    """Return a note on entries that decide nothing, as `others` took what they find, ending with the remark `order`."""
     if not entries:
         return []
     decide = "decide" if len(entries) > 1 else "decides"
@@ -159,25 +163,25 @@ def unheard(entries: Sequence[str], of: str, others: str, order: str = "") -> li
 def placed(
     choices: Iterable[Choice], skipped: Collection[str], place: Callable[[str], _T], who: str, otherwise: str
 ) -> tuple[list[tuple[Choice, _T]], list[str]]:
-    """Choices with the places that `place` knows for their names; notes on those that `who` has no place for: blocks
-    that predict several tokens, which it leaves out, and others, for which holds what `otherwise` says.
+    """Pair choices with the places that `place` knows for their names. Return notes on those that `who` has no place
+    for: blocks that predict several tokens, which it leaves out, and others, of which `otherwise` says what happens.
 
     Raises RecipeError where none has a place.
     """
-    found, unknown, left = [], [], []
+    pairs, unknown, left = [], [], []
     refused: RecipeError | None = None
     for choice in choices:
         if choice.name in skipped:
             left.append(choice.name)
             continue
         try:
-            found.append((choice, place(choice.name)))
+            pairs.append((choice, place(choice.name)))
         except RecipeError as error:
             unknown.append(choice.name)
             refused = error
-    if refused is not None and not found:
+    if refused is not None and not pairs:
         raise refused
-    if left and not found:
+    if left and not pairs:
         raise RecipeError(
             f"{who} loads none of the recipe's tensors, such as {some(left)}.", "Export to another dialect."
         )
@@ -186,4 +190,4 @@ def placed(
         notes.append(f"{some(left)}: in layers that predict several tokens ahead (nextn), which {who} leaves out.")
     if unknown:
         notes.append(f"{some(unknown)}: {who} has no module for these that planner knows; {otherwise}.")
-    return found, notes
+    return pairs, notes

@@ -7,15 +7,23 @@ name gguf_splitter.py makes of the type and of its own table of bits. Every tens
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
-from planner.dialects.dialect import Exported, Found, refuse
+from planner.dialects.dialect import (
+    Dialect,
+    ExportContext,
+    Exported,
+    ImportContext,
+    Imported,
+    beginning,
+    refuse,
+    with_own_names,
+)
 from planner.errors import RecipeError
 from planner.recipe import Recipe
 from planner.text import command, some
 
-__all__ = ["configuration", "export_evopress", "read_evopress"]
+__all__ = ["DIALECT"]
 
 # get_tensor_bit_width in mapper/gguf_splitter.py; what is not there would all be called 32
 _BITS = {
@@ -24,11 +32,12 @@ _BITS = {
     "iq2_xs": "2.3125", "iq2_s": "2.5", "iq3_xxs": "3.0625", "iq3_s": "3.44", "iq4_nl": "4.56", "iq4_xs": "4.25",
     "iq1_s": "1.5625", "iq1_m": "1.75",
 }  # fmt: skip
+_SURE = re.compile(r"(?m)^\S.*: *[\d.]+ *\([\d.]+-\w+\.pth\)$")
 _LINE = re.compile(r"[\d.]+\s*\([\d.]+-([^)]+)\.pth\)")
 
 
-def configuration(recipe: Recipe) -> str:
-    """The lines. Raises RecipeError for types and names that they cannot say."""
+def _configuration(recipe: Recipe) -> str:
+    """Return the lines. Raises RecipeError for types and names that they cannot say."""
     refuse(
         recipe.formats,
         lambda name: ":" not in name and name == name.strip() and name[:1] not in ("#", "") and name.isprintable(),
@@ -47,22 +56,21 @@ def configuration(recipe: Recipe) -> str:
     return "".join(lines)
 
 
-def export_evopress(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
-    """The lines, and the command that puts the model together from a layer database. Raises RecipeError."""
-    del threads
-    if compact:
+def _write(recipe: Recipe, context: ExportContext) -> Exported:
+    """Return the lines, and the command that assembles the model from a layer database. Raises RecipeError."""
+    if context.compact:
         raise RecipeError("EvoPress has no patterns: a line is one tensor.", "Leave --compact out.")
     stitch = command(
-        "python", "gguf_stitcher.py", "LAYER_DATABASE", "OUT.gguf", "--config", paths[".evopress.txt"],
+        "python", "gguf_stitcher.py", "LAYER_DATABASE", "OUT.gguf", "--config", context.paths[".evopress.txt"],
         "--original-model", Path(recipe.model.path),
     )  # fmt: skip
-    return Exported({".evopress.txt": configuration(recipe)}, stitch)
+    return Exported({".evopress.txt": _configuration(recipe)}, stitch)
 
 
-def read_evopress(text: str, where: str) -> Found:
-    """Tensor → type; of several lines for one tensor the last counts, and a note says so. Raises RecipeError, also for
-    lines with a number of bits alone: several types have it."""
-    found: dict[str, str] = {}
+def _read(text: str, context: ImportContext) -> Imported:
+    """Return the types of tensors; of several lines for one tensor the last counts, and a note says so. Raises
+    RecipeError, also for lines with a number of bits alone: several types have it."""
+    formats: dict[str, str] = {}
     again: dict[str, None] = {}
     for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip()
@@ -72,11 +80,19 @@ def read_evopress(text: str, where: str) -> Found:
         match = _LINE.fullmatch(rest.strip())
         if not separator or match is None:
             raise RecipeError(
-                f"{where}: line {number} is {line[:80]!r}, not TENSOR: BITS (BITS-TYPE.pth).",
+                f"{context.where}: line {number} is {line[:80]!r}, not TENSOR: BITS (BITS-TYPE.pth).",
                 "A number of bits alone does not say which type is meant.",
             )
-        if found.get(name.strip(), match[1]) != match[1]:
+        if formats.get(name.strip(), match[1]) != match[1]:
             again[name.strip()] = None
-        found[name.strip()] = match[1]
+        formats[name.strip()] = match[1]
     notes = [f"{some(again)}: named again with another type; the last line counts."] if again else []
-    return Found(found, tuple(notes))
+    return with_own_names(Imported(formats, tuple(notes)), context.names)
+
+
+def _sniff(text: str) -> bool:
+    begin = beginning(text)
+    return not begin.startswith("{") and _SURE.search(begin) is not None
+
+
+DIALECT = Dialect(write=_write, suffixes=(".evopress.txt",), read=_read, sniff=_sniff)

@@ -1,68 +1,64 @@
-"""The dialects that a recipe can be exported to, by name."""
+"""Recipes written for other quantizers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from planner.dialects.auto_round import export_auto_round
-from planner.dialects.dialect import Exported
-from planner.dialects.evopress import export_evopress
-from planner.dialects.ik_llama import export_ik_llama
-from planner.dialects.llama_quantize import export_llama_quantize
-from planner.dialects.mlx_lm import export_mlx_lm
-from planner.dialects.table import export_table
-from planner.dialects.tool_suite import export_tool_suite
-from planner.errors import RecipeError, UsageError
-from planner.recipe import Recipe
+from planner.dialects.dialect import ExportContext, Exported
+from planner.dialects.registry import load_dialect, writable
+from planner.errors import ImatrixError, RecipeError, UsageError
+from planner.recipe import ImatrixSource, Recipe
 
-__all__ = ["EXPORTS", "Export", "export_recipe"]
-
-
-class _Exporter(Protocol):
-    def __call__(self, recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported: ...
-
-
-@dataclass(frozen=True)
-class Export:
-    """A dialect: its exporter, the suffixes of the files that it may write, the main one first, and the families of
-    recipes that it can say."""
-
-    write: _Exporter
-    suffixes: tuple[str, ...]
-    families: tuple[str, ...] = ("gguf",)
-
-
-EXPORTS: Mapping[str, Export] = {
-    "llama-quantize": Export(export_llama_quantize, (".types.txt",)),
-    "ik_llama": Export(export_ik_llama, (".custom-q.txt", ".imatrix.dat")),
-    "gguf-tool-suite": Export(export_tool_suite, (".recipe",)),
-    "mlx-lm": Export(export_mlx_lm, (".mlx.json", ".mlx.py"), ("gguf", "mlx")),
-    "auto-round": Export(export_auto_round, (".auto-round.json",)),
-    "evopress": Export(export_evopress, (".evopress.txt",)),
-    "csv": Export(export_table, (".csv",), ("gguf", "mlx")),
-}
+__all__ = ["export_recipe", "files_of"]
 
 
 def export_recipe(
     recipe: Recipe, dialect: str, beside: Path, *, output: Path | None = None, compact: bool = False, threads: int = 1
 ) -> tuple[dict[Path, str], Exported]:
-    """Texts by the path where they belong: named after `beside`, the main one `output` where given.
+    """Return texts by the path where they belong: named after `beside`, the main one `output` where given.
 
     Raises UsageError for an unknown dialect, RecipeError for what the dialect cannot say.
     """
-    if dialect not in EXPORTS:
-        raise UsageError(f"There is no dialect {dialect!r}.", f"There are {', '.join(EXPORTS)}.")
-    if recipe.family not in EXPORTS[dialect].families:
-        raise RecipeError(
-            f"The recipe is planned for MLX, and {dialect} has none of MLX's formats.",
-            "Export it --to mlx-lm, or solve again without --family mlx.",
-        )
-    suffixes = EXPORTS[dialect].suffixes
+    chosen = load_dialect(dialect)
+    if chosen.write is None:
+        raise UsageError(f"{dialect} can be imported only.", f"Export to one of {', '.join(writable())}.")
+    if recipe.family not in chosen.families:
+        raise _of_another_family(recipe, dialect)
+    suffixes = chosen.suffixes
     paths = {suffix: beside.with_name(beside.name.removesuffix(".json") + suffix) for suffix in suffixes}
     if output is not None:
         paths = {suffix: output.with_name(output.stem + suffix) for suffix in suffixes} | {suffixes[0]: output}
-    exported = EXPORTS[dialect].write(recipe, paths, compact=compact, threads=threads)
+    exported = chosen.write(recipe, ExportContext(paths, compact, threads))
     return {paths[suffix]: text for suffix, text in exported.files.items()}, exported
+
+
+def _of_another_family(recipe: Recipe, dialect: str) -> RecipeError:
+    if recipe.family == "mlx":
+        return RecipeError(
+            f"The recipe is planned for MLX, and {dialect} has none of MLX's formats.",
+            "Export it --to mlx-lm, or solve again without --family mlx.",
+        )
+    return RecipeError(
+        f"The recipe is planned for ggml, and {dialect} has none of its formats.", "Solve again with --family mlx."
+    )
+
+
+def files_of(recipe: Recipe, texts: dict[Path, str], exported: Exported) -> dict[Path, bytes]:
+    """Return the bytes of all files of an export: its texts and, where the command expects it, the recipe's imatrix in
+    its older form. Raises ImatrixError where that is not the recipe's any more."""
+    files = {path: text.encode("utf-8", "surrogateescape") for path, text in texts.items()}
+    if exported.imatrix is not None and recipe.imatrix is not None:
+        files[exported.imatrix] = _older_imatrix(recipe.imatrix)
+    return files
+
+
+def _older_imatrix(source: ImatrixSource) -> bytes:
+    from planner.gguf import read_imatrix
+    from planner.gguf.legacy import legacy_bytes
+
+    path = Path(source.path)
+    imatrix = read_imatrix(path)
+    if imatrix.digest != source.digest:
+        raise ImatrixError(f"{path} is not the imatrix that the recipe was made with.", "Put that one there.")
+    values = ((name, entry.values) for name, entry in imatrix.entries.items())
+    return legacy_bytes(values, chunk_count=imatrix.chunk_count, datasets=imatrix.datasets)

@@ -8,19 +8,20 @@ a line with comments between, in a script that makes one argument of them. Its i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-from planner.dialects.dialect import Exported, Rule, changing, refuse, type_names
+from planner.dialects.dialect import Dialect, ExportContext, Exported, beginning, changing, refuse, type_names
 from planner.dialects.llama_quantize import base_type
 from planner.dialects.patterns import compacted, escaped_ecmascript, one_each
 from planner.dialects.regex import Regex
-from planner.dialects.shell import script_rules
+from planner.dialects.rules import Rule, reader_of_rules
+from planner.dialects.shell import is_script, script_rules, tensor_type_words
 from planner.errors import RecipeError
 from planner.recipe import Choice, Recipe, is_left_alone
 from planner.text import command
 
-__all__ = ["custom_q", "export_ik_llama", "read_ik_llama"]
+__all__ = ["DIALECT"]
 
 # type_traits in ggml/src/ggml.c that ggml has too, under the same name and with the same blocks
 _TYPES = (
@@ -36,11 +37,13 @@ _LEFT_ALONE_TOO = ("_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d", "attn_re
 _LONGEST = 63  # GGML_MAX_NAME, with its final zero
 _LARGEST_ARGUMENT = 131_072 - 1  # MAX_ARG_STRLEN of Linux, with its final zero
 
+_SPACED = re.compile(r"\S+\s*=\s*\w+\s*(,|#|$)")
+_MORE = re.compile(r"=\w+\s*(,|#)")  # behind a rule: another one, or a comment
 _COMMENT = re.compile(r"(=\s*\w+\s*,?)\s+#.*")  # behind a rule
 
 
-def custom_q(recipe: Recipe, *, compact: bool = False) -> str:
-    """The argument of `--custom-q`. Raises RecipeError for types and names that it cannot say."""
+def _custom_q(recipe: Recipe, *, compact: bool) -> str:
+    """Return the argument of `--custom-q`. Raises RecipeError for types and names that it cannot say."""
     type_names(recipe, _TYPES, "ik_llama.cpp")
     formats = {choice.name: choice.format for choice in recipe.tensors if _is_told(choice)}
     refuse(
@@ -53,17 +56,18 @@ def custom_q(recipe: Recipe, *, compact: bool = False) -> str:
 
 
 def _is_told(choice: Choice) -> bool:
-    """Whether a rule is needed: also for matrices that llama.cpp leaves alone and ik_llama.cpp would not."""
+    """Return whether a rule is needed: also for matrices that llama.cpp leaves alone and ik_llama.cpp would not."""
     if not is_left_alone(choice):
         return True
     matrix = sum(size > 1 for size in choice.shape) > 1 and choice.name.endswith("weight")
     return matrix and choice.format in _TYPES and not any(part in choice.name for part in _LEFT_ALONE_TOO)
 
 
-def export_ik_llama(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
-    """The argument as a file, the older imatrix beside it where the recipe has one, and the command. Raises
+def _write(recipe: Recipe, context: ExportContext) -> Exported:
+    """Return the argument as a file, the older imatrix beside it where the recipe has one, and the command. Raises
     RecipeError."""
-    argument = custom_q(recipe, compact=compact)
+    paths = context.paths
+    argument = _custom_q(recipe, compact=context.compact)
     if len(argument) > _LARGEST_ARGUMENT:
         raise RecipeError(
             f"The rules take {len(argument):,} bytes, and Linux allows {_LARGEST_ARGUMENT:,} in one argument.",
@@ -76,7 +80,7 @@ def export_ik_llama(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool,
     base, override = base_type(recipe, _UNKNOWN_FILE_TYPES)
     if override:
         lines.append(command(*override))
-    lines.append(command(Path(recipe.model.path), "OUT.gguf", base, str(threads)))
+    lines.append(command(Path(recipe.model.path), "OUT.gguf", base, str(context.threads)))
     imatrix = None if recipe.imatrix is None else paths[".imatrix.dat"]
     return Exported({".custom-q.txt": argument + "\n"}, " \\\n  ".join(lines), _notes(recipe), imatrix)
 
@@ -92,9 +96,10 @@ def _notes(recipe: Recipe) -> list[str]:
     return notes
 
 
-def read_ik_llama(text: str, where: str) -> list[Rule]:
-    """The rules of a `--custom-q` argument, or of lines or a shell script that become one: comments, blank lines,
-    indentation and fences are left out, and the end of a line ends a rule as a comma does. Raises RecipeError."""
+def _parse(text: str, where: str) -> list[Rule]:
+    """Return the rules of a `--custom-q` argument, or of lines or a shell script that become one: comments, blank
+    lines, indentation and fences are left out, and the end of a line ends a rule as a comma does. Raises
+    RecipeError."""
     rules = []
     for number, part in enumerate(_parts(script_rules(text) or text), 1):
         pattern, separator, name = part.partition("=")
@@ -112,3 +117,20 @@ def _parts(text: str) -> Iterator[str]:
         line = raw.strip().removesuffix("\\")
         if not line.startswith(("#", "```")):
             yield from filter(None, (part.strip() for part in _COMMENT.sub(r"\1", line).split(",")))
+
+
+def _sniff(text: str) -> bool:
+    """Return whether a text is a script that does not give llama-quantize its rules, has comments, or begins with a
+    rule that a comma, a comment or the end of the line follows."""
+    if is_script(text):
+        return not tensor_type_words(text) or "--custom-q" in text
+    begin = beginning(text)
+    lines = [line.strip() for line in begin.splitlines() if line.strip()]
+    if not lines or any(line.startswith("#") for line in lines):
+        return bool(lines)
+    if all("=" in word for word in lines[0].split()):
+        return _MORE.search(begin) is not None
+    return _SPACED.match(lines[0]) is not None
+
+
+DIALECT = Dialect(write=_write, suffixes=(".custom-q.txt", ".imatrix.dat"), read=reader_of_rules(_parse), sniff=_sniff)

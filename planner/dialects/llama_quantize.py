@@ -7,30 +7,33 @@ take apart or change (white space, `=`, capitals) is written by number: `\\x20`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
-from planner.dialects.dialect import Exported, Rule, changing, refuse
+from planner.dialects.dialect import Dialect, ExportContext, Exported, beginning, changing, refuse
 from planner.dialects.patterns import compacted, escaped_ecmascript, one_each
 from planner.dialects.regex import Regex
-from planner.dialects.shell import tensor_type_words
+from planner.dialects.rules import Rule, reader_of_rules
+from planner.dialects.shell import is_script, tensor_type_words
 from planner.errors import RecipeError
 from planner.formats.ggml import file_types
 from planner.recipe import Recipe
 from planner.text import command
 
-__all__ = ["base_type", "command_line", "export_llama_quantize", "read_llama_quantize", "tensor_types"]
+__all__ = ["DIALECT", "base_type", "command_line", "tensor_types"]
 
 # Beside these as the base, tensor types are not heeded (llama_tensor_get_type: `if (ggml_is_quantized(default_type))`)
 _UNQUANTIZED = ("F32", "F16", "BF16")
 _NO_OPTION = ("NVFP4",)  # llama_ftype has it, QUANT_OPTIONS in tools/quantize/quantize.cpp not
 _BASE = "Q8_0"  # of what is no base itself: whatever no pattern finds loses least
 _CHANGED = "= ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # split at, or lowercased
+# src/llama-quant.cpp; the other order came with pull request 14572 and went with 19770
+_ORDER = " llama-quantize takes the first rule that finds a tensor; from July 2025 to early 2026 it took the last."
 _LONGEST = 63  # GGML_MAX_NAME, with its final zero
 
 
 def tensor_types(recipe: Recipe, *, compact: bool = False) -> str:
-    """The file: one line a tensor that is not left alone, or with `compact` as few patterns as find the same.
+    """Return the file: one line a tensor that is not left alone, or with `compact` as few patterns as find the same.
 
     Raises RecipeError for a name that no tensor of llama.cpp can have.
     """
@@ -49,9 +52,9 @@ def _escape(text: str) -> str:
 
 
 def base_type(recipe: Recipe, unknown: Collection[str] = ()) -> tuple[str, list[str]]:
-    """The type that a command names, beside which every tensor gets what its pattern says, and the arguments that make
-    the file say what it is (`general.file_type`) where the base is another; `unknown` are types that the quantizer
-    does not have."""
+    """Return the type that a command names, beside which every tensor gets what its pattern says, and the arguments
+    that make the file say what it is (`general.file_type`) where the base is another; `unknown` are types that the
+    quantizer does not have."""
     name = file_types().get(recipe.file_type)
     if name is not None and name not in (*_UNQUANTIZED, *_NO_OPTION, *unknown):
         return name, []
@@ -59,7 +62,7 @@ def base_type(recipe: Recipe, unknown: Collection[str] = ()) -> tuple[str, list[
 
 
 def command_line(recipe: Recipe, types: Path, threads: int) -> str:
-    """The command that makes the same tensors, for a POSIX shell; an option a line."""
+    """Return the command that makes the same tensors, for a POSIX shell; an option a line."""
     base, override = base_type(recipe)
     lines: list[list[str | Path]] = [["llama-quantize"], ["--tensor-type-file", types]]
     if recipe.imatrix is not None:
@@ -70,10 +73,11 @@ def command_line(recipe: Recipe, types: Path, threads: int) -> str:
     return " \\\n  ".join(command(*words) for words in lines)
 
 
-def export_llama_quantize(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
-    """The file and its command. `paths`: suffix → where that file will be. Raises RecipeError."""
-    types = tensor_types(recipe, compact=compact)
-    return Exported({".types.txt": types}, command_line(recipe, paths[".types.txt"], threads), _notes(recipe))
+def _write(recipe: Recipe, context: ExportContext) -> Exported:
+    """Return the file and its command. Raises RecipeError."""
+    types = tensor_types(recipe, compact=context.compact)
+    line = command_line(recipe, context.paths[".types.txt"], context.threads)
+    return Exported({".types.txt": types}, line, _notes(recipe))
 
 
 def _notes(recipe: Recipe) -> list[str]:
@@ -85,8 +89,8 @@ def _notes(recipe: Recipe) -> list[str]:
     return [f"llama-quantize is given the base {base}, and each tensor's type by a rule, for {why}."]
 
 
-def read_llama_quantize(text: str, where: str) -> list[Rule]:
-    """The rules of a tensor-type file, or of a script's `--tensor-type`s, read as llama-quantize does. Raises
+def _parse(text: str, where: str) -> list[Rule]:
+    """Return the rules of a tensor-type file, or of a script's `--tensor-type`s, read as llama-quantize does. Raises
     RecipeError."""
     rules = []
     for number, word in enumerate(tensor_type_words(text) or text.split(), 1):
@@ -100,3 +104,14 @@ def read_llama_quantize(text: str, where: str) -> list[Rule]:
         lowered = "".join(character.lower() if character.isascii() else character for character in pattern)
         rules.append(Rule(Regex(lowered, "ecmascript", f"{where}: pattern {number},"), name))
     return rules
+
+
+def _sniff(text: str) -> bool:
+    """Return whether a text is a script that names tensor types, or all words of its first line may be rules."""
+    if is_script(text):
+        return bool(tensor_type_words(text)) and "--custom-q" not in text
+    first = next(iter(beginning(text).splitlines()), "").split()
+    return bool(first) and all("=" in word for word in first)
+
+
+DIALECT = Dialect(write=_write, suffixes=(".types.txt",), read=reader_of_rules(_parse, _ORDER), sniff=_sniff)

@@ -7,11 +7,22 @@ nearest to its tensor in bits per weight of MLX's affine formats.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
-from planner.dialects.dialect import Exported, Found, changing, idle, placed, read_dictionary
+from planner.dialects.dialect import (
+    Dialect,
+    ExportContext,
+    Exported,
+    ImportContext,
+    Imported,
+    beginning,
+    changing,
+    idle,
+    placed,
+    read_dictionary,
+)
 from planner.dialects.patterns import compacted, escaped
 from planner.errors import RecipeError
 from planner.formats.mlx import AFFINE, Affine
@@ -21,17 +32,19 @@ from planner.names.transformers import ahead, bare, other_modules
 from planner.recipe import Choice, Recipe
 from planner.text import command, some
 
-__all__ = ["export_mlx_lm", "nearest_affine", "read_mlx_lm"]
+__all__ = ["DIALECT", "nearest_affine"]
+
+_QUANTIZATION = re.compile(r'"quantization(_config)?"\s*:\s*\{')
 
 
 def nearest_affine(bpw: float, row_length: int) -> Affine | None:
-    """What is nearest in bits per weight and fills rows of `row_length`; None where nothing does."""
+    """Return the format nearest in bits per weight whose groups fill rows of `row_length`; None where none does."""
     options = [option for option in AFFINE.values() if option.fits(row_length)]
     return min(options, key=lambda option: (abs(option.bpw - bpw), option.bpw), default=None)
 
 
 def _placed(recipe: Recipe) -> tuple[dict[str, list[Choice]], list[str]]:
-    """Module → its tensors (several where MLX has them fused); and notes on what has none."""
+    """Return the tensors of each module (several where MLX fuses them), and notes on tensors without one."""
     if any(not choice.shape for choice in changing(recipe)):
         raise RecipeError(
             "The recipe does not say the shapes of its tensors, which MLX's groups have to fill.",
@@ -41,15 +54,15 @@ def _placed(recipe: Recipe) -> tuple[dict[str, list[Choice]], list[str]]:
         changing(recipe), ahead(recipe.formats), lambda name: module_paths(name, recipe.model.architecture),
         "mlx-lm", "it keeps them in 16 bits",
     )  # fmt: skip
-    found: dict[str, list[Choice]] = {}
+    modules: dict[str, list[Choice]] = {}
     for choice, paths in pairs:
         for path in paths:
-            found.setdefault(path, []).append(choice)
-    return found, notes
+            modules.setdefault(path, []).append(choice)
+    return modules, notes
 
 
 def _translated(recipe: Recipe) -> tuple[dict[str, Affine | None], list[str]]:
-    """Module → what it gets (None: stays as it is), and what that changes."""
+    """Return the nearest format for each module (None: 16 bits), and notes on what the translation changes."""
     chosen: dict[str, Affine | None] = {}
     table = all_formats()
     before = after = 0.0
@@ -75,7 +88,7 @@ def _translated(recipe: Recipe) -> tuple[dict[str, Affine | None], list[str]]:
 
 
 def _planned(recipe: Recipe) -> tuple[dict[str, Affine | None], list[str]]:
-    """Module → the format that a recipe of MLX's own gives it (None: 16 bits), and notes."""
+    """Return the format that a recipe of the family `mlx` gives each module (None: 16 bits), and notes."""
     chosen: dict[str, Affine | None] = {}
     modules, notes = _placed(recipe)
     for path, choices in modules.items():
@@ -97,9 +110,8 @@ def _elements(choice: Choice) -> int:
     return elements
 
 
-def export_mlx_lm(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
-    """The dictionary and the predicate (with `compact`, of patterns). Raises RecipeError."""
-    del threads
+def _write(recipe: Recipe, context: ExportContext) -> Exported:
+    """Return the dictionary and the predicate (with `compact`, of patterns). Raises RecipeError."""
     chosen, notes = _planned(recipe) if recipe.family == "mlx" else _translated(recipe)
     if recipe.model.architecture == "gemma3":
         notes.append("For a checkpoint with vision, every path begins with language_model. in mlx-lm.")
@@ -109,25 +121,26 @@ def export_mlx_lm(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, t
     usual = counts.most_common(1)[0][0]
     every = {path: option.parameters if option else False for path, option in chosen.items()}
     dictionary = {"quantization": {**usual.parameters, **every}}
-    source = _predicate(recipe, chosen, compact=compact)
+    source = _predicate(recipe, chosen, compact=context.compact)
     files = {".mlx.json": json.dumps(dictionary, indent=2) + "\n", ".mlx.py": source}
     call = (
-        f'predicate = runpy.run_path({json.dumps(str(paths[".mlx.py"]))})["quant_predicate"]\n'
+        f'predicate = runpy.run_path({json.dumps(str(context.paths[".mlx.py"]))})["quant_predicate"]\n'
         "mlx_lm.convert(HF_MODEL, quantize=True, q_group_size=32, quant_predicate=predicate)"
     )
     return Exported(files, command("python", "-c", f"import mlx_lm, runpy\n{call}"), notes)
 
 
-def read_mlx_lm(text: str, names: Sequence[str], architecture: str, where: str) -> Found:
-    """Tensor → format, of a config.json or what is exported here, as `class_predicate` of mlx_lm.utils.load_model reads
-    it; tensors that it does not quantize are left out. Notes name modules that are none of the model's.
+def _read(text: str, context: ImportContext) -> Imported:
+    """Read a config.json, or what is exported here, as `class_predicate` of mlx_lm.utils.load_model reads it; tensors
+    that it does not quantize are left out. Notes name modules that are none of the model's.
 
     Raises RecipeError, also for what MLX has besides its affine formats.
     """
+    names, architecture, where = context.names, context.architecture, context.where
     modules = _quantization(read_dictionary(text, where, "the config.json of a quantized model"), where)
     _affine(modules, modules, where, "all modules")  # refused even if every module has an entry of its own
     entries = {bare(key): value for key, value in modules.items()}
-    found: dict[str, str] = {}
+    chosen: dict[str, str] = {}
     known: set[str] = set()
     skipped = ahead(names)
     for name in names:
@@ -146,12 +159,12 @@ def read_mlx_lm(text: str, names: Sequence[str], architecture: str, where: str) 
             )
         fmt = own.pop()
         if fmt is not None:
-            found[name] = fmt
-    if not found:
+            chosen[name] = fmt
+    if not chosen:
         raise RecipeError(f"{where} quantizes none of the model's tensors.", "Give the model that it is for.")
     foreign = [key for key, value in entries.items() if isinstance(value, dict | bool) and key not in known]
     others = other_modules(names, architecture) if foreign else ()
-    return Found(found, tuple(idle([key for key in foreign if key not in others], "module")))
+    return Imported(chosen, tuple(idle([key for key in foreign if key not in others], "module")))
 
 
 def _quantization(config: Mapping[str, object], where: str) -> Mapping[str, object]:
@@ -168,7 +181,7 @@ def _quantization(config: Mapping[str, object], where: str) -> Mapping[str, obje
 
 
 def _affine(value: object, usual: Mapping[str, object], where: str, path: str) -> str | None:
-    """The format that a module's entry means; None: 16 bits."""
+    """Return the format that a module's entry means; None: 16 bits."""
     if value is False:
         return None
     entry = usual if value is True else value
@@ -203,3 +216,12 @@ def _predicate(recipe: Recipe, chosen: Mapping[str, Affine | None], *, compact: 
             "next((found for pattern, found in MODULES if re.search(pattern, path)), False)",
         )
     return f"{head}\n{body[0]}\n\n\ndef quant_predicate(path, module):\n    return {body[1]}\n"
+
+
+DIALECT = Dialect(
+    write=_write,
+    suffixes=(".mlx.json", ".mlx.py"),
+    families=("gguf", "mlx"),
+    read=_read,
+    sniff=lambda text: beginning(text).startswith("{") and _QUANTIZATION.search(text) is not None,
+)

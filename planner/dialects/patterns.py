@@ -18,7 +18,7 @@ _PUNCTUATION = frozenset(r"\^$.|?*+()[]{}")
 
 
 def escaped(text: str) -> str:
-    r"""Text that stands for itself in either grammar.
+    r"""Escape text so that it stands for itself in either grammar.
 
     >>> print(escaped("blk.0.a+b"))
     blk\.0\.a\+b
@@ -27,7 +27,7 @@ def escaped(text: str) -> str:
 
 
 def escaped_ecmascript(text: str, special: str) -> str:
-    r"""Text for std::regex: what is not printable ASCII, and the characters in `special`, by number.
+    r"""Escape text for std::regex: what is not printable ASCII, and the characters in `special`, by number.
 
     >>> print(escaped_ecmascript("a b,c", " ,"))
     a\x20b\x2cc
@@ -40,12 +40,12 @@ def escaped_ecmascript(text: str, special: str) -> str:
 
 
 def one_each(formats: Mapping[str, str], escape: Escape) -> list[tuple[str, str]]:
-    """A pattern for every tensor, with its format."""
+    """Return a pattern for every tensor, with its format."""
     return [(f"^{escape(name)}$", fmt) for name, fmt in formats.items()]
 
 
 def compacted(formats: Mapping[str, str], escape: Escape) -> list[tuple[str, str]]:
-    """Patterns, each with its format, that find every tensor of `formats` and no name besides.
+    """Return patterns, each with its format, that find every tensor of `formats` and no name besides.
 
     Tensors of one format are merged over blocks and roles: for each format either roles that have it in the same
     blocks share a pattern, or blocks that have it in the same roles, whichever gives fewer patterns. Each name is found
@@ -70,7 +70,7 @@ def compacted(formats: Mapping[str, str], escape: Escape) -> list[tuple[str, str
 
 
 def _rectangles(rows: Mapping[str, Iterable[str]]) -> list[tuple[list[str], list[str]]]:
-    """Rows that have the same columns, together."""
+    """Group rows that have the same columns."""
     found: dict[frozenset[str], tuple[list[str], list[str]]] = {}
     for row, columns in rows.items():
         found.setdefault(frozenset(columns), ([], list(columns)))[0].append(row)
@@ -86,7 +86,7 @@ def _turned(rows: Mapping[str, Iterable[str]]) -> dict[str, dict[str, None]]:
 
 
 def any_of(texts: list[str], escape: Escape) -> str:
-    r"""A pattern for any of some texts; what begins and ends all of them is written once.
+    r"""Return a pattern for any of some texts; a common beginning and end is written once.
 
     >>> print(any_of([".attn_k.weight", ".attn_q.weight"], escaped))
     \.attn_(k|q)\.weight
@@ -106,7 +106,7 @@ def any_of(texts: list[str], escape: Escape) -> str:
 
 
 def numbers(members: Iterable[str]) -> str:
-    """A pattern for any of some numbers (as digits, without leading zeros), with digits in classes.
+    """Return a pattern for any of some numbers (as digits, without leading zeros), with digits in classes.
 
     >>> numbers(["0", "3", *map(str, range(10, 16))]), numbers(["7"])
     ('([03]|1[0-5])', '7')
@@ -119,7 +119,7 @@ def numbers(members: Iterable[str]) -> str:
 
 
 def _digits(words: frozenset[str]) -> list[str]:
-    """Terms for numbers of one length: first digits that may be followed by the same are one class."""
+    """Return terms for numbers of one length; first digits that may be followed by the same share a class."""
     if words == {""}:
         return [""]
     tails: dict[str, set[str]] = {}
@@ -136,7 +136,7 @@ def _digits(words: frozenset[str]) -> list[str]:
 
 
 def _class(digits: list[str]) -> str:
-    """One digit, or `[03]`, or with runs of three and more `[0-5]`."""
+    """Return one digit, or `[03]`, or with runs of three and more `[0-5]`."""
     if len(digits) == 1:
         return digits[0]
     runs: list[list[str]] = []

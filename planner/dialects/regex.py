@@ -44,7 +44,7 @@ class Regex:
         self._looks = [None if look is None else _Automaton(_reversed(look), where) for look in parser.looks]
 
     def search(self, name: str) -> bool:
-        """Whether the pattern is found anywhere in `name`."""
+        """Return whether the pattern is found anywhere in `name`."""
         if self._plain is not None:
             begin, text, end = self._plain
             if begin:

@@ -30,26 +30,26 @@ _RULE = re.compile(
 
 
 def is_script(text: str) -> bool:
-    """Whether a text is a shell script, or a command line of one."""
+    """Return whether a text is a shell script, or a command line of one."""
     return _SCRIPT.search(text[:_LONGEST]) is not None
 
 
 def script_rules(text: str) -> str | None:
-    """The rules that a script's strings hold, those of several a line apart; None where it is no script or has none."""
+    """Return the rules in a script's strings, one string a line; None where it is no script or has none."""
     if not is_script(text):
         return None
-    found = [value for _, value in _words(text[:_LONGEST]) if any(map(_RULE.fullmatch, re.split(r"[,\n]", value)))]
-    return "\n".join(found) or None
+    rules = [value for _, value in _words(text[:_LONGEST]) if any(map(_RULE.fullmatch, re.split(r"[,\n]", value)))]
+    return "\n".join(rules) or None
 
 
 def tensor_type_words(text: str) -> list[str]:
-    """What follows each `--tensor-type` of a script."""
+    """Return the word after each `--tensor-type` of a script."""
     words = [word for word, _ in _words(text[:_LONGEST])] if is_script(text) else []
     return [after for word, after in itertools.pairwise(words) if word == "--tensor-type"]
 
 
 def _words(text: str) -> Iterator[tuple[str, str]]:
-    """Words of a script, whole and without `NAME=` before a quote."""
+    """Yield the words of a script, whole and without `NAME=` before a quote."""
     word = value = ""
     documents = at = 0
     while match := _PIECE.match(text, at):

@@ -7,17 +7,20 @@ those that are never quantized too. Types are spelt `q4_K`, `iq4_xs`, `f32`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import re
 
-from planner.dialects.dialect import Exported, Rule, refuse, type_names
+from planner.dialects.dialect import Dialect, ExportContext, Exported, beginning, refuse, type_names
 from planner.dialects.patterns import compacted, escaped, one_each
 from planner.dialects.regex import Regex
+from planner.dialects.rules import Rule, reader_of_rules
+from planner.dialects.shell import is_script
 from planner.errors import RecipeError
 from planner.recipe import Recipe
 from planner.text import command
 
-__all__ = ["export_tool_suite", "read_tool_suite", "recipe_lines"]
+__all__ = ["DIALECT"]
+
+_SURE = re.compile(r"(?im)^\s*## (quant mix|recipe of planner)|GGUF Tool Suite")
 
 _TYPES = (
     "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq1_s",
@@ -25,8 +28,8 @@ _TYPES = (
 )  # fmt: skip
 
 
-def recipe_lines(recipe: Recipe, *, compact: bool = False) -> str:
-    """The file. Raises RecipeError for types and names that it cannot say."""
+def _lines(recipe: Recipe, *, compact: bool) -> str:
+    """Return the file. Raises RecipeError for types and names that it cannot say."""
     type_names(recipe, _TYPES, "The GGUF-Tool-Suite")
     formats = recipe.formats
     refuse(
@@ -46,16 +49,15 @@ def _comment(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def export_tool_suite(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, threads: int) -> Exported:
-    """The file and the command that fetches its tensors. Raises RecipeError."""
-    del threads
-    fetch = command("./quant_downloader.sh", paths[".recipe"])
-    return Exported({".recipe": recipe_lines(recipe, compact=compact)}, fetch)
+def _write(recipe: Recipe, context: ExportContext) -> Exported:
+    """Return the file and the command that fetches its tensors. Raises RecipeError."""
+    fetch = command("./quant_downloader.sh", context.paths[".recipe"])
+    return Exported({".recipe": _lines(recipe, compact=context.compact)}, fetch)
 
 
-def read_tool_suite(text: str, where: str) -> list[Rule]:
-    """The rules of a `.recipe`, read as quant_downloader.sh does; indentation, in which Bash would look for spaces, is
-    taken off. Raises RecipeError."""
+def _parse(text: str, where: str) -> list[Rule]:
+    """Return the rules of a `.recipe`, read as quant_downloader.sh does, but without indentation, in which Bash would
+    look for spaces. Raises RecipeError."""
     rules = []
     for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip()
@@ -67,3 +69,12 @@ def read_tool_suite(text: str, where: str) -> list[Rule]:
             raise RecipeError(f"{where}: line {number} is {line[:80]!r}, not PATTERN=TYPE.", "Comments begin with #.")
         rules.append(Rule(Regex(pattern, "ere", f"{where}: line {number},"), name))
     return rules
+
+
+def _sniff(text: str) -> bool:
+    begin = beginning(text)
+    commented = any(line.lstrip().startswith("#") for line in begin.splitlines())
+    return commented and not is_script(text) and _SURE.search(begin) is not None
+
+
+DIALECT = Dialect(write=_write, suffixes=(".recipe",), read=reader_of_rules(_parse), sniff=_sniff, own_suffix=".recipe")

@@ -30,20 +30,20 @@ _MOST = 64  # candidates of one tensor
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What one tensor was tried in: format → error, summed over rows. `elements` are the tensor's."""
+    """Errors of one tensor, summed over rows, in the formats that were tried. `elements` are the tensor's."""
 
     elements: int
     errors: Mapping[str, float]
 
 
 def read_bpw_state(data: bytes, where: str) -> dict[str, Tried]:
-    """Tensor → what it was tried in. Raises RecipeError for anything that is not such a file, or is cut short."""
+    """Return the formats that each tensor was tried in. Raises RecipeError for any other file, and one cut short."""
     if len(data) < _HEAD.size or not data.startswith(BPW_STATE_MAGIC):
         raise RecipeError(
             f"{where} is no state of --target-bpw that planner knows.", "Give a file that begins with BPW-V2."
         )
     count, at = _HEAD.unpack_from(data)[2], _HEAD.size
-    found: dict[str, Tried] = {}
+    tried: dict[str, Tried] = {}
     try:
         for _ in range(count):
             (length,) = struct.unpack_from("<I", data, at)
@@ -61,7 +61,7 @@ def read_bpw_state(data: bytes, where: str) -> dict[str, Tried]:
                 fmt = format_by_id(kind)
                 if fmt is not None and math.isfinite(error) and error >= 0:
                     errors[fmt.name] = error
-            found[name] = Tried(elements, errors)
+            tried[name] = Tried(elements, errors)
     except (struct.error, ValueError) as error:
         raise RecipeError(f"{where} is damaged: {error}.", "Let --target-bpw write it again.") from error
-    return found
+    return tried

@@ -15,7 +15,7 @@ from planner.dialects.table import read_rows
 from planner.errors import RecipeError
 from planner.text import some
 
-__all__ = ["KldTable", "is_kld_table", "read_kld_table"]
+__all__ = ["KldTable", "read_kld_table"]
 
 _FAILED = 404.0
 _ABSENT = ("", "nan", "n/a", "na", "none", "null", "-", "--")
@@ -36,16 +36,8 @@ class KldTable:
     notes: tuple[str, ...]
 
 
-_BEGIN = re.compile(r"""("?sep=."?\r?\n)?"?QTYPE"?[,;\t]""")
-
-
-def is_kld_table(text: str) -> bool:
-    """Whether text begins as such a table."""
-    return _BEGIN.match(text) is not None
-
-
 def read_kld_table(text: str, where: str) -> KldTable:
-    """The divergences. Raises RecipeError, also for numbers that cannot be any."""
+    """Parse a table. Raises RecipeError, also for numbers that cannot be divergences."""
     rows = read_rows(text, where, _REMEDY)
     names = [name.strip() for name in rows[0]] if rows else []
     if names[1:] and all(map(_GROUP.fullmatch, names[1:])):
@@ -53,7 +45,7 @@ def read_kld_table(text: str, where: str) -> KldTable:
             f"{where} is of groups of tensors that were dropped together ({some(names[1:])}), which says nothing of "
             "any one of them.", _REMEDY,
         )  # fmt: skip
-    found: dict[str, dict[str, float]] = {}
+    klds: dict[str, dict[str, float]] = {}
     left_out: dict[str, list[str]] = {}
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(names):
@@ -64,16 +56,16 @@ def read_kld_table(text: str, where: str) -> KldTable:
             if why:
                 left_out.setdefault(why, []).append(name)
             else:
-                found.setdefault(kind, {})[name] = kld
-        _plausible(list(found.get(kind, {}).values()), f"{where}: row {number} ({kind[:40]})")
-    if not any(found.values()):
+                klds.setdefault(kind, {})[name] = kld
+        _plausible(list(klds.get(kind, {}).values()), f"{where}: row {number} ({kind[:40]})")
+    if not any(klds.values()):
         raise RecipeError(f"{where} holds no divergences.", _REMEDY)
     notes = [f"{len(names):,} cells are left out, {why}: {some(names)}." for why, names in left_out.items()]
-    return KldTable(found, tuple(notes))
+    return KldTable(klds, tuple(notes))
 
 
 def _number(text: str, name: str, where: str) -> tuple[float, str]:
-    """A cell's divergence, and why it is none where that is so."""
+    """Return a cell's divergence, and the reason where it has none."""
     bare = text.strip().removesuffix("%").rstrip()
     if _GROUP.fullmatch(name):
         return 0.0, "of groups of tensors"

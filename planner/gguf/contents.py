@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from planner.gguf.metadata import Metadata
 
-__all__ = ["contents_of", "is_encoder", "other_contents"]
+__all__ = ["contents_of", "is_encoder", "is_imatrix", "other_contents"]
 
-_IMATRIX = "an importance matrix"
 _LORA = "Merge it into its model with llama-export-lora, and give what comes out."
 _STEERS = "Give the model that it steers: it is applied when that runs, and not quantized."
 
 
+def is_imatrix(metadata: Metadata) -> bool:
+    """Return whether a file holds an importance matrix."""
+    named = metadata.text("general.type"), metadata.text("general.architecture")
+    return "imatrix" in named or "imatrix.chunk_count" in metadata
+
+
 def other_contents(metadata: Metadata) -> tuple[str, str] | None:
-    """What a file holds that is no model, and what to do with it; None for a model."""
+    """Name what a file holds that is no model, and what to do with it; None for a model."""
     kind, architecture = metadata.text("general.type"), metadata.text("general.architecture")
-    if "imatrix" in (kind, architecture) or "imatrix.chunk_count" in metadata:
-        return _IMATRIX, "Give the model, and this file with --imatrix."
+    if is_imatrix(metadata):
+        return "an importance matrix", "Give the model, and this file with --imatrix."
     if architecture == "controlvector":
         return "a control vector", _STEERS
     if kind == "adapter" or "adapter.type" in metadata:
@@ -24,13 +29,13 @@ def other_contents(metadata: Metadata) -> tuple[str, str] | None:
 
 
 def is_encoder(metadata: Metadata) -> bool:
-    """Whether a file holds the part of a multimodal model that reads images or sound (`mmproj`)."""
+    """Return whether a file holds the part of a multimodal model that reads images or sound (`mmproj`)."""
     return metadata.text("general.type") == "mmproj" or metadata.text("general.architecture") == "clip"
 
 
 def contents_of(metadata: Metadata) -> str:
-    """What a file is that is no importance matrix, whatever it says of itself."""
-    other = other_contents(metadata)
-    if other is not None and other[0] != _IMATRIX:
+    """Name what a file is that is no importance matrix, whatever it says of itself."""
+    other = None if is_imatrix(metadata) else other_contents(metadata)
+    if other is not None:
         return other[0]
     return "the encoder of a multimodal model" if is_encoder(metadata) else "a model"

@@ -1,8 +1,9 @@
-"""What a file is, told by its first bytes."""
+"""What a file is, told by its first bytes; of JSON, by all of it. Nothing else in planner decides that."""
 
 from __future__ import annotations
 
 import codecs
+import re
 from dataclasses import dataclass
 
 from planner.inputs.strangers import is_legacy_imatrix, stranger
@@ -15,13 +16,17 @@ __all__ = [
     "GGUF",
     "HEAD",
     "JSON",
+    "KLD_TABLE",
     "LEGACY_IMATRIX",
+    "RECIPE",
     "STATE",
     "TEXT",
+    "TEXTS",
     "UNKNOWN",
     "Kind",
     "encoding_of",
     "kind_of",
+    "kind_of_whole",
 ]
 
 HEAD = 4096
@@ -46,13 +51,20 @@ BASELINE = Kind("a file of log-probabilities", in_place=True)
 LEGACY_IMATRIX = Kind("an imatrix", in_place=True)
 BPW_STATE = Kind("a state of --target-bpw")
 JSON = Kind("JSON")
+RECIPE = Kind("a recipe")
+KLD_TABLE = Kind("a table of KL divergences")
 TEXT = Kind("text")
 UNKNOWN = Kind("nothing that planner knows")
+TEXTS = (JSON, RECIPE, KLD_TABLE, TEXT, UNKNOWN)
+"""Kinds that may be read as text."""
 
 _EMPTY = Kind("empty", remedy="Make it again: whatever wrote it did not get far.")
 _MAGICS = (
     (b"GGUF", GGUF), (b"SQLite format 3\0", STATE), (BASELINE_MAGIC, BASELINE), (BPW_STATE_MAGIC, BPW_STATE),
 )  # fmt: skip
+_OF_RECIPE = '"format_version"'  # which no dictionary of another program has
+# As a kld_results.csv of the GGUF-Tool-Suite begins, also when a spreadsheet has named the separator
+_OF_KLD_TABLE = re.compile(r"""("?sep=."?\r?\n)?"?QTYPE"?[,;\t]""")
 # The longer ones first: UTF-32's begins with UTF-16's
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -64,12 +76,12 @@ _MARKS = (
 
 
 def encoding_of(data: bytes) -> tuple[str, int]:
-    """How text is encoded by the mark at its start, and how many bytes that takes: UTF-8 without one."""
+    """Return how text is encoded by the mark at its start, and the bytes of that: UTF-8 and 0 without one."""
     return next(((encoding, len(mark)) for mark, encoding in _MARKS if data.startswith(mark)), ("utf-8", 0))
 
 
 def kind_of(head: bytes, size: int) -> Kind:
-    """What a file of `size` bytes is that begins with `head` (HEAD bytes, or all of it)."""
+    """Return the kind of a file of `size` bytes that begins with `head` (HEAD bytes, or all of it)."""
     if not head:
         return _EMPTY
     for magic, kind in _MAGICS:
@@ -83,4 +95,13 @@ def kind_of(head: bytes, size: int) -> Kind:
         return JSON
     if found := stranger(head, size):
         return Kind(found.what, remedy=found.remedy)
-    return UNKNOWN if "\0" in text else TEXT
+    if "\0" in text:
+        return UNKNOWN
+    return KLD_TABLE if _OF_KLD_TABLE.match(text) else TEXT
+
+
+def kind_of_whole(kind: Kind, data: bytes) -> Kind:
+    """Return the kind of a file whose head is of `kind`, by all of its bytes: what tells a recipe from other JSON may
+    stand anywhere in it."""
+    encoding, _ = encoding_of(data)
+    return RECIPE if kind == JSON and _OF_RECIPE.encode(encoding) in data else kind

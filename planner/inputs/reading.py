@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from planner.errors import PlannerError
-from planner.inputs.kinds import HEAD, JSON, TEXT, UNKNOWN, Kind, encoding_of, kind_of
+from planner.inputs.kinds import HEAD, TEXTS, Kind, encoding_of, kind_of, kind_of_whole
 
 __all__ = ["LARGEST_LIST", "Given", "decode", "kind_at", "look", "open_regular", "read_bytes", "read_text"]
 
@@ -49,14 +49,14 @@ class Given:
         return "a pipe" if self.piped else self.path.name
 
     def content(self, error: Error, what: str) -> bytes:
-        """All of it. Raises `error` where it is too large for `what`."""
+        """Return all of it. Raises `error` where it is too large for `what`."""
         if not self.whole:
             raise error(f"{self.path} is too large for {what}.", "Check what it is with `planner inspect`.")
         return self.data
 
     def text(self, error: Error, what: str, *, lenient: bool = False) -> str:
-        """It as text, decoded as `decode` does. Raises `error` where it is something else than `what`."""
-        if self.kind not in (JSON, TEXT, UNKNOWN):
+        """Decode it as `decode` does. Raises `error` where it is something else than `what`."""
+        if self.kind not in TEXTS:
             raise error(f"{self.path} is {self.kind.what}.", self.kind.remedy or f"Give {what}.")
         return decode(self.content(error, what), str(self.path), error, lenient=lenient)
 
@@ -76,13 +76,14 @@ def look(path: Path, error: Error, limit: int = LARGEST_LIST) -> Given:
             raise _irregular(path, status.st_mode, error)
         if kind.in_place or kind.remedy or (not piped and status.st_size > limit):
             return Given(path, kind, head, whole=False, piped=piped)
-        return Given(path, kind, _read(descriptor, path, error, limit, head), whole=True, piped=piped)
+        data = _read(descriptor, path, error, limit, head)
+        return Given(path, kind_of_whole(kind, data), data, whole=True, piped=piped)
     finally:
         os.close(descriptor)
 
 
 def kind_at(path: Path, error: Error) -> Kind:
-    """What a regular file is. Raises `error` for any other."""
+    """Return the kind of a regular file. Raises `error` for any other."""
     with open_regular(path, error) as file:
         return kind_of(file.read(HEAD), os.fstat(file.fileno()).st_size)
 
@@ -98,7 +99,7 @@ def open_regular(path: Path, error: Error) -> BinaryIO:
 
 
 def read_bytes(path: Path, error: Error) -> bytes:
-    """All of a file, or of a pipe. Raises `error`."""
+    """Read all of a file, or of a pipe. Raises `error`."""
     descriptor = _open(path, error)
     try:
         regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
@@ -108,12 +109,12 @@ def read_bytes(path: Path, error: Error) -> bytes:
 
 
 def read_text(path: Path, error: Error, *, exact: bool = False) -> str:
-    """All of a file of text, or of a pipe, as `decode` does. Raises `error`."""
+    """Read all of a file of text, or of a pipe, as `decode` does. Raises `error`."""
     return decode(read_bytes(path, error), str(path), error, exact=exact)
 
 
 def decode(data: bytes, where: str, error: Error, *, lenient: bool = False, exact: bool = False) -> str:
-    """Bytes as text, without the mark at its start and with plain line feeds (`exact`: with line ends as they are).
+    """Decode text, without the mark at its start and with plain line feeds (`exact`: with line ends as they are).
 
     Raises `error` for what is no UTF-8 and has no other mark. With `lenient`, bytes that are no UTF-8 become lone
     surrogates: lists whose comments are of another encoding can then be read, and nothing in them is mistaken.
@@ -142,7 +143,7 @@ def _iconv(encoding: str) -> str:
 
 
 def _unmarked(head: bytes) -> str | None:
-    """The encoding of text in UTF-16 that has no mark: every other byte of Latin letters is zero."""
+    """Return the encoding of text in UTF-16 that has no mark: every other byte of Latin letters is zero."""
     even, odd = head[::2].count(0), head[1::2].count(0)
     if not head or 4 * max(even, odd) < len(head) or min(even, odd):
         return None
@@ -181,8 +182,8 @@ def _irregular(path: Path, mode: int, error: Error) -> PlannerError:
 def _read(
     descriptor: int, path: Path, error: Error, most: int | None, begun: bytes = b"", *, cut: bool = False
 ) -> bytes:
-    """All from the beginning, `begun`, to the end. Raises `error` where that is more than `most` bytes; with `cut`,
-    returns those."""
+    """Read all from the beginning, `begun`, to the end. Raises `error` where that is more than `most` bytes; with
+    `cut`, returns those."""
     data = bytearray(begun)
     stop = time.monotonic() + _FOR_WRITER
     piped = stat.S_ISFIFO(os.fstat(descriptor).st_mode)

@@ -26,7 +26,6 @@ __all__ = [
     "Recipe",
     "file_type_of_choices",
     "is_left_alone",
-    "is_recipe",
     "load_recipe",
     "parse_recipe",
     "recipe_schema",
@@ -132,11 +131,6 @@ def save_recipe(recipe: Recipe, path: Path, *, force: bool = True) -> None:
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe from a file or a pipe. Raises RecipeError for anything that is not one."""
     return parse_recipe(look(path, RecipeError).text(RecipeError, "a recipe"), str(path))
-
-
-def is_recipe(text: str) -> bool:
-    """Whether JSON is meant to be a recipe of ours, and not a dictionary of somebody else."""
-    return text.lstrip().startswith("{") and '"format_version"' in text
 
 
 def parse_recipe(text: str, where: str) -> Recipe:

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.dialects.auto_round import layer_config
-from planner.dialects.exports import EXPORTS, export_recipe
-from planner.dialects.imports import IMPORTS, read_choices
+from planner.dialects.exports import export_recipe
+from planner.dialects.imports import read_choices
 from planner.errors import RecipeError
 from planner.formats.ggml import formats
 from planner.names.transformers import ARCHITECTURES, module_of
@@ -258,11 +258,3 @@ def test_gguf_has_the_same_modules(architecture):
         known = {f"blk.2.{role}", None}
         # linear attention's projection has gguf's name for any fused one; Llama's experts are Mixtral's
         assert name in known or role in ("attn_qkv", "attn_gate"), (path, name)
-
-
-def test_dialects_have_names():
-    from planner.cli.export import _DIALECTS as TO
-    from planner.cli.importing import _DIALECTS as FROM
-
-    assert list(EXPORTS) == TO
-    assert sorted(IMPORTS) == sorted(FROM)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from planner.dialects.exports import export_recipe
 from planner.dialects.imports import guess_dialect, read_choices
-from planner.dialects.mlx_lm import nearest_affine, read_mlx_lm
+from planner.dialects.mlx_lm import nearest_affine
 from planner.errors import RecipeError
 from planner.formats.ggml import formats
 from planner.formats.mlx import AFFINE
@@ -140,7 +140,9 @@ def _modules(known, wanted):
 
 
 def read(config, names=("blk.0.attn_q.weight", "blk.0.ffn_down.weight", "output.weight", "output_norm.weight")):
-    return read_mlx_lm(config if isinstance(config, str) else json.dumps(config), names, "llama", "it").formats
+    return read_choices(
+        config if isinstance(config, str) else json.dumps(config), "mlx-lm", names, "llama", "it"
+    ).formats
 
 
 def test_the_config_of_a_published_model():
@@ -175,7 +177,7 @@ def test_a_module_that_is_two_in_mlx_has_one_format():
     entries = {f"{path}embed_q": {"group_size": 64, "bits": 4}, f"{path}unembed_out": {"group_size": 64, "bits": 8}}
     config = json.dumps({"quantization": {"group_size": 64, "bits": 4, **entries}})
     with pytest.raises(RecipeError, match=r"they are one tensor: blk\.0\.attn_kv_b"):
-        read_mlx_lm(config, ["blk.0.attn_kv_b.weight"], "deepseek2", "it")
+        read_choices(config, "mlx-lm", ["blk.0.attn_kv_b.weight"], "deepseek2", "it")
 
 
 def test_modules_that_are_none_of_the_models():
@@ -187,7 +189,7 @@ def test_modules_that_are_none_of_the_models():
         layer = f"{outer}layers.1"
         entries = {f"{layer}.self_attn.q_proj": own, f"{layer}.mlp.gate": own, "vision_tower.blocks.0.attn": False}
         config = json.dumps({"quantization": usual | entries | {f"{layer}.self_attn.q_porj": own}})
-        found = read_mlx_lm(config, names, "qwen3moe", "it")
+        found = read_choices(config, "mlx-lm", names, "qwen3moe", "it")
         assert found.formats == {"blk.1.attn_q.weight": "mlx_q8_g32", "output.weight": "mlx_q4_g64"}
         assert found.notes == (
             "2 modules find no tensor: vision_tower.blocks.0.attn, layers.1.self_attn.q_porj.",

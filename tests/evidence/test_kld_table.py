@@ -8,7 +8,8 @@ import random
 import pytest
 
 from planner.errors import RecipeError
-from planner.evidence.kld_table import is_kld_table, read_kld_table
+from planner.evidence.kld_table import read_kld_table
+from planner.inputs.kinds import HEAD, KLD_TABLE, kind_of
 
 NAMES = [f"blk.{block}.{role}.weight" for block in range(6) for role in ("attn_q", "ffn_down")] + ["output.weight"]
 
@@ -27,7 +28,7 @@ def klds(seed, low=-4.0, high=0.3):
 def test_divergences_are_taken(seed):
     values = klds(seed)
     text = table(lambda name: f"{values[name]:.6f}")
-    assert is_kld_table(text)
+    assert kind_of(text[:HEAD].encode(), len(text)) == KLD_TABLE
     found = read_kld_table(text, "it")
     assert found.klds == {"q2_K": {name: float(f"{kld:.6f}") for name, kld in values.items()}}
     assert not found.notes
