@@ -55,7 +55,7 @@ def open_for_writing(path: Path, *, create: bool) -> sqlite3.Connection:
             with transaction(connection):  # fails here, not hours later, when the file cannot be written
                 if not _is_empty(connection):
                     _check_version(connection, path)
-                    migrate(connection, _version(connection))
+                    _migrate(connection, path)
                 elif create:
                     schema.create(connection)
         _check_layout(connection, path)
@@ -71,13 +71,12 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     try:
         with translated(path):
             connection = _recovered(connection, path)
-            version = 0 if _is_empty(connection) else _check_version(connection, path)
-            if 0 < version < schema.VERSION:
+            if not _is_empty(connection) and _check_version(connection, path) < schema.VERSION:
                 on_disk, connection = connection, _tuned(sqlite3.connect(":memory:", isolation_level=None))
                 with contextlib.closing(on_disk):
                     on_disk.backup(connection)
                 with transaction(connection):
-                    migrate(connection, version)
+                    _migrate(connection, path)
         _check_layout(connection, path)
     except BaseException:
         connection.close()
@@ -135,6 +134,13 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> int:
     if version < 1:
         raise corrupt(path, f"its header names the schema {version}")
     return version
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    try:
+        migrate(connection, _version(connection))
+    except ValueError as error:
+        raise corrupt(path, str(error)) from error
 
 
 def _check_layout(connection: sqlite3.Connection, path: Path) -> None:

@@ -13,8 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel
-
 from state.connection import (
     bounded_rows,
     check_plain_file,
@@ -25,22 +23,20 @@ from state.connection import (
 )
 from state.errors import StateError, StateForeign, StateReadOnly, corrupt, translated
 from state.lock import WriterLock
-from state.records import Energies, Inventory, Measurement, Pass, Sensitivity, Summary
+from state.records import Energies, Inventory, Measurement, Pass, Summary
 from state.rows import (
     ENERGIES,
     MEASUREMENT,
     MODEL,
     PASS,
-    SENSITIVITY,
     TENSOR,
     Table,
     inventory_from_rows,
-    measurements_from_rows,
 )
 
 __all__ = ["Store"]
 
-R = TypeVar("R", bound=BaseModel)
+R = TypeVar("R")
 _KEYS_A_QUERY = 500  # SQLite takes at least 999 parameters
 
 
@@ -131,10 +127,7 @@ class Store:
         """Measurements by key, in the order in which they were added: all, those of `keys` that exist, or those
         that the last `select` named."""
         with self._reading("a measurement"), _no_collecting():
-            found: dict[str, Measurement] = {}
-            for rows in self._chunks(MEASUREMENT, keys, selected):
-                found.update((record.key, record) for record in measurements_from_rows(rows))
-            return found
+            return {record.key: record for record in self._records(MEASUREMENT, keys, selected)}
 
     def add(self, measurements: Iterable[Measurement], energies: Iterable[Energies] = ()) -> None:
         """Add all of them or, on an error, none.
@@ -161,34 +154,21 @@ class Store:
                 if sum(rows) < 1:
                     raise StateError(f"{self.path} holds nothing under the key {key}.", "Add it before selecting it.")
 
-    # Structure and sensitivities
+    # Structure and passes
 
     def energies(self, keys: Iterable[str] | None = None, *, selected: bool = False) -> dict[str, Energies]:
         """Structure facts by key; the arguments are those of `measurements`."""
         with self._reading("the energies of a tensor"):
-            rows = chain.from_iterable(self._chunks(ENERGIES, keys, selected))
-            return {record.key: record for record in (Energies(**ENERGIES.values(row)) for row in rows)}
+            return {record.key: record for record in self._records(ENERGIES, keys, selected)}
 
     def add_energies(self, energies: Iterable[Energies]) -> None:
         """Add all of them or none, as `add` does."""
         self.add((), energies)
 
-    def sensitivities(self, source: str | None = None) -> tuple[Sensitivity, ...]:
-        """All sensitivities, or those of one source, in the order in which they were added."""
-        with self._reading("a sensitivity"):
-            records = (Sensitivity(**SENSITIVITY.values(row)) for row in self._rows(SENSITIVITY))
-            return tuple(record for record in records if source in (None, record.source))
-
-    def add_sensitivities(self, sensitivities: Iterable[Sensitivity]) -> None:
-        """Add all of them or none; the same tensor, source, component and key with another value is an error."""
-        with self._writing() as connection:
-            _put(connection, self.path, SENSITIVITY, sensitivities)
-
     def passes(self, subject: str | None = None) -> tuple[Pass, ...]:
         """All passes, or those about one subject, in the order in which they were added."""
         with self._reading("a pass"):
-            records = (Pass(**PASS.values(row)) for row in self._rows(PASS))
-            return tuple(record for record in records if subject in (None, record.subject))
+            return tuple(record for record in self._records(PASS) if subject in (None, record.subject))
 
     def add_passes(self, passes: Iterable[Pass]) -> None:
         """Add all of them or none; another value under the same key is an error."""
@@ -211,9 +191,7 @@ class Store:
                 measurements=len(records),
                 selected=len(self.measurements(selected=True)),
                 energies=len(self.energies()),
-                sensitivities=dict(Counter(record.source for record in self.sensitivities())),
                 passes=len(self.passes()),
-                by_format=dict(Counter(record.format for record in records)),
                 by_tensor={tensor: dict(formats) for tensor, formats in by_tensor.items()},
                 made_with=dict(Counter(record.made_with for record in records)),
                 kernel_seconds=sum(record.kernel_seconds for record in records),
@@ -224,6 +202,10 @@ class Store:
     def _rows(self, table: Table[Any], order: str = "id") -> Iterator[tuple[Any, ...]]:
         query = f"SELECT {table.columns} FROM {table.name} ORDER BY {order}"
         return chain.from_iterable(bounded_rows(self._connection, self.path, query))
+
+    def _records(self, table: Table[R], keys: Iterable[str] | None = None, selected: bool = False) -> Iterator[R]:
+        for rows in self._chunks(table, keys, selected):
+            yield from table.records(rows)
 
     def _chunks(self, table: Table[Any], keys: Iterable[str] | None, selected: bool) -> Iterator[list[tuple[Any, ...]]]:
         query = f"SELECT {table.columns} FROM {table.name} WHERE {'selected = 1' if selected else '1'}"
@@ -276,7 +258,7 @@ def _put(connection: sqlite3.Connection, path: Path, table: Table[R], records: I
             continue
         identity = tuple(getattr(record, name) for name in table.identity)
         try:
-            old = table.record(**table.values(connection.execute(found, identity).fetchone()))
+            (old,) = table.records([connection.execute(found, identity).fetchone()])
         except (ValueError, TypeError, RecursionError) as error:  # TypeError: only the index has it
             raise corrupt(path, f"the {table.name} under {' '.join(identity)} is not what it should be") from error
         if differences := table.differences(old, record):

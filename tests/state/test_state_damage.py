@@ -31,7 +31,7 @@ def survived():
         pass
 
 
-def use_in_every_way(path, measurement, energies, sensitivity, inventory):
+def use_in_every_way(path, measurement, energies, make_pass, inventory):
     """Anything but a `StateError` fails the test; each step goes on where the one before gave up."""
     for mode in ({"read_only": True}, {}, {"create": True}):
         with survived(), Store.open(path, **mode) as store:
@@ -39,13 +39,12 @@ def use_in_every_way(path, measurement, energies, sensitivity, inventory):
                 store.inventory,
                 store.measurements,
                 store.energies,
-                store.sensitivities,
                 store.passes,
                 store.summary,
             ]
             steps.append(lambda: store.measurements([measurement(n).key for n in range(12)], selected=True))
             steps.append(lambda: store.add([measurement(5), measurement(500)], [energies(5), energies(500)]))
-            steps.append(lambda: store.add_sensitivities([sensitivity(1), sensitivity(500)]))
+            steps.append(lambda: store.add_passes([make_pass(1), make_pass(500)]))
             steps.append(lambda: store.set_inventory(inventory(imatrix_digest=None)))
             steps.append(lambda: store.select([measurement(5).key, energies(0).key]))
             for step in steps:
@@ -59,8 +58,8 @@ def impatient(monkeypatch):
 
 
 @pytest.fixture
-def use(measurement, energies, sensitivity, inventory):
-    return lambda path: use_in_every_way(path, measurement, energies, sensitivity, inventory)
+def use(measurement, energies, make_pass, inventory):
+    return lambda path: use_in_every_way(path, measurement, energies, make_pass, inventory)
 
 
 @thorough
@@ -145,8 +144,12 @@ def tamper(path: Path, *statements: str) -> None:
         "UPDATE energies SET \"values\" = '{\"own\": ' || printf('%.9000c', '9') || '}' WHERE id = 1",
         "UPDATE energies SET \"values\" = x'7b' WHERE id = 1",
         'UPDATE energies SET "values" = 5 WHERE id = 1',
-        "UPDATE sensitivity SET component = 'both' WHERE id = 1",
-        "UPDATE sensitivity SET stderr = -1 WHERE id = 1",
+        "UPDATE energies SET content_digest = '' WHERE id = 1",
+        "UPDATE energies SET content_digest = 3 WHERE id = 1",
+        "UPDATE energies SET gaps_version = -1 WHERE id = 1",
+        "UPDATE energies SET gaps_version = 'x' WHERE id = 1",
+        "UPDATE pass SET errors = '{\"a\": [1, 2]}' WHERE id = 1",
+        "UPDATE pass SET stderr = -1 WHERE id = 1",
         "UPDATE model SET has_means = 2",
         "UPDATE model SET metadata = 'null'",
         "UPDATE model SET metadata = '{\"a\": [1]}'",
@@ -178,10 +181,10 @@ def test_values_that_cannot_be(filled, use, statement):
         ["ALTER TABLE measurement DROP COLUMN selected"],
         ["ALTER TABLE tensor ADD COLUMN computed AS (abs(nbytes))"],
         [
-            "DROP TABLE sensitivity",
-            "CREATE VIEW sensitivity AS WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n FROM r) SELECT n FROM r",
+            "DROP TABLE pass",
+            "CREATE VIEW pass AS WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n FROM r) SELECT n FROM r",
         ],
-        ["DROP TABLE sensitivity", "CREATE VIRTUAL TABLE sensitivity USING fts5(tensor, source)"],
+        ["DROP TABLE pass", "CREATE VIRTUAL TABLE pass USING fts5(key, subject)"],
     ],
 )
 def test_tables_that_are_not_ours(filled, use, statements):
