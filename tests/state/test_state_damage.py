@@ -16,8 +16,9 @@ from state import StateCorrupt, StateError, StateForeign, StateLocked, Store
 from state.connection import file_bytes
 
 thorough = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-FROZEN = Path(__file__).parent / "assets" / "v1.planner"
-SIZE = FROZEN.stat().st_size
+OLDEST, *_, NEWEST = sorted((Path(__file__).parent / "assets").glob("v*.planner"))
+SIZE = min(file.stat().st_size for file in (OLDEST, NEWEST))
+frozen = st.sampled_from([OLDEST, NEWEST])  # the oldest is migrated first
 
 
 @contextmanager
@@ -63,13 +64,15 @@ def use(measurement, energies, make_pass, inventory):
 
 
 @thorough
-@given(st.integers(0, SIZE - 1))
-@example(0)
-@example(1)
-@example(100)
-@example(4096)
-def test_truncated_anywhere(path, use, length):
-    path.write_bytes(FROZEN.read_bytes()[:length])
+@given(frozen, st.integers(0, SIZE - 1))
+@example(NEWEST, 0)
+@example(NEWEST, 1)
+@example(NEWEST, 100)
+@example(OLDEST, 100)
+@example(NEWEST, 4096)
+@example(OLDEST, 4096)
+def test_truncated_anywhere(path, use, frozen, length):
+    path.write_bytes(frozen.read_bytes()[:length])
     with survived(), Store.open(path, read_only=True) as store:
         assert len(store.measurements()) == 12  # all or an error: nothing is lost in silence
         assert length > SIZE - 4096  # the last page is one that measurements do not need
@@ -77,9 +80,9 @@ def test_truncated_anywhere(path, use, length):
 
 
 @thorough
-@given(st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 255)), min_size=1, max_size=20))
-def test_flipped_anywhere(path, use, flips):
-    content = bytearray(FROZEN.read_bytes())
+@given(frozen, st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 255)), min_size=1, max_size=20))
+def test_flipped_anywhere(path, use, frozen, flips):
+    content = bytearray(frozen.read_bytes())
     for position, bits in flips:
         content[position] ^= bits
     path.write_bytes(content)
@@ -88,12 +91,13 @@ def test_flipped_anywhere(path, use, flips):
 
 @thorough
 @given(
+    frozen,
     st.lists(st.tuples(st.integers(0, 140), st.integers(1, 255)), min_size=1, max_size=4),
     st.integers(0, SIZE // 4096 - 1),
 )
-def test_flipped_where_it_hurts(path, use, flips, page):
+def test_flipped_where_it_hurts(path, use, frozen, flips, page):
     """The beginnings of pages: the header of the file, and what says where the records of a page are."""
-    content = bytearray(FROZEN.read_bytes())
+    content = bytearray(frozen.read_bytes())
     for position, bits in flips:
         content[page * 4096 + position] ^= bits
     path.write_bytes(content)
@@ -108,9 +112,9 @@ def test_any_bytes(path, use, content):
 
 
 @thorough
-@given(st.binary(max_size=2000), st.booleans())
-def test_any_journal_beside_it(path, use, content, genuine):
-    shutil.copyfile(FROZEN, path)
+@given(frozen, st.binary(max_size=2000), st.booleans())
+def test_any_journal_beside_it(path, use, frozen, content, genuine):
+    shutil.copyfile(frozen, path)
     magic = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" if genuine else b""
     path.with_name(path.name + "-journal").write_bytes(magic + content)
     use(path)
@@ -197,10 +201,8 @@ def test_tables_that_are_not_ours(filled, use, statements):
             Store.open(filled, **mode)
 
 
-def test_pages_that_go_round_in_circles(path, measurement):
-    """An inner page whose children are all the same page, several levels up: 400 to the n-th power rows."""
-    with Store.open(path, create=True) as store:
-        store.add([measurement(number, made_with="x" * 500) for number in range(200)])
+def go_round_in_circles(path: Path) -> None:
+    """Make an inner page whose children are all the same page, several levels up: 400 to the n-th power rows."""
     with closing(sqlite3.connect(path)) as connection:
         root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'measurement'").fetchone()[0]
         pages = file_bytes(connection) // 4096
@@ -225,9 +227,32 @@ def test_pages_that_go_round_in_circles(path, measurement):
         content[(number - 1) * 4096 : number * 4096] = body
     content[28:32] = struct.pack(">I", pages + 4)
     path.write_bytes(content)
+
+
+def test_pages_that_go_round_in_circles(path, measurement):
+    with Store.open(path, create=True) as store:
+        store.add([measurement(number, made_with="x" * 500) for number in range(200)])
+    go_round_in_circles(path)
     with Store.open(path, read_only=True) as store, pytest.raises(StateCorrupt) as caught:
         store.measurements()
     assert "more than it can hold" in caught.value.problem
+
+
+def test_a_migration_does_not_go_round_in_circles(path):
+    shutil.copyfile(OLDEST, path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        columns = ", ".join(row[1] for row in connection.execute("PRAGMA table_info(measurement)"))
+        copied = columns.replace("id, key", "NULL, printf('%064x', 1000 * n + id)").replace(
+            "made_with", "printf('%.500c', 'x')"
+        )
+        numbers = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r WHERE n < 20)"
+        connection.execute(f"{numbers} INSERT INTO measurement ({columns}) SELECT {copied} FROM measurement, r")
+    with Store.open(path, read_only=True) as store:
+        assert len(store.measurements()) == 12 * 21
+    go_round_in_circles(path)
+    for mode in ({"read_only": True}, {}):
+        with pytest.raises(StateCorrupt):
+            Store.open(path, **mode)
 
 
 def test_a_record_that_only_the_index_has(filled, measurement):
