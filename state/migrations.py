@@ -1,4 +1,4 @@
-"""How a file of an older schema becomes one of the current schema.
+"""Migrate a file of an older schema to the current one.
 
 `STEPS[i]` takes a file from version `i + 1` to `i + 2`. It runs inside one transaction with all the others, so a
 crash leaves the file as it was. A step is never changed once it was released: `tests/state/assets` has one frozen
@@ -66,7 +66,7 @@ def _add_passes(connection: sqlite3.Connection) -> None:
 
 
 def _content_out_of_notes(connection: sqlite3.Connection) -> None:
-    """Give the content's digest and the version of gaps columns; drop what nobody read."""
+    """Move the content digest and the version of gaps to columns of their own; drop what nothing reads."""
     connection.execute("DROP TABLE sensitivity")
 
     # DROP COLUMN would do, but only since SQLite 3.35

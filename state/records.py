@@ -1,4 +1,4 @@
-"""What a state file holds, one record a row. All records are frozen; NaN and infinities are refused."""
+"""Records of a state file, one a row. All are frozen, and none holds NaN or infinities."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LONGEST_NAME = 4096
 
 
 def _printable(value: object) -> object:
-    """A file name may hold bytes that are not UTF-8 (lone surrogates in Python), which no database text can; and a
-    model may be called anything."""
+    """Replace what is not UTF-8 (lone surrogates, from file names), which no database text can hold, and cut the rest:
+    a model may be called anything."""
     return value.encode("utf-8", "replace").decode()[:LONGEST_NAME] if isinstance(value, str) else value
 
 
@@ -83,7 +83,7 @@ class Inventory(_Record):
 
     @model_validator(mode="after")
     def _storable(self) -> Self:
-        """Sums of sizes are numbers that a file can have."""
+        """Refuse sizes whose sum no file can have."""
         if self.header_bytes + sum(tensor.nbytes + self.alignment for tensor in self.tensors) >= 2**63:
             raise ValueError("the tensors are larger than any file")
         return self
@@ -148,14 +148,14 @@ class Pass(_Record):
     @field_validator("errors", mode="before")
     @classmethod
     def _from_json(cls, value: object) -> object:
-        """JSON has no tuples."""
+        """Turn lists into tuples, which JSON does not have."""
         if not isinstance(value, dict):
             return value
         return {name: tuple(errors) if isinstance(errors, list) else errors for name, errors in value.items()}
 
 
 class Summary(_Record):
-    """What a state file holds, counted."""
+    """Counts of what a state file holds."""
 
     schema_version: int
     file_bytes: int

@@ -1,4 +1,4 @@
-"""Between records and rows of the tables: fields that are JSON there, and measurements checked by the column."""
+"""Convert between records and rows of the tables, where some fields are JSON."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ class Table(Generic[R]):
 
     @property
     def columns(self) -> str:
-        """The names of all columns, as SQL."""
+        """Names of all columns, as SQL."""
         return ", ".join(f'"{name}"' for name in self.fields)  # quoted: "values" is a word of SQL
 
     @property
     def insert(self) -> str:
-        """The statement that adds a row unless one of the same identity is there."""
+        """Statement that adds a row unless one of the same identity is there."""
         marks = ", ".join("?" * len(self.fields))
         return f"INSERT INTO {self.name} ({self.columns}) VALUES ({marks}) ON CONFLICT DO NOTHING"
 
     def row(self, record: R) -> tuple[Any, ...]:
-        """The record as a row."""
+        """Return the record as a row."""
         values = ((name, getattr(record, name)) for name in self.fields)
         return tuple(json.dumps(value) if name in _JSON else value for name, value in values)
 
     def values(self, row: Iterable[Any]) -> dict[str, Any]:
-        """The fields of a row, not validated. Raises `ValueError` or `TypeError` for JSON that cannot be parsed."""
+        """Return the fields of a row, not validated. Raises `ValueError` or `TypeError` for unreadable JSON."""
         values = zip(self.fields, row, strict=True)
         return {name: json.loads(value) if name in _JSON else value for name, value in values}
 
@@ -64,18 +64,18 @@ class Table(Generic[R]):
         return [self.record(**self.values(row)) for row in rows]
 
     def differences(self, old: R, new: R) -> list[str]:
-        """What a second record under the same identity contradicts, for a message."""
+        """Return what a second record under the same identity contradicts, for a message."""
         value = (name for name in self.fields if name not in self.aside)
         pairs = ((name, getattr(old, name), getattr(new, name)) for name in value)
         return [f"{name} {before!r} → {after!r}" for name, before, after in pairs if before != after]
 
 
 class _Measurements(Table[Measurement]):
-    """No field is JSON, and rows are checked a column at a time: validating 22,000 of them one by one takes longer than
-    all else that happens before a plan is solved."""
+    """The table of measurements, checked a column at a time: to validate 22,000 rows one by one takes longer than all
+    else that happens before a plan is solved."""
 
     def row(self, record: Measurement) -> tuple[Any, ...]:
-        """The record as a row. Raises `ValueError` when it is not sound."""
+        """Return the record as a row. Raises `ValueError` where it is not sound."""
         row = super().row(record)
         _check([row])
         return row
@@ -127,7 +127,7 @@ PASS = Table("pass", Pass, tuple(Pass.model_fields), ("key",), frozenset({"label
 
 
 def inventory_from_rows(model: Sequence[Any], tensors: Iterable[Sequence[Any]]) -> Inventory:
-    """The inventory; raises `ValueError` or `TypeError` when the rows are not sound."""
+    """Return the inventory. Raises `ValueError` or `TypeError` where the rows are not sound."""
     values = MODEL.values(model)
     records = map(TENSOR.values, tensors)
     return Inventory.model_validate(

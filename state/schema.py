@@ -1,4 +1,4 @@
-"""The tables of the current schema, and the check that a file has exactly those."""
+"""Tables of the current schema, and the layout by which a file is checked to have exactly those."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def create(connection: sqlite3.Connection) -> None:
 
 
 def layout(connection: sqlite3.Connection) -> list[tuple[object, ...]]:
-    """Everything in the schema, as comparable rows: objects, then the columns of every table.
+    """Return everything in the schema as comparable rows: objects, then the columns of every table.
 
     Compared with the layout of a fresh file, it refuses views, triggers, virtual tables (root page 0) and computed
     columns, through which a hostile file could make a plain SELECT do anything. Reads at most 100 objects.

@@ -92,14 +92,14 @@ class Store:
     # The model
 
     def inventory(self) -> Inventory | None:
-        """The model that the state belongs to, or None before `set_inventory`."""
+        """Return the model that the state belongs to, or None before `set_inventory`."""
         with self._reading("the model's inventory"):
             models = list(self._rows(MODEL))
             tensors = list(self._rows(TENSOR, order="position"))
             return inventory_from_rows(models[0], tensors) if models else None
 
     def set_inventory(self, inventory: Inventory) -> None:
-        """Say which model, and which imatrix, the state belongs to.
+        """Record the model, and the imatrix, that the state belongs to.
 
         Another model than before is refused (`StateForeign`). The same model with another imatrix is fine: all
         measurements stay, since each is valid for its key; only `select` has to be called again.
@@ -124,7 +124,7 @@ class Store:
     # Measurements
 
     def measurements(self, keys: Iterable[str] | None = None, *, selected: bool = False) -> dict[str, Measurement]:
-        """Measurements by key, in the order in which they were added: all, those of `keys` that exist, or those
+        """Return measurements by key, in the order in which they were added: all, those of `keys` that exist, or those
         that the last `select` named."""
         with self._reading("a measurement"), _no_collecting():
             return {record.key: record for record in self._records(MEASUREMENT, keys, selected)}
@@ -133,7 +133,8 @@ class Store:
         """Add all of them or, on an error, none.
 
         What is there already with the same value is left alone (`kernel_seconds` and `made_with` are no part of the
-        value). With another value it is an error: the key does not cover all that the value depends on.
+        value). With another value it is an error: the key does not cover all that the value depends on. Raises
+        `ValueError` for a measurement that is not sound, such as one with NaN.
         """
         with self._writing() as connection:
             _put(connection, self.path, MEASUREMENT, measurements)
@@ -157,7 +158,7 @@ class Store:
     # Structure and passes
 
     def energies(self, keys: Iterable[str] | None = None, *, selected: bool = False) -> dict[str, Energies]:
-        """Structure facts by key; the arguments are those of `measurements`."""
+        """Return structure facts by key; the arguments are those of `measurements`."""
         with self._reading("the energies of a tensor"):
             return {record.key: record for record in self._records(ENERGIES, keys, selected)}
 
@@ -166,7 +167,7 @@ class Store:
         self.add((), energies)
 
     def passes(self, subject: str | None = None) -> tuple[Pass, ...]:
-        """All passes, or those about one subject, in the order in which they were added."""
+        """Return all passes, or those about one subject, in the order in which they were added."""
         with self._reading("a pass"):
             return tuple(record for record in self._records(PASS) if subject in (None, record.subject))
 
@@ -176,7 +177,7 @@ class Store:
             _put(connection, self.path, PASS, passes)
 
     def summary(self) -> Summary:
-        """What the file holds, counted."""
+        """Count what the file holds."""
         with self._reading("the header"):
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
             tensors = self.inventory()
@@ -219,7 +220,7 @@ class Store:
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
-        """One consistent view of the file. Whatever is not as it was written becomes `StateCorrupt`."""
+        """Read inside one consistent view of the file; raise `StateCorrupt` for what is not as it was written."""
         try:
             with translated(self.path), self._view():
                 yield
@@ -228,7 +229,7 @@ class Store:
 
     @contextlib.contextmanager
     def _view(self) -> Iterator[None]:
-        """Queries inside the block see the file as it was at the first of them, whatever is written meanwhile."""
+        """Let the block's queries see the file as it was at the first of them, whatever is written meanwhile."""
         if self._connection.in_transaction:  # a view inside a view is the same view
             yield
             return
@@ -241,7 +242,7 @@ class Store:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, on disk when the block ends."""
+        """Write in one transaction, on disk when the block ends."""
         if self._lock is None:
             raise StateReadOnly(f"The state file {self.path} was opened for reading only.", "Open it for writing.")
         with translated(self.path), transaction(self._connection):
@@ -275,7 +276,7 @@ def _unselect(connection: sqlite3.Connection) -> None:
 
 
 def _resolved(path: str | os.PathLike[str]) -> Path:
-    """Absolute and without symbolic links: one file has one lock and one journal, whatever it is called."""
+    """Return the path without symbolic links: one file has one lock and one journal, whatever it is called."""
     try:
         return Path(os.path.realpath(path))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -284,7 +285,7 @@ def _resolved(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def _no_collecting() -> Iterator[None]:
-    """Many new objects and no cycles among them: looking for those would take as long as the rest."""
+    """Switch the garbage collector off: many new objects, and looking for cycles takes as long as making them."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -122,7 +122,7 @@ def _formats(found: Iterable[Measurement], inventory: Inventory | None) -> list[
     for name, records in groups.items():
         fmt = known.get(name)
         errors = [record.err_var + record.err_mean for record in records]
-        possible = sum(count for length, count in lengths.items() if fmt is None or (length and fmt.fits(length)))
+        possible = sum(count for length, count in lengths.items() if fmt is None or fmt.fits(length))
         seconds = sum(record.kernel_seconds for record in records)
         tensors = len({record.tensor for record in records})
         bpw = fmt.bpw if fmt else None
