@@ -58,9 +58,8 @@ def measure() -> dict[str, object]:
         *_, last = campaign.run(threads=1)
         found = store.measurements(selected=True).values()
         kernels = sum(entry.kernel_seconds for entry in found)
-        length = {tensor.name: tensor.row_length for tensor in model.tensors}
-        sampled = sum(entry.rows * length[entry.tensor] for entry in found)
-        share = sampled / sum(entry.rows_total * length[entry.tensor] for entry in found)
+        sampled = sum(entry.rows * model.by_name[entry.tensor].row_length for entry in found)
+        share = sampled / sum(model.by_name[entry.tensor].elements for entry in found)
     seconds = time.process_time() - began
     return {"tables": built, "seconds": seconds, "kernels": kernels, "measurements": last.done, "share": share}
 

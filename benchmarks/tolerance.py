@@ -53,7 +53,7 @@ def main(model_path: str, imatrix_path: str) -> None:
                         loss = weights[m.tensor].loss(m.err_var, m.err_mean, m.err_massive, block)
                         true_loss[m.tensor, m.format] = loss
                     best = {size: recipe.loss for size, recipe in recipes.items()}
-            share = sum(m.rows for m in found) / sum(m.rows_total for m in found)
+            share = sum(m.rows for m in found) / sum(model.by_name[m.tensor].rows for m in found)
             regrets = [
                 sum(true_loss.get((c.name, c.format), 0.0) for c in recipe.tensors) / best[size] - 1
                 for size, recipe in recipes.items()

@@ -15,7 +15,7 @@ from state.errors import (
     StateNewer,
     StateReadOnly,
 )
-from state.records import Energies, Inventory, Measurement, Pass, Sensitivity, Summary, TensorRecord
+from state.records import Energies, Inventory, Measurement, Pass, Summary, TensorRecord
 from state.store import Store
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "Inventory",
     "Measurement",
     "Pass",
-    "Sensitivity",
     "StateCorrupt",
     "StateError",
     "StateForeign",

@@ -1,4 +1,4 @@
-"""Opening a state file: what must hold before anything in it is believed, and reading without bounds broken.
+"""Open a state file: check it before anything in it is believed, and bound what is read from it.
 
 Rollback journal (the default) rather than a write-ahead log: it works on network file systems and read-only disks,
 leaves one file behind, and readers wait only for the moment of a commit.
@@ -27,7 +27,7 @@ CHUNK = 256  # rows
 
 
 def check_plain_file(path: Path, *, may_be_missing: bool) -> None:
-    """Raise a `StateError` unless `path` is a plain file. Opening a pipe or a device could wait for ever."""
+    """Raise a `StateError` unless `path` is a plain file: opening a pipe or a device could wait forever."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -43,7 +43,7 @@ def check_plain_file(path: Path, *, may_be_missing: bool) -> None:
 
 
 def open_for_writing(path: Path, *, create: bool) -> sqlite3.Connection:
-    """A connection to the file, made or migrated where needed. The caller holds the writer's lock."""
+    """Connect to the file, which is made or migrated where needed. The caller holds the writer's lock."""
     if path.exists() and not os.access(path, os.W_OK):  # SQLite would quietly open it for reading
         raise from_os(PermissionError(errno.EACCES, "no permission to write"), path)
     connection = _connect(path, "rwc" if create else "rw")
@@ -55,7 +55,7 @@ def open_for_writing(path: Path, *, create: bool) -> sqlite3.Connection:
             with transaction(connection):  # fails here, not hours later, when the file cannot be written
                 if not _is_empty(connection):
                     _check_version(connection, path)
-                    migrate(connection, _version(connection))
+                    _migrate(connection, path)
                 elif create:
                     schema.create(connection)
         _check_layout(connection, path)
@@ -66,18 +66,17 @@ def open_for_writing(path: Path, *, create: bool) -> sqlite3.Connection:
 
 
 def open_for_reading(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write. A file of an older schema is migrated in memory, and stays as it is on disk."""
+    """Connect without the right to write. An older schema is migrated in memory; the file stays as it is."""
     connection = _connect(path, "ro")
     try:
         with translated(path):
             connection = _recovered(connection, path)
-            version = 0 if _is_empty(connection) else _check_version(connection, path)
-            if 0 < version < schema.VERSION:
+            if not _is_empty(connection) and _check_version(connection, path) < schema.VERSION:
                 on_disk, connection = connection, _tuned(sqlite3.connect(":memory:", isolation_level=None))
                 with contextlib.closing(on_disk):
                     on_disk.backup(connection)
                 with transaction(connection):
-                    migrate(connection, version)
+                    _migrate(connection, path)
         _check_layout(connection, path)
     except BaseException:
         connection.close()
@@ -100,7 +99,7 @@ def _tuned(connection: sqlite3.Connection) -> sqlite3.Connection:
 
 
 def _recovered(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
-    """After a crash in the middle of a write, the first to open the file undoes that write: a reader, too."""
+    """Undo a write that a crash cut short, as the first to open the file must, readers too."""
     try:
         _is_empty(connection)
     except sqlite3.OperationalError as error:
@@ -114,7 +113,7 @@ def _recovered(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection
 
 
 def _is_empty(connection: sqlite3.Connection) -> bool:
-    """True when nothing was ever committed: the file was just made, or its maker was killed."""
+    """Return whether nothing was ever committed: the file was just made, or its maker was killed."""
     return bool(connection.execute("SELECT NOT EXISTS (SELECT 1 FROM sqlite_master)").fetchone()[0])
 
 
@@ -137,6 +136,13 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> int:
     return version
 
 
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    try:
+        migrate(connection, _version(connection))
+    except ValueError as error:
+        raise corrupt(path, str(error)) from error
+
+
 def _check_layout(connection: sqlite3.Connection, path: Path) -> None:
     with translated(path):
         if _is_empty(connection):
@@ -153,7 +159,7 @@ def _check_layout(connection: sqlite3.Connection, path: Path) -> None:
 
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All of the block's writes or none, on disk when the block ends."""
+    """Commit all of the block's writes or none; they are on disk when the block ends."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -166,7 +172,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def file_bytes(connection: sqlite3.Connection) -> int:
-    """The size of the database; SQLite itself refuses a file whose header promises more pages than there are."""
+    """Return the size of the database. SQLite itself refuses a file whose header promises more pages than it has."""
     pages, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     return int(pages * size)
 
@@ -183,7 +189,7 @@ def _text_length(column: tuple[Any, ...]) -> int:
 def bounded_rows(
     connection: sqlite3.Connection, path: Path, query: str, parameters: tuple[object, ...] = ()
 ) -> list[list[tuple[Any, ...]]]:
-    """The rows of a query in lists of at most `CHUNK`.
+    """Return the rows of a query, in lists of at most `CHUNK`.
 
     A sound file holds no more text than it has bytes. One whose pages refer to each other in circles can yield rows
     without end, so reading stops with `StateCorrupt` when it has spent more than the file's size.

@@ -98,12 +98,12 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 def corrupt(path: Path, what: str) -> StateCorrupt:
-    """The error for a damaged file; `what` says which part, and what is the matter with it."""
+    """Return the error for a damaged file; `what` names the damaged part and the damage."""
     return StateCorrupt(f"The state file {path} is damaged: {what}.", MOVE_AWAY)
 
 
 def from_sqlite(error: sqlite3.Error, path: Path) -> StateError:
-    """Say in our words what SQLite could not do with the file at `path`."""
+    """Return the `StateError` for an error of SQLite about the file at `path`."""
     code: int = getattr(error, "sqlite_errorcode", 0)  # Python's own complaints have none
     match code & 0xFF:  # the low byte is the primary code, the rest says more
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED | sqlite3.SQLITE_PROTOCOL:
@@ -176,7 +176,7 @@ def _no_locks(path: Path) -> StateError:
 
 
 def from_os(error: OSError, path: Path) -> StateError:
-    """Say in our words why the operating system refused to touch the file at `path`."""
+    """Return the `StateError` for an error of the operating system about the file at `path`."""
     match error.errno:
         case errno.EROFS | errno.EACCES | errno.EPERM:
             return StateReadOnly(f"The state file {path} cannot be written ({error.strerror}).", WRITABLE)

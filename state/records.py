@@ -1,20 +1,21 @@
-"""What a state file holds, one record a row. All records are frozen and refuse unknown fields, NaN and infinities."""
+"""Records of a state file, one a row. All are frozen, and none holds NaN or infinities."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["LONGEST_NAME", "Energies", "Inventory", "Measurement", "Pass", "Sensitivity", "Summary", "TensorRecord"]
+__all__ = ["LONGEST_NAME", "Energies", "Inventory", "Measurement", "Pass", "Summary", "TensorRecord"]
 
 LONGEST_NAME = 4096
 
 
 def _printable(value: object) -> object:
-    """A file name may hold bytes that are not UTF-8 (lone surrogates in Python), which no database text can; and a
-    model may be called anything."""
+    """Replace what is not UTF-8 (lone surrogates, from file names), which no database text can hold, and cut the rest:
+    a model may be called anything."""
     return value.encode("utf-8", "replace").decode()[:LONGEST_NAME] if isinstance(value, str) else value
 
 
@@ -82,56 +83,47 @@ class Inventory(_Record):
 
     @model_validator(mode="after")
     def _storable(self) -> Self:
-        """Sums of sizes are numbers that a file can have."""
+        """Refuse sizes whose sum no file can have."""
         if self.header_bytes + sum(tensor.nbytes + self.alignment for tensor in self.tensors) >= 2**63:
             raise ValueError("the tensors are larger than any file")
         return self
 
 
-class Measurement(_Record):
-    """The error of one tensor in one format.
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The error of one tensor in one format. The store checks it, when it is added and when it is read.
 
     `key` is a digest of everything that the errors depend on, the tensor's name included. The errors are relative
     to the tensor's energy (dimensionless); `stderr` is the standard error of `err_var + err_mean`, `stderr_massive`
-    that of `err_massive`. `rows` of `rows_total` rows were sampled. `kernel_seconds` and `made_with` say how the
-    measurement came about; they are no part of its value.
+    that of `err_massive`. None of these is negative. `rows` rows were sampled. `kernel_seconds` and `made_with` say
+    how the measurement came about; they are no part of its value.
     """
 
-    key: Key
-    tensor: Name
-    format: Name
-    err_var: Spread
-    err_mean: Spread
-    err_massive: Spread
-    stderr: Spread
-    stderr_massive: Spread
-    rows: Count
-    rows_total: Count
-    kernel_seconds: Spread
-    made_with: Name
+    key: str
+    tensor: str
+    format: str
+    err_var: float
+    err_mean: float
+    err_massive: float
+    stderr: float
+    stderr_massive: float
+    rows: int
+    kernel_seconds: float
+    made_with: str
 
 
 class Energies(_Record):
-    """The structure facts of one tensor: named numbers that sensitivities are worked out from, and remarks."""
+    """The structure facts of one tensor: named numbers that sensitivities are worked out from.
 
-    key: Key
-    tensor: Name
-    values: dict[Name, Real]
-    notes: Name = ""
-
-
-class Sensitivity(_Record):
-    """How much the output moves per unit of one tensor's error, as `source` found it.
-
-    `key` is a digest of what the value depends on besides tensor, source and component.
+    `content_digest` is that of the tensor's content. `gaps_version` is the version of the rule that filled the zeros of
+    its imatrix entry, None where it has none. Passes of the model depend on both.
     """
 
-    tensor: Name
-    source: Name
-    component: Literal["bulk", "massive"]
-    value: Real
-    stderr: Spread
     key: Key
+    tensor: Name
+    content_digest: Key
+    gaps_version: Count | None = None
+    values: dict[Name, Real]
 
 
 class Pass(_Record):
@@ -156,14 +148,14 @@ class Pass(_Record):
     @field_validator("errors", mode="before")
     @classmethod
     def _from_json(cls, value: object) -> object:
-        """JSON has no tuples."""
+        """Turn lists into tuples, which JSON does not have."""
         if not isinstance(value, dict):
             return value
         return {name: tuple(errors) if isinstance(errors, list) else errors for name, errors in value.items()}
 
 
 class Summary(_Record):
-    """What a state file holds, counted."""
+    """Counts of what a state file holds."""
 
     schema_version: int
     file_bytes: int
@@ -171,9 +163,7 @@ class Summary(_Record):
     measurements: int
     selected: int
     energies: int
-    sensitivities: dict[str, int]  # by source
     passes: int
-    by_format: dict[str, int]  # measurements
     by_tensor: dict[str, dict[str, int]]  # tensor -> format -> measurements
     made_with: dict[str, int]  # measurements
     kernel_seconds: float

@@ -1,30 +1,26 @@
-"""Between records and rows of the tables: which fields are JSON there, and a fast way back for measurements."""
+"""Convert between records and rows of the tables, where some fields are JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
-from pydantic import BaseModel
-
-from state.records import LONGEST_NAME, Energies, Inventory, Measurement, Pass, Sensitivity, TensorRecord
+from state.records import LONGEST_NAME, Energies, Inventory, Measurement, Pass, TensorRecord
 
 __all__ = [
     "ENERGIES",
     "MEASUREMENT",
     "MODEL",
     "PASS",
-    "SENSITIVITY",
     "TENSOR",
     "Table",
     "inventory_from_rows",
-    "measurements_from_rows",
 ]
 
-R = TypeVar("R", bound=BaseModel)
+R = TypeVar("R")
 _JSON = {"shape", "metadata", "values", "formats", "errors"}
 
 
@@ -44,50 +40,94 @@ class Table(Generic[R]):
 
     @property
     def columns(self) -> str:
-        """The names of all columns, as SQL."""
+        """Names of all columns, as SQL."""
         return ", ".join(f'"{name}"' for name in self.fields)  # quoted: "values" is a word of SQL
 
     @property
     def insert(self) -> str:
-        """The statement that adds a row unless one of the same identity is there."""
+        """Statement that adds a row unless one of the same identity is there."""
         marks = ", ".join("?" * len(self.fields))
         return f"INSERT INTO {self.name} ({self.columns}) VALUES ({marks}) ON CONFLICT DO NOTHING"
 
     def row(self, record: R) -> tuple[Any, ...]:
-        """The record as a row."""
+        """Return the record as a row."""
         values = ((name, getattr(record, name)) for name in self.fields)
         return tuple(json.dumps(value) if name in _JSON else value for name, value in values)
 
     def values(self, row: Iterable[Any]) -> dict[str, Any]:
-        """The fields of a row, not validated. Raises `ValueError` or `TypeError` for JSON that cannot be parsed."""
+        """Return the fields of a row, not validated. Raises `ValueError` or `TypeError` for unreadable JSON."""
         values = zip(self.fields, row, strict=True)
         return {name: json.loads(value) if name in _JSON else value for name, value in values}
 
+    def records(self, rows: Sequence[Sequence[Any]]) -> list[R]:
+        """Make records of rows. Raises `ValueError` or `TypeError` where one is not sound."""
+        return [self.record(**self.values(row)) for row in rows]
+
     def differences(self, old: R, new: R) -> list[str]:
-        """What a second record under the same identity contradicts, for a message."""
+        """Return what a second record under the same identity contradicts, for a message."""
         value = (name for name in self.fields if name not in self.aside)
         pairs = ((name, getattr(old, name), getattr(new, name)) for name in value)
         return [f"{name} {before!r} → {after!r}" for name, before, after in pairs if before != after]
 
 
+class _Measurements(Table[Measurement]):
+    """The table of measurements, checked a column at a time: to validate 22,000 rows one by one takes longer than all
+    else that happens before a plan is solved."""
+
+    def row(self, record: Measurement) -> tuple[Any, ...]:
+        """Return the record as a row. Raises `ValueError` where it is not sound."""
+        row = super().row(record)
+        _check([row])
+        return row
+
+    def records(self, rows: Sequence[Sequence[Any]]) -> list[Measurement]:
+        """Make records of rows. Raises `ValueError` where one is not sound."""
+        _check(rows)
+        return [Measurement(*row) for row in rows]
+
+
+_KINDS: dict[str, type] = get_type_hints(Measurement)
+
+
+def _check(rows: Sequence[Sequence[Any]]) -> None:
+    """Raise `ValueError` unless all of the rows, at least one, are sound."""
+    for (name, kind), column in zip(_KINDS.items(), zip(*rows, strict=True), strict=True):
+        if not _sound(name, kind, column):
+            raise ValueError(f"no measurement has such a {name}")
+
+
+def _sound(name: str, kind: type, column: tuple[Any, ...]) -> bool:
+    if set(map(type, column)) != {kind}:
+        return False
+    if kind is float:
+        return all(map(isfinite, column)) and min(column) >= 0
+    if kind is int:
+        return bool(min(column) >= 0 and max(column) < 2**63)  # the integers that SQLite holds
+    lengths = set(map(len, column))
+    if name == "key":
+        return min(lengths) >= 8 and max(lengths) <= 128 and not _other_than_hex(column)
+    return max(lengths) <= LONGEST_NAME
+
+
+def _other_than_hex(column: tuple[str, ...]) -> bytes:
+    return "".join(column).encode("utf-8", "replace").translate(None, b"0123456789abcdef")
+
+
 MODEL = Table("model", Inventory, tuple(name for name in Inventory.model_fields if name != "tensors"))
 TENSOR = Table("tensor", TensorRecord, tuple(TensorRecord.model_fields), ("name",))
-MEASUREMENT = Table(
+MEASUREMENT = _Measurements(
     "measurement",
     Measurement,
-    tuple(Measurement.model_fields),
+    tuple(_KINDS),
     ("key",),
     frozenset({"kernel_seconds", "made_with"}),
 )
-ENERGIES = Table("energies", Energies, tuple(Energies.model_fields), ("key",), frozenset({"notes"}))
+ENERGIES = Table("energies", Energies, tuple(Energies.model_fields), ("key",))
 PASS = Table("pass", Pass, tuple(Pass.model_fields), ("key",), frozenset({"label", "seconds"}))
-SENSITIVITY = Table(
-    "sensitivity", Sensitivity, tuple(Sensitivity.model_fields), ("tensor", "source", "component", "key")
-)
 
 
 def inventory_from_rows(model: Sequence[Any], tensors: Iterable[Sequence[Any]]) -> Inventory:
-    """The inventory; raises `ValueError` or `TypeError` when the rows are not sound."""
+    """Return the inventory. Raises `ValueError` or `TypeError` where the rows are not sound."""
     values = MODEL.values(model)
     records = map(TENSOR.values, tensors)
     return Inventory.model_validate(
@@ -97,59 +137,3 @@ def inventory_from_rows(model: Sequence[Any], tensors: Iterable[Sequence[Any]]) 
             "tensors": tuple(record | {"shape": tuple(record["shape"])} for record in records),
         }
     )
-
-
-_ALL_FIELDS = set(Measurement.model_fields)  # one for all: a frozen record never changes it
-_KINDS: Mapping[str, object] = {name: field.annotation for name, field in Measurement.model_fields.items()}
-
-
-def measurements_from_rows(rows: Sequence[tuple[Any, ...]]) -> list[Measurement]:
-    """Records of rows in the order of the fields, checked like `Measurement(...)` but a column at a time.
-
-    Validating 22,000 rows one by one takes longer than all else that happens before a plan is solved.
-    Raises `ValueError` (pydantic's) about the first row that is not sound.
-    """
-    if not all(map(_sound, _KINDS, _KINDS.values(), zip(*rows, strict=True))):
-        return [Measurement(**dict(zip(_KINDS, row, strict=True))) for row in rows]
-    # What `Measurement.model_construct` does, in a tenth of the time. The fields in the order of the record.
-    make, assign, records = Measurement.__new__, object.__setattr__, []
-    for key, tensor, fmt, var, mean, massive, stderr, stderr_massive, some, total, seconds, made_with in rows:
-        values = {
-            "key": key,
-            "tensor": tensor,
-            "format": fmt,
-            "err_var": var,
-            "err_mean": mean,
-            "err_massive": massive,
-            "stderr": stderr,
-            "stderr_massive": stderr_massive,
-            "rows": some,
-            "rows_total": total,
-            "kernel_seconds": seconds,
-            "made_with": made_with,
-        }
-        record = make(Measurement)
-        assign(record, "__dict__", values)
-        assign(record, "__pydantic_fields_set__", _ALL_FIELDS)
-        assign(record, "__pydantic_extra__", None)
-        assign(record, "__pydantic_private__", None)
-        records.append(record)
-    return records
-
-
-def _sound(name: str, kind: object, column: tuple[Any, ...]) -> bool:
-    """Whether a whole column is certainly fine; a doubt sends the rows to the full check."""
-    if set(map(type, column)) != {kind}:
-        return False
-    if kind is float:
-        return all(map(isfinite, column)) and min(column) >= 0
-    if kind is int:
-        return bool(min(column) >= 0)
-    lengths = set(map(len, column))
-    if name == "key":
-        return min(lengths) >= 8 and max(lengths) <= 128 and not _other_than_hex(column)
-    return max(lengths) <= LONGEST_NAME
-
-
-def _other_than_hex(column: tuple[str, ...]) -> bytes:
-    return "".join(column).encode("utf-8", "replace").translate(None, b"0123456789abcdef")

@@ -1,4 +1,4 @@
-"""The tables of the current schema, and the check that a file has exactly those."""
+"""Tables of the current schema, and the layout by which a file is checked to have exactly those."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sqlite3
 __all__ = ["APPLICATION_ID", "VERSION", "create", "layout"]
 
 APPLICATION_ID = 0x504C4E52  # "PLNR", in the header of every state file
-VERSION = 2  # user_version in the header; a change here needs a step in migrations.py and a frozen file in the tests
+VERSION = 3  # user_version in the header; a change here needs a step in migrations.py and a frozen file in the tests
 
 TABLES = """
 CREATE TABLE model (
@@ -44,7 +44,6 @@ CREATE TABLE measurement (
     stderr REAL NOT NULL,
     stderr_massive REAL NOT NULL,
     rows INTEGER NOT NULL,
-    rows_total INTEGER NOT NULL,
     kernel_seconds REAL NOT NULL,
     made_with TEXT NOT NULL,
     selected INTEGER NOT NULL DEFAULT 0 -- belongs to the finished set of the present model and imatrix
@@ -53,19 +52,10 @@ CREATE TABLE energies (
     id INTEGER PRIMARY KEY,
     key TEXT NOT NULL UNIQUE,
     tensor TEXT NOT NULL,
+    content_digest TEXT NOT NULL, -- of the tensor's content
+    gaps_version INTEGER, -- of the rule that filled the zeros of its imatrix entry; NULL where it has none
     "values" TEXT NOT NULL, -- JSON object
-    notes TEXT NOT NULL,
     selected INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE sensitivity (
-    id INTEGER PRIMARY KEY,
-    tensor TEXT NOT NULL,
-    source TEXT NOT NULL,
-    component TEXT NOT NULL,
-    value REAL NOT NULL,
-    stderr REAL NOT NULL,
-    key TEXT NOT NULL,
-    UNIQUE (tensor, source, component, key)
 );
 CREATE TABLE pass (
     id INTEGER PRIMARY KEY,
@@ -91,7 +81,7 @@ def create(connection: sqlite3.Connection) -> None:
 
 
 def layout(connection: sqlite3.Connection) -> list[tuple[object, ...]]:
-    """Everything in the schema, as comparable rows: objects, then the columns of every table.
+    """Return everything in the schema as comparable rows: objects, then the columns of every table.
 
     Compared with the layout of a fresh file, it refuses views, triggers, virtual tables (root page 0) and computed
     columns, through which a hostile file could make a plain SELECT do anything. Reads at most 100 objects.

@@ -13,8 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel
-
 from state.connection import (
     bounded_rows,
     check_plain_file,
@@ -25,22 +23,20 @@ from state.connection import (
 )
 from state.errors import StateError, StateForeign, StateReadOnly, corrupt, translated
 from state.lock import WriterLock
-from state.records import Energies, Inventory, Measurement, Pass, Sensitivity, Summary
+from state.records import Energies, Inventory, Measurement, Pass, Summary
 from state.rows import (
     ENERGIES,
     MEASUREMENT,
     MODEL,
     PASS,
-    SENSITIVITY,
     TENSOR,
     Table,
     inventory_from_rows,
-    measurements_from_rows,
 )
 
 __all__ = ["Store"]
 
-R = TypeVar("R", bound=BaseModel)
+R = TypeVar("R")
 _KEYS_A_QUERY = 500  # SQLite takes at least 999 parameters
 
 
@@ -96,14 +92,14 @@ class Store:
     # The model
 
     def inventory(self) -> Inventory | None:
-        """The model that the state belongs to, or None before `set_inventory`."""
+        """Return the model that the state belongs to, or None before `set_inventory`."""
         with self._reading("the model's inventory"):
             models = list(self._rows(MODEL))
             tensors = list(self._rows(TENSOR, order="position"))
             return inventory_from_rows(models[0], tensors) if models else None
 
     def set_inventory(self, inventory: Inventory) -> None:
-        """Say which model, and which imatrix, the state belongs to.
+        """Record the model, and the imatrix, that the state belongs to.
 
         Another model than before is refused (`StateForeign`). The same model with another imatrix is fine: all
         measurements stay, since each is valid for its key; only `select` has to be called again.
@@ -128,19 +124,17 @@ class Store:
     # Measurements
 
     def measurements(self, keys: Iterable[str] | None = None, *, selected: bool = False) -> dict[str, Measurement]:
-        """Measurements by key, in the order in which they were added: all, those of `keys` that exist, or those
+        """Return measurements by key, in the order in which they were added: all, those of `keys` that exist, or those
         that the last `select` named."""
         with self._reading("a measurement"), _no_collecting():
-            found: dict[str, Measurement] = {}
-            for rows in self._chunks(MEASUREMENT, keys, selected):
-                found.update((record.key, record) for record in measurements_from_rows(rows))
-            return found
+            return {record.key: record for record in self._records(MEASUREMENT, keys, selected)}
 
     def add(self, measurements: Iterable[Measurement], energies: Iterable[Energies] = ()) -> None:
         """Add all of them or, on an error, none.
 
         What is there already with the same value is left alone (`kernel_seconds` and `made_with` are no part of the
-        value). With another value it is an error: the key does not cover all that the value depends on.
+        value). With another value it is an error: the key does not cover all that the value depends on. Raises
+        `ValueError` for a measurement that is not sound, such as one with NaN.
         """
         with self._writing() as connection:
             _put(connection, self.path, MEASUREMENT, measurements)
@@ -161,34 +155,21 @@ class Store:
                 if sum(rows) < 1:
                     raise StateError(f"{self.path} holds nothing under the key {key}.", "Add it before selecting it.")
 
-    # Structure and sensitivities
+    # Structure and passes
 
     def energies(self, keys: Iterable[str] | None = None, *, selected: bool = False) -> dict[str, Energies]:
-        """Structure facts by key; the arguments are those of `measurements`."""
+        """Return structure facts by key; the arguments are those of `measurements`."""
         with self._reading("the energies of a tensor"):
-            rows = chain.from_iterable(self._chunks(ENERGIES, keys, selected))
-            return {record.key: record for record in (Energies(**ENERGIES.values(row)) for row in rows)}
+            return {record.key: record for record in self._records(ENERGIES, keys, selected)}
 
     def add_energies(self, energies: Iterable[Energies]) -> None:
         """Add all of them or none, as `add` does."""
         self.add((), energies)
 
-    def sensitivities(self, source: str | None = None) -> tuple[Sensitivity, ...]:
-        """All sensitivities, or those of one source, in the order in which they were added."""
-        with self._reading("a sensitivity"):
-            records = (Sensitivity(**SENSITIVITY.values(row)) for row in self._rows(SENSITIVITY))
-            return tuple(record for record in records if source in (None, record.source))
-
-    def add_sensitivities(self, sensitivities: Iterable[Sensitivity]) -> None:
-        """Add all of them or none; the same tensor, source, component and key with another value is an error."""
-        with self._writing() as connection:
-            _put(connection, self.path, SENSITIVITY, sensitivities)
-
     def passes(self, subject: str | None = None) -> tuple[Pass, ...]:
-        """All passes, or those about one subject, in the order in which they were added."""
+        """Return all passes, or those about one subject, in the order in which they were added."""
         with self._reading("a pass"):
-            records = (Pass(**PASS.values(row)) for row in self._rows(PASS))
-            return tuple(record for record in records if subject in (None, record.subject))
+            return tuple(record for record in self._records(PASS) if subject in (None, record.subject))
 
     def add_passes(self, passes: Iterable[Pass]) -> None:
         """Add all of them or none; another value under the same key is an error."""
@@ -196,7 +177,7 @@ class Store:
             _put(connection, self.path, PASS, passes)
 
     def summary(self) -> Summary:
-        """What the file holds, counted."""
+        """Count what the file holds."""
         with self._reading("the header"):
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
             tensors = self.inventory()
@@ -211,9 +192,7 @@ class Store:
                 measurements=len(records),
                 selected=len(self.measurements(selected=True)),
                 energies=len(self.energies()),
-                sensitivities=dict(Counter(record.source for record in self.sensitivities())),
                 passes=len(self.passes()),
-                by_format=dict(Counter(record.format for record in records)),
                 by_tensor={tensor: dict(formats) for tensor, formats in by_tensor.items()},
                 made_with=dict(Counter(record.made_with for record in records)),
                 kernel_seconds=sum(record.kernel_seconds for record in records),
@@ -224,6 +203,10 @@ class Store:
     def _rows(self, table: Table[Any], order: str = "id") -> Iterator[tuple[Any, ...]]:
         query = f"SELECT {table.columns} FROM {table.name} ORDER BY {order}"
         return chain.from_iterable(bounded_rows(self._connection, self.path, query))
+
+    def _records(self, table: Table[R], keys: Iterable[str] | None = None, selected: bool = False) -> Iterator[R]:
+        for rows in self._chunks(table, keys, selected):
+            yield from table.records(rows)
 
     def _chunks(self, table: Table[Any], keys: Iterable[str] | None, selected: bool) -> Iterator[list[tuple[Any, ...]]]:
         query = f"SELECT {table.columns} FROM {table.name} WHERE {'selected = 1' if selected else '1'}"
@@ -237,7 +220,7 @@ class Store:
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
-        """One consistent view of the file. Whatever is not as it was written becomes `StateCorrupt`."""
+        """Read inside one consistent view of the file; raise `StateCorrupt` for what is not as it was written."""
         try:
             with translated(self.path), self._view():
                 yield
@@ -246,7 +229,7 @@ class Store:
 
     @contextlib.contextmanager
     def _view(self) -> Iterator[None]:
-        """Queries inside the block see the file as it was at the first of them, whatever is written meanwhile."""
+        """Let the block's queries see the file as it was at the first of them, whatever is written meanwhile."""
         if self._connection.in_transaction:  # a view inside a view is the same view
             yield
             return
@@ -259,7 +242,7 @@ class Store:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, on disk when the block ends."""
+        """Write in one transaction, on disk when the block ends."""
         if self._lock is None:
             raise StateReadOnly(f"The state file {self.path} was opened for reading only.", "Open it for writing.")
         with translated(self.path), transaction(self._connection):
@@ -276,7 +259,7 @@ def _put(connection: sqlite3.Connection, path: Path, table: Table[R], records: I
             continue
         identity = tuple(getattr(record, name) for name in table.identity)
         try:
-            old = table.record(**table.values(connection.execute(found, identity).fetchone()))
+            (old,) = table.records([connection.execute(found, identity).fetchone()])
         except (ValueError, TypeError, RecursionError) as error:  # TypeError: only the index has it
             raise corrupt(path, f"the {table.name} under {' '.join(identity)} is not what it should be") from error
         if differences := table.differences(old, record):
@@ -293,7 +276,7 @@ def _unselect(connection: sqlite3.Connection) -> None:
 
 
 def _resolved(path: str | os.PathLike[str]) -> Path:
-    """Absolute and without symbolic links: one file has one lock and one journal, whatever it is called."""
+    """Return the path without symbolic links: one file has one lock and one journal, whatever it is called."""
     try:
         return Path(os.path.realpath(path))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -302,7 +285,7 @@ def _resolved(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def _no_collecting() -> Iterator[None]:
-    """Many new objects and no cycles among them: looking for those would take as long as the rest."""
+    """Switch the garbage collector off: many new objects, and looking for cycles takes as long as making them."""
     was_on = gc.isenabled()
     gc.disable()
     try:

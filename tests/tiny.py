@@ -95,7 +95,7 @@ def write(
                 measurements.append(
                     Measurement(
                         key=digest(name, fmt), tensor=name, format=fmt, err_var=err, err_mean=0.0, err_massive=0.0,
-                        stderr=0.0, stderr_massive=0.0, rows=1, rows_total=1, kernel_seconds=0.0, made_with="x",
+                        stderr=0.0, stderr_massive=0.0, rows=1, kernel_seconds=0.0, made_with="x",
                     )
                 )  # fmt: skip
     inventory = Inventory(

@@ -53,7 +53,7 @@ def add_fork_errors(store: Store, inventory: Inventory, tried: Mapping[str, Trie
             records.append(
                 Measurement(
                     key=key, tensor=tensor.name, format=fmt, err_var=value, err_mean=0.0, err_massive=0.0, stderr=0.0,
-                    stderr_massive=0.0, rows=0, rows_total=rows, kernel_seconds=0.0,
+                    stderr_massive=0.0, rows=0, kernel_seconds=0.0,
                     made_with=f"{FORK_METRIC}, {'cosine' if by_angle else 'mean of row errors'}",
                 )
             )  # fmt: skip

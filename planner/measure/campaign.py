@@ -8,13 +8,12 @@ Everything kept has a key that covers all it depends on, so nothing stale is use
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from planner.digests import digest
-from planner.errors import ModelError, StateFileError
+from planner.errors import ModelError
 from planner.formats.ggml import Format
 from planner.formats.registry import Family, all_formats, kernel_of
 from planner.gguf import GAPS_VERSION, Imatrix, Model, Tensor
@@ -137,21 +136,8 @@ class Campaign:
         block.known = len(stored) == len(block.targets)
         if block.known:
             for target in block.targets:
-                target.digest = self._content(stored[target.facts_key])
+                target.digest = stored[target.facts_key].content_digest
                 self._look_up(target)
-
-    def _content(self, facts: Energies) -> str:
-        """The digest of a tensor's content, which stands in the notes to its facts."""
-        try:
-            found = json.loads(facts.notes)["content"]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            found = None
-        if not isinstance(found, str):
-            raise StateFileError(
-                f"{self._store.path} is damaged: what it notes of {facts.tensor} cannot be.",
-                "Move it away and measure again.",
-            )
-        return found
 
     def _look_up(self, target: Target) -> None:
         keys = {self._key(target, fmt): fmt for fmt in target.formats}
@@ -185,9 +171,8 @@ class Campaign:
             return "none"
         return self._imatrix.entries[tensor.name].key
 
-    def _gaps(self, tensor: Tensor) -> dict[str, int]:
-        """What passes of the model depend on, besides contents and the imatrix's digest."""
-        return {"gaps": GAPS_VERSION} if self._imatrix is not None and self._imatrix.has_gaps(tensor) else {}
+    def _has_gaps(self, tensor: Tensor) -> bool:
+        return self._imatrix is not None and self._imatrix.has_gaps(tensor)
 
     def _key(self, target: Target, fmt: Format) -> str:
         tensor, settings = target.tensor, self._settings
@@ -217,8 +202,9 @@ class Campaign:
                 Energies(
                     key=target.facts_key,
                     tensor=target.tensor.name,
+                    content_digest=target.digest,
+                    gaps_version=GAPS_VERSION if self._has_gaps(target.tensor) else None,
                     values=facts[target.tensor.name],
-                    notes=json.dumps({"content": target.digest, **self._gaps(target.tensor)}),
                 )
                 for target in block.targets
             )
@@ -255,7 +241,6 @@ class Campaign:
                     stderr=estimate.stderr,
                     stderr_massive=estimate.stderr_massive,
                     rows=found.rows[fmt.name],
-                    rows_total=target.tensor.rows,
                     kernel_seconds=found.seconds[fmt.name],
                     made_with=kernel_of(fmt)[0],
                 )

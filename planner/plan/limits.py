@@ -143,7 +143,7 @@ def _active_shares(inventory: Inventory) -> Mapping[str, Fraction]:
         if experts and role.endswith("_exps") and (tensor.shape[-1] == experts or is_expert(tensor.name)):
             share = Fraction(min(used, experts), experts)
         elif role == "per_layer_token_embd" or (role == "token_embd" and not tied):
-            share = Fraction(1, max(1, tensor.elements // tensor.row_length))
+            share = Fraction(tensor.row_length, tensor.elements)
         shares[tensor.name] = share
     return shares
 

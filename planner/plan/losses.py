@@ -21,7 +21,7 @@ from planner.sensitivity import (
     sensitivities,
 )
 from planner.sensitivity.structure import are_sound
-from state import Inventory, Measurement, Pass, Store
+from state import Energies, Inventory, Measurement, Pass, Store
 
 __all__ = [
     "Losses",
@@ -125,11 +125,16 @@ def sensitivities_of(
 def subject_of(store: Store) -> str | None:
     """Digest of the weights and the imatrix that the finished measurements are of; None where there are none."""
     inventory = store.inventory()
-    # the notes of a tensor's facts hold the digest of its content
-    contents = sorted((entry.tensor, entry.notes) for entry in store.energies(selected=True).values())
+    contents = sorted((entry.tensor, _content(entry)) for entry in store.energies(selected=True).values())
     if inventory is None or not contents:
         return None
     return hashlib.sha256(json.dumps([inventory.imatrix_digest, contents]).encode()).hexdigest()
+
+
+def _content(facts: Energies) -> str:
+    """What passes depend on in one tensor, as text. Passes in state files are known by its digest: it never changes."""
+    gaps = {} if facts.gaps_version is None else {"gaps": facts.gaps_version}
+    return json.dumps({"content": facts.content_digest, **gaps})
 
 
 def passes_of(store: Store) -> tuple[Pass, ...]:

@@ -140,7 +140,7 @@ def make_state(path: Path, *, name: str = "Prose", finished: bool = True) -> Pat
                           row_length=96, left_alone=None)  # fmt: skip
     records = [
         Measurement(key=f"{number:08x}", tensor=tensor, format=fmt, err_var=0.004 * (1 + block), err_mean=0.0,
-                    err_massive=0.0, stderr=0.0, stderr_massive=0.0, rows=8, rows_total=64, kernel_seconds=1.25,
+                    err_massive=0.0, stderr=0.0, stderr_massive=0.0, rows=8, kernel_seconds=1.25,
                     made_with="ggml 0.20.2")
         for number, (block, tensor, fmt) in enumerate((b, t, f) for b, t in enumerate(names) for f in ("q4_K", "q8_0"))
     ]  # fmt: skip
@@ -150,7 +150,7 @@ def make_state(path: Path, *, name: str = "Prose", finished: bool = True) -> Pat
                       header_bytes=4096, alignment=32, imatrix_name=None, imatrix_digest=None, has_means=False,
                       metadata={"sampling.seed": 7}, tensors=(*tensors, narrow))
         )  # fmt: skip
-        store.add(records[:5], [Energies(key="ab" * 8, tensor=names[0], values={})])
+        store.add(records[:5], [Energies(key="ab" * 8, tensor=names[0], content_digest="cd" * 32, values={})])
         if finished:
             store.select([record.key for record in records[:4]])
     return path

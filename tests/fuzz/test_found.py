@@ -104,9 +104,9 @@ def test_norms_that_are_no_numbers(norm, bad, here, run):
         assert f"{norm} holds NaN or infinite" in done.err
 
 
-@pytest.mark.parametrize("notes", ["", "[]", '{"content": 3}', "[" * 3000])
-def test_notes_that_are_not_ours(notes, model, state, run):
-    change(state, f"UPDATE energies SET notes = '{notes}'")
+@pytest.mark.parametrize("content", ["", "[]", '{"content": 3}', "[" * 3000])
+def test_digests_that_are_not_ours(content, model, state, run):
+    change(state, f"UPDATE energies SET content_digest = '{content}'")
     done = run("measure", model, "--state", state, "--types", "q8_0", "-t", 1)
     assert done.status == 1
     assert "is damaged" in " ".join(done.err.split())

@@ -82,7 +82,6 @@ def made_up(path: Path, seed: int, *, imatrix: bool = True, means: bool = True, 
             stderr=0.0,
             stderr_massive=0.0,
             rows=1,
-            rows_total=1,
             kernel_seconds=0.0,
             made_with="x",
         )
@@ -92,7 +91,7 @@ def made_up(path: Path, seed: int, *, imatrix: bool = True, means: bool = True, 
         if formats()[fmt].fits(width)
     ]
     energies = [
-        Energies(key=key("energies", name), tensor=name, values=values, notes='{"content": "made up"}')
+        Energies(key=key("energies", name), tensor=name, content_digest=key("content", name), values=values)
         for name in NAMES
         if (values := facts(name, rng)) is not None
     ]

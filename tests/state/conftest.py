@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from state import Energies, Inventory, Measurement, Pass, Sensitivity, Store, TensorRecord
+from state import Energies, Inventory, Measurement, Pass, Store, TensorRecord
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,6 @@ def make_measurement(number: int = 0, **changes: object) -> Measurement:
         "stderr": 1e-5 * number,
         "stderr_massive": 0.0,
         "rows": 16,
-        "rows_total": 4096,
         "kernel_seconds": 0.25,
         "made_with": "planner 0.1, ggml 0.20.2",
     }
@@ -41,21 +40,11 @@ def make_energies(number: int = 0, **changes: object) -> Energies:
     values: dict[str, object] = {
         "key": digest("energies", number),
         "tensor": f"blk.{number}.ffn_down.weight",
+        "content_digest": digest("content", number),
+        "gaps_version": 1 if number == 2 else None,
         "values": {"own": 1.0 / (number + 3), "massive": 0.0},
     }
     return Energies(**(values | changes))  # type: ignore[arg-type]
-
-
-def make_sensitivity(number: int = 0, **changes: object) -> Sensitivity:
-    values: dict[str, object] = {
-        "tensor": f"blk.{number}.ffn_down.weight",
-        "source": "measured",
-        "component": "bulk",
-        "value": 0.7 / (number + 1),
-        "stderr": 0.01,
-        "key": digest("passes"),
-    }
-    return Sensitivity(**(values | changes))  # type: ignore[arg-type]
 
 
 def one_pass(number: int = 0, **changes: object) -> Pass:
@@ -122,11 +111,6 @@ def energies() -> Callable[..., Energies]:
 
 
 @pytest.fixture
-def sensitivity() -> Callable[..., Sensitivity]:
-    return make_sensitivity
-
-
-@pytest.fixture
 def make_pass() -> Callable[..., Pass]:
     return one_pass
 
@@ -147,7 +131,7 @@ def filled(path: Path) -> Path:
     with Store.open(path, create=True) as store:
         store.set_inventory(make_inventory())
         store.add(map(make_measurement, range(40)), map(make_energies, range(10)))
-        store.add_sensitivities(map(make_sensitivity, range(5)))
+        store.add_passes(map(one_pass, range(5)))
         store.select([make_measurement(number).key for number in range(20)] + [make_energies().key])
     return path
 

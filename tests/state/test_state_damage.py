@@ -16,8 +16,9 @@ from state import StateCorrupt, StateError, StateForeign, StateLocked, Store
 from state.connection import file_bytes
 
 thorough = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-FROZEN = Path(__file__).parent / "assets" / "v1.planner"
-SIZE = FROZEN.stat().st_size
+OLDEST, *_, NEWEST = sorted((Path(__file__).parent / "assets").glob("v*.planner"))
+SIZE = min(file.stat().st_size for file in (OLDEST, NEWEST))
+frozen = st.sampled_from([OLDEST, NEWEST])  # the oldest is migrated first
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def survived():
         pass
 
 
-def use_in_every_way(path, measurement, energies, sensitivity, inventory):
+def use_in_every_way(path, measurement, energies, make_pass, inventory):
     """Anything but a `StateError` fails the test; each step goes on where the one before gave up."""
     for mode in ({"read_only": True}, {}, {"create": True}):
         with survived(), Store.open(path, **mode) as store:
@@ -39,13 +40,12 @@ def use_in_every_way(path, measurement, energies, sensitivity, inventory):
                 store.inventory,
                 store.measurements,
                 store.energies,
-                store.sensitivities,
                 store.passes,
                 store.summary,
             ]
             steps.append(lambda: store.measurements([measurement(n).key for n in range(12)], selected=True))
             steps.append(lambda: store.add([measurement(5), measurement(500)], [energies(5), energies(500)]))
-            steps.append(lambda: store.add_sensitivities([sensitivity(1), sensitivity(500)]))
+            steps.append(lambda: store.add_passes([make_pass(1), make_pass(500)]))
             steps.append(lambda: store.set_inventory(inventory(imatrix_digest=None)))
             steps.append(lambda: store.select([measurement(5).key, energies(0).key]))
             for step in steps:
@@ -59,18 +59,20 @@ def impatient(monkeypatch):
 
 
 @pytest.fixture
-def use(measurement, energies, sensitivity, inventory):
-    return lambda path: use_in_every_way(path, measurement, energies, sensitivity, inventory)
+def use(measurement, energies, make_pass, inventory):
+    return lambda path: use_in_every_way(path, measurement, energies, make_pass, inventory)
 
 
 @thorough
-@given(st.integers(0, SIZE - 1))
-@example(0)
-@example(1)
-@example(100)
-@example(4096)
-def test_truncated_anywhere(path, use, length):
-    path.write_bytes(FROZEN.read_bytes()[:length])
+@given(frozen, st.integers(0, SIZE - 1))
+@example(NEWEST, 0)
+@example(NEWEST, 1)
+@example(NEWEST, 100)
+@example(OLDEST, 100)
+@example(NEWEST, 4096)
+@example(OLDEST, 4096)
+def test_truncated_anywhere(path, use, frozen, length):
+    path.write_bytes(frozen.read_bytes()[:length])
     with survived(), Store.open(path, read_only=True) as store:
         assert len(store.measurements()) == 12  # all or an error: nothing is lost in silence
         assert length > SIZE - 4096  # the last page is one that measurements do not need
@@ -78,9 +80,9 @@ def test_truncated_anywhere(path, use, length):
 
 
 @thorough
-@given(st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 255)), min_size=1, max_size=20))
-def test_flipped_anywhere(path, use, flips):
-    content = bytearray(FROZEN.read_bytes())
+@given(frozen, st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 255)), min_size=1, max_size=20))
+def test_flipped_anywhere(path, use, frozen, flips):
+    content = bytearray(frozen.read_bytes())
     for position, bits in flips:
         content[position] ^= bits
     path.write_bytes(content)
@@ -89,12 +91,13 @@ def test_flipped_anywhere(path, use, flips):
 
 @thorough
 @given(
+    frozen,
     st.lists(st.tuples(st.integers(0, 140), st.integers(1, 255)), min_size=1, max_size=4),
     st.integers(0, SIZE // 4096 - 1),
 )
-def test_flipped_where_it_hurts(path, use, flips, page):
+def test_flipped_where_it_hurts(path, use, frozen, flips, page):
     """The beginnings of pages: the header of the file, and what says where the records of a page are."""
-    content = bytearray(FROZEN.read_bytes())
+    content = bytearray(frozen.read_bytes())
     for position, bits in flips:
         content[page * 4096 + position] ^= bits
     path.write_bytes(content)
@@ -109,9 +112,9 @@ def test_any_bytes(path, use, content):
 
 
 @thorough
-@given(st.binary(max_size=2000), st.booleans())
-def test_any_journal_beside_it(path, use, content, genuine):
-    shutil.copyfile(FROZEN, path)
+@given(frozen, st.binary(max_size=2000), st.booleans())
+def test_any_journal_beside_it(path, use, frozen, content, genuine):
+    shutil.copyfile(frozen, path)
     magic = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" if genuine else b""
     path.with_name(path.name + "-journal").write_bytes(magic + content)
     use(path)
@@ -145,8 +148,12 @@ def tamper(path: Path, *statements: str) -> None:
         "UPDATE energies SET \"values\" = '{\"own\": ' || printf('%.9000c', '9') || '}' WHERE id = 1",
         "UPDATE energies SET \"values\" = x'7b' WHERE id = 1",
         'UPDATE energies SET "values" = 5 WHERE id = 1',
-        "UPDATE sensitivity SET component = 'both' WHERE id = 1",
-        "UPDATE sensitivity SET stderr = -1 WHERE id = 1",
+        "UPDATE energies SET content_digest = '' WHERE id = 1",
+        "UPDATE energies SET content_digest = 3 WHERE id = 1",
+        "UPDATE energies SET gaps_version = -1 WHERE id = 1",
+        "UPDATE energies SET gaps_version = 'x' WHERE id = 1",
+        "UPDATE pass SET errors = '{\"a\": [1, 2]}' WHERE id = 1",
+        "UPDATE pass SET stderr = -1 WHERE id = 1",
         "UPDATE model SET has_means = 2",
         "UPDATE model SET metadata = 'null'",
         "UPDATE model SET metadata = '{\"a\": [1]}'",
@@ -178,10 +185,10 @@ def test_values_that_cannot_be(filled, use, statement):
         ["ALTER TABLE measurement DROP COLUMN selected"],
         ["ALTER TABLE tensor ADD COLUMN computed AS (abs(nbytes))"],
         [
-            "DROP TABLE sensitivity",
-            "CREATE VIEW sensitivity AS WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n FROM r) SELECT n FROM r",
+            "DROP TABLE pass",
+            "CREATE VIEW pass AS WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n FROM r) SELECT n FROM r",
         ],
-        ["DROP TABLE sensitivity", "CREATE VIRTUAL TABLE sensitivity USING fts5(tensor, source)"],
+        ["DROP TABLE pass", "CREATE VIRTUAL TABLE pass USING fts5(key, subject)"],
     ],
 )
 def test_tables_that_are_not_ours(filled, use, statements):
@@ -194,10 +201,8 @@ def test_tables_that_are_not_ours(filled, use, statements):
             Store.open(filled, **mode)
 
 
-def test_pages_that_go_round_in_circles(path, measurement):
-    """An inner page whose children are all the same page, several levels up: 400 to the n-th power rows."""
-    with Store.open(path, create=True) as store:
-        store.add([measurement(number, made_with="x" * 500) for number in range(200)])
+def go_round_in_circles(path: Path) -> None:
+    """Make an inner page whose children are all the same page, several levels up: 400 to the n-th power rows."""
     with closing(sqlite3.connect(path)) as connection:
         root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'measurement'").fetchone()[0]
         pages = file_bytes(connection) // 4096
@@ -222,9 +227,32 @@ def test_pages_that_go_round_in_circles(path, measurement):
         content[(number - 1) * 4096 : number * 4096] = body
     content[28:32] = struct.pack(">I", pages + 4)
     path.write_bytes(content)
+
+
+def test_pages_that_go_round_in_circles(path, measurement):
+    with Store.open(path, create=True) as store:
+        store.add([measurement(number, made_with="x" * 500) for number in range(200)])
+    go_round_in_circles(path)
     with Store.open(path, read_only=True) as store, pytest.raises(StateCorrupt) as caught:
         store.measurements()
     assert "more than it can hold" in caught.value.problem
+
+
+def test_a_migration_does_not_go_round_in_circles(path):
+    shutil.copyfile(OLDEST, path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        columns = ", ".join(row[1] for row in connection.execute("PRAGMA table_info(measurement)"))
+        copied = columns.replace("id, key", "NULL, printf('%064x', 1000 * n + id)").replace(
+            "made_with", "printf('%.500c', 'x')"
+        )
+        numbers = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r WHERE n < 20)"
+        connection.execute(f"{numbers} INSERT INTO measurement ({columns}) SELECT {copied} FROM measurement, r")
+    with Store.open(path, read_only=True) as store:
+        assert len(store.measurements()) == 12 * 21
+    go_round_in_circles(path)
+    for mode in ({"read_only": True}, {}):
+        with pytest.raises(StateCorrupt):
+            Store.open(path, **mode)
 
 
 def test_a_record_that_only_the_index_has(filled, measurement):

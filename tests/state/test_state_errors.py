@@ -63,7 +63,7 @@ def test_no_error_of_sqlite_escapes(path):
 def test_a_schema_that_is_not_text(filled):
     """SQLite quotes it in the message of its error, which Python then fails to decode."""
     content = bytearray(filled.read_bytes())
-    content[content.index(b"CREATE TABLE sensitivity") + 3] = 0xF3
+    content[content.index(b"CREATE TABLE energies") + 3] = 0xF3
     filled.write_bytes(content)
     for mode in MODES:
         with pytest.raises(StateCorrupt):

@@ -67,7 +67,6 @@ class StateFacts:
     selected: int
     stale: int
     energies: int
-    sensitivities: dict[str, int]
     kernel_seconds: float
     made_with: dict[str, int]
     formats: tuple[FormatFacts, ...]
@@ -103,7 +102,6 @@ def state_facts(store: Store, path: str) -> StateFacts:
         selected=summary.selected,
         stale=summary.measurements - summary.selected if chosen else 0,
         energies=summary.energies,
-        sensitivities=summary.sensitivities,
         kernel_seconds=summary.kernel_seconds,
         made_with=summary.made_with,
         formats=tuple(_formats(found, inventory)),
@@ -124,7 +122,7 @@ def _formats(found: Iterable[Measurement], inventory: Inventory | None) -> list[
     for name, records in groups.items():
         fmt = known.get(name)
         errors = [record.err_var + record.err_mean for record in records]
-        possible = sum(count for length, count in lengths.items() if fmt is None or (length and fmt.fits(length)))
+        possible = sum(count for length, count in lengths.items() if fmt is None or fmt.fits(length))
         seconds = sum(record.kernel_seconds for record in records)
         tensors = len({record.tensor for record in records})
         bpw = fmt.bpw if fmt else None
@@ -180,9 +178,6 @@ def _head(facts: StateFacts) -> list[str]:
     ]
     if settings:
         lines += labelled("Sampling", shown(", ".join(settings), 200))
-    if facts.sensitivities:
-        sources = ", ".join(f"{count:,} {shown(source, 30)}" for source, count in facts.sensitivities.items())
-        lines += labelled("Sensitivity", sources)
     if facts.finished:
         stale = f", {facts.stale:,} more of other settings, imatrices or kernels" if facts.stale else ""
         return lines + labelled("Finished", f"yes: {facts.selected:,} measurements to solve from{stale}")

@@ -14,7 +14,7 @@ sys.path[:0] = [str(HERE.parents[2]), str(HERE.parent)]
 
 
 def main() -> None:
-    from conftest import make_energies, make_inventory, make_measurement, make_sensitivity, one_pass
+    from conftest import make_energies, make_inventory, make_measurement, one_pass
 
     from state import Store
     from state.schema import VERSION
@@ -25,7 +25,6 @@ def main() -> None:
     with Store.open(path, create=True) as store:
         store.set_inventory(make_inventory())
         store.add(map(make_measurement, range(12)), map(make_energies, range(3)))
-        store.add_sensitivities([make_sensitivity(0), make_sensitivity(0, component="massive"), make_sensitivity(1)])
         store.add_passes(map(one_pass, range(2)))
         store.select([make_measurement(number).key for number in range(8)] + [make_energies(0).key])
 
