@@ -26,7 +26,7 @@ ORDER = (
     ("state", "errors lock migrations records rows schema connection store __init__"),
     ("planner", "__init__ closing digests errors lastwords files sizes text"),
     ("planner.inputs", "strangers kinds reading __init__"),
-    ("planner.formats.ggml", "library formats file_types foreign kernels __init__"),
+    ("planner.formats.ggml", "library types formats file_types foreign kernels __init__"),
     ("planner.formats.mlx", "formats kernels __init__"),
     ("planner.formats", "registry __init__"),
     ("planner.names", "gguf transformers mlx __init__"),

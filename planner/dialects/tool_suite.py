@@ -14,15 +14,13 @@ from planner.dialects.dialect import Exported, Rule, refuse, type_names
 from planner.dialects.patterns import compacted, escaped, one_each
 from planner.dialects.regex import Regex
 from planner.errors import RecipeError
+from planner.formats.ggml import TYPES
 from planner.recipe import Recipe
 from planner.text import command
 
 __all__ = ["export_tool_suite", "read_tool_suite", "recipe_lines"]
 
-_TYPES = (
-    "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq1_s",
-    "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs", "mxfp4",
-)  # fmt: skip
+_TYPES = frozenset(row.name for row in TYPES.values() if "gguf-tool-suite" in row.dialects)
 
 
 def recipe_lines(recipe: Recipe, *, compact: bool = False) -> str:

@@ -23,6 +23,7 @@ from planner.formats.ggml.kernels import (
     tables_ready,
 )
 from planner.formats.ggml.library import load
+from planner.formats.ggml.types import TYPES, Type, type_of
 
 __all__ = [
     "CANDIDATES",
@@ -30,7 +31,9 @@ __all__ = [
     "FOREIGN",
     "FORMAT_SETS",
     "GUESSED",
+    "TYPES",
     "Format",
+    "Type",
     "dequantize_rows",
     "file_type_of",
     "file_types",
@@ -46,6 +49,7 @@ __all__ = [
     "rows_are_valid",
     "select_formats",
     "tables_ready",
+    "type_of",
     "unknown_type",
 ]
 

@@ -10,22 +10,16 @@ from types import MappingProxyType
 
 from planner.errors import UsageError
 from planner.formats.ggml import library
+from planner.formats.ggml.types import TYPES, type_of
 
 __all__ = ["CANDIDATES", "FORMAT_SETS", "Format", "format_by_id", "format_named", "formats", "select_formats"]
 
-LEGACY = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
-K_QUANTS = ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K")
-IQ_QUANTS = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs", "iq4_nl")
-# ggml_repack_get_optimal_repack_type in ggml-cpu/repack.cpp: what AVX2 or ARM dotprod/i8mm kernels interleave
-CPU_REPACK = ("q4_0", "iq4_nl", "q2_K", "q4_K", "q5_K", "q6_K", "q8_0")
-CANDIDATES = (*IQ_QUANTS, *K_QUANTS, *LEGACY)
-"""Formats that are measured unless the user names others."""
-
+_SETS = ("all", "k", "iq", "legacy", "cpu-repack")
 FORMAT_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"all": CANDIDATES, "k": K_QUANTS, "iq": IQ_QUANTS, "legacy": LEGACY, "cpu-repack": CPU_REPACK}
+    {name: tuple(row.name for row in TYPES.values() if name in row.sets) for name in _SETS}
 )
-# The library has no traits for these that a kernel could quantize to: accumulators and integers
-_NOT_FOR_WEIGHTS = frozenset({"q8_1", "q8_K", "i8", "i16", "i32", "i64", "f64"})
+CANDIDATES = FORMAT_SETS["all"]
+"""Formats that are measured unless the user names others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +44,7 @@ class Format:
     @property
     def for_weights(self) -> bool:
         """Whether weights can be converted to it."""
-        return self.name not in _NOT_FOR_WEIGHTS
+        return type_of(self.name).weights
 
     def fits(self, row_length: int) -> bool:
         """Whether whole blocks fill a row of `row_length` weights."""
