@@ -29,7 +29,7 @@ from planner.measure.moments import moments
 from planner.measure.rounding import rounding_of
 from planner.measure.survey import Survey, survey_tensor
 from planner.measure.targets import Block, Target, batches, find_blocks, notes_on
-from planner.names.gguf import is_expert, role_of
+from planner.names.gguf import has_massive_channels, is_expert
 from planner.names.mlx import check_architecture
 from planner.sensitivity import STRUCTURE_VERSION, Facts
 from state import Energies, Measurement, Store
@@ -193,7 +193,7 @@ class Campaign:
         surveys = []
         for target in block.to_survey:
             tensor = target.tensor
-            massive = role_of(tensor.name)[1].startswith("ffn_down")
+            massive = has_massive_channels(tensor.name)
             known = moments(tensor, self._imatrix)
             surveys.append(survey_tensor(self._model, tensor, known, find_massive=massive, stop=stop.is_set))
         return block, surveys

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from planner.errors import RecipeError, UsageError
 from planner.formats.registry import Family
+from planner.names.gguf import role_of
 from planner.names.transformers import ARCHITECTURES, module_of
 
 __all__ = ["MODULE_PREFIXES", "can_quantize", "check_architecture", "module_paths"]
@@ -27,10 +28,10 @@ _OWN = {
 def module_paths(name: str, architecture: str) -> list[str]:
     """Where mlx-lm has a tensor. Raises RecipeError where that is not known."""
     prefix = MODULE_PREFIXES.get(architecture, "")
-    parts = name.split(".")
-    own = _OWN.get((architecture, parts[2])) if len(parts) == 4 and parts[0] == "blk" and parts[1].isdecimal() else None
+    block, role = role_of(name)
+    own = _OWN.get((architecture, role)) if block is not None else None
     if own:
-        return [f"{prefix}model.layers.{parts[1]}.{path}" for path in own]
+        return [f"{prefix}model.layers.{block}.{path}" for path in own]
     path = module_of(name, architecture).path
     head, stacked, part = path.partition(".experts.*.")
     return [f"{prefix}{head}.switch_mlp.{_PARTS.get(part, part)}" if stacked else prefix + path]
