@@ -113,7 +113,7 @@ def _substitute(tensor: TensorRecord, asked: Format) -> Format:
 
 
 def _choice(tensor: TensorRecord, fmt: Format, losses: Losses | None, why: str) -> Choice:
-    nbytes = fmt.row_bytes(tensor.row_length) * (tensor.elements // tensor.row_length)
+    nbytes = fmt.tensor_bytes(tensor.shape)
     known = losses.of(tensor.name, fmt.name) if losses else None
     err, loss = known or (None, None)
     return Choice(name=tensor.name, shape=tensor.shape, format=fmt.name, bytes=nbytes, err=err, loss=loss, why=why)

@@ -13,12 +13,13 @@ from planner.formats.registry import belongs
 from planner.plan.accounting import compose_recipe, left_alone
 from planner.plan.candidates import Candidate, Candidates
 from planner.plan.families import fused_ties, in_family, left_out
-from planner.plan.limits import FILE, SizeLimit, causes, padded, size_limits
+from planner.plan.limits import FILE, SizeLimit, causes, size_limits
 from planner.plan.losses import Losses, best_source, calibration, inventory_of, passes_of, sensitivities_of
 from planner.plan.request import Request
 from planner.plan.rules import Rule
 from planner.recipe import Choice, Recipe
 from planner.sensitivity import NOT_ROUNDED, Prediction, Source, fit_link
+from planner.sizes import align
 from solvers import (
     Change,
     Explanation,
@@ -217,7 +218,7 @@ def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[Size
             group.name,
             [
                 Option(
-                    sum(padded(entry.nbytes, inventory) for entry in option),
+                    sum(align(entry.nbytes, inventory.alignment) for entry in option),
                     sum(entry.loss for entry in option),
                     option[0].format.name,
                 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
-
 from planner.errors import RecipeError, UsageError
 from planner.formats.registry import Family, named_in
 from planner.recipe.recipe import Choice, Recipe, file_type_of_choices
@@ -48,13 +46,8 @@ def _counted(choice: Choice, family: Family) -> Choice:
         choice = choice.model_copy(update={"format": fmt.name})
     if not choice.shape:
         return choice
-    if not fmt.fits(choice.shape[0]):
-        raise RecipeError(
-            f"{choice.name} cannot be {fmt.name}: its rows of {choice.shape[0]:,} weights are no multiple of "
-            f"{fmt.block}.",
-            "Choose a format with smaller blocks.",
-        )
-    nbytes = fmt.row_bytes(choice.shape[0]) * prod(choice.shape[1:])
+    fmt.check_rows(choice.name, choice.shape[0])
+    nbytes = fmt.tensor_bytes(choice.shape)
     if nbytes == choice.bytes:
         return choice
     return choice.model_copy(update={"bytes": nbytes, "err": None, "loss": None, "why": "edited"})

@@ -6,9 +6,11 @@ import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from types import MappingProxyType
+from typing import ClassVar
 
-from planner.errors import UsageError
+from planner.errors import RecipeError, UsageError
 from planner.formats.ggml import library
 from planner.formats.ggml.types import TYPES, type_of
 
@@ -35,6 +37,7 @@ class Format:
     block_bytes: int
     quantized: bool
     needs_imatrix: bool
+    piece: ClassVar[str] = "block"
 
     @property
     def bpw(self) -> float:
@@ -55,6 +58,18 @@ class Format:
         if not self.fits(row_length):
             raise ValueError(f"rows of {row_length} weights are no whole number of {self.name}'s {self.block}")
         return row_length // self.block * self.block_bytes
+
+    def tensor_bytes(self, shape: Sequence[int]) -> int:
+        """Return the bytes of a tensor of this shape (ggml order). Raises ValueError if blocks do not fill its rows."""
+        return self.row_bytes(shape[0]) * prod(shape[1:])
+
+    def check_rows(self, tensor: str, row_length: int) -> None:
+        """Raise RecipeError for a tensor that cannot have the format, as blocks do not fill its rows."""
+        if not self.fits(row_length):
+            raise RecipeError(
+                f"{tensor} cannot be {self.name}: its rows of {row_length:,} weights are no multiple of {self.block}.",
+                f"Choose a format with smaller {self.piece}s.",
+            )
 
 
 @functools.cache

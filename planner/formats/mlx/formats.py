@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import ClassVar
 
 from planner.errors import UsageError
 from planner.formats.ggml import Format
@@ -29,6 +30,7 @@ class Affine(Format):
 
     bits: int
     group: int
+    piece: ClassVar[str] = "group"
 
     @property
     def parameters(self) -> dict[str, int]:
