@@ -6,7 +6,6 @@ Paths are those of mlx-lm's own models, which stack experts where transformers h
 from __future__ import annotations
 
 from planner.errors import RecipeError, UsageError
-from planner.formats.registry import Family
 from planner.names.gguf import role_of
 from planner.names.transformers import ARCHITECTURES, module_of
 
@@ -37,22 +36,20 @@ def module_paths(name: str, architecture: str) -> list[str]:
     return [f"{prefix}{head}.switch_mlp.{_PARTS.get(part, part)}" if stacked else prefix + path]
 
 
-def check_architecture(architecture: str, family: Family) -> None:
-    """Raise UsageError for a model that the family's engine has, as far as we know, no modules for."""
-    if family == "mlx" and architecture not in ARCHITECTURES:
+def check_architecture(architecture: str) -> None:
+    """Raise UsageError for a model that mlx-lm has, as far as is known, no modules for."""
+    if architecture not in ARCHITECTURES:
         raise UsageError(
             f"MLX recipes are not possible for {architecture} models: where mlx-lm has their tensors is not known.",
             f"Known are {', '.join(sorted(ARCHITECTURES))}. Leave --family out to plan for GGUF.",
         )
 
 
-def can_quantize(name: str, architecture: str, family: Family) -> bool:
-    """Whether the family's engine can have this tensor quantized, given that llama.cpp can.
+def can_quantize(name: str, architecture: str) -> bool:
+    """Return whether mlx-lm can have this tensor quantized, given that llama.cpp can.
 
-    In MLX it has to be the weight of one module, or a part of one. A tensor that mlx-lm splits has other rows there.
+    It has to be the weight of one module, or a part of one. A tensor that mlx-lm splits has other rows there.
     """
-    if family == "gguf":
-        return True
     try:
         return len(module_paths(name, architecture)) == 1
     except RecipeError:

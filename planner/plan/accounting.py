@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from planner import __version__
 from planner.formats.ggml import library_version
-from planner.formats.registry import Family
+from planner.formats.registry import FamilyName
 from planner.recipe import Choice, ImatrixSource, ModelSource, Recipe, file_type_of_choices
 from planner.sizes import align
 from state import Inventory, TensorRecord
@@ -26,7 +26,7 @@ def compose_recipe(
     inventory: Inventory,
     choices: Sequence[Choice],
     *,
-    family: Family = "gguf",
+    family: FamilyName = "gguf",
     sensitivity: str,
     budget: str,
     bound: float | None = None,

@@ -8,13 +8,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from planner.errors import RecipeError, UsageError
 from planner.formats.ggml import library
 from planner.formats.ggml.types import TYPES, type_of
 
-__all__ = ["CANDIDATES", "FORMAT_SETS", "Format", "format_by_id", "format_named", "formats", "select_formats"]
+__all__ = [
+    "CANDIDATES",
+    "FORMAT_SETS",
+    "FamilyName",
+    "Format",
+    "format_by_id",
+    "format_named",
+    "formats",
+    "select_formats",
+]
+
+FamilyName = Literal["gguf", "mlx"]
+"""Families of formats: `planner.formats.family`."""
 
 _SETS = ("all", "k", "iq", "legacy", "cpu-repack")
 FORMAT_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -37,6 +49,7 @@ class Format:
     block_bytes: int
     quantized: bool
     needs_imatrix: bool
+    family: ClassVar[FamilyName] = "gguf"
     piece: ClassVar[str] = "block"
 
     @property

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from planner.errors import UsageError
-from planner.formats.ggml import Format
+from planner.formats.ggml import FamilyName, Format
 
 __all__ = ["AFFINE", "AFFINE_SETS", "Affine", "affine_named"]
 
@@ -30,6 +30,7 @@ class Affine(Format):
 
     bits: int
     group: int
+    family: ClassVar[FamilyName] = "mlx"
     piece: ClassVar[str] = "group"
 
     @property

@@ -46,14 +46,14 @@ from planner.formats.ggml import (
     CANDIDATES, FORMAT_SETS, file_type_of, file_types, format_by_id, format_named, formats, has_tables, nearest_known,
     quantize_rows, select_formats, tables_ready,
 )
-from planner.formats.registry import all_formats, choose_formats
+from planner.formats.registry import all_formats, family_named
 from planner.gguf import fallback, requires_imatrix
 
 new = formats()["q9_X"]
 assert (new.id, new.block, new.block_bytes, new.quantized) == (60, 256, 110, True)  # the library's word
 assert all_formats()["q9_X"] is format_named("Q9_x") is format_by_id(60) is new
 assert "q9_X" in CANDIDATES and [name for name, own in FORMAT_SETS.items() if "q9_X" in own] == ["all", "k"]
-assert new in choose_formats("gguf", "all") and new in select_formats("k") and new not in select_formats("iq")
+assert new in family_named("gguf").choose("all") and new in select_formats("k") and new not in select_formats("iq")
 assert nearest_known("iq3_k") == "q9_X"
 assert has_tables(new) and not tables_ready(new)
 rows, weights = np.ones((2, 256), np.float32), np.ones(256, np.float32)
