@@ -39,7 +39,7 @@ class Name:
 
     @property
     def prefix(self) -> str | None:
-        """What names of the block's tensors begin with, without the dot: `blk.3`, `enc.blk.3`, or None."""
+        """Beginning of the names of the block's tensors, without the dot: `blk.3`, `enc.blk.3`, or None."""
         return None if self.number is None else f"{self.tower}blk.{self.number}"
 
     @property

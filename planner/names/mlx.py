@@ -1,4 +1,4 @@
-"""Where mlx-lm has a model's tensors, and which of them it can have quantized.
+"""Modules of a model's tensors in mlx-lm, and which of them it can have quantized.
 
 Paths are those of mlx-lm's own models, which stack experts where transformers has one module each.
 """
@@ -25,7 +25,7 @@ _OWN = {
 
 
 def module_paths(name: str, architecture: str) -> list[str]:
-    """Where mlx-lm has a tensor. Raises RecipeError where that is not known."""
+    """Return the paths of a tensor's modules in mlx-lm. Raises RecipeError where these are not known."""
     prefix = MODULE_PREFIXES.get(architecture, "")
     block, role = role_of(name)
     own = _OWN.get((architecture, role)) if block is not None else None

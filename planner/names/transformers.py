@@ -86,7 +86,7 @@ class Module:
 
 
 def module_of(name: str, architecture: str) -> Module:
-    """The module of a matrix. Raises RecipeError for architectures and tensors whose place is not known."""
+    """Return the module of a matrix. Raises RecipeError for architectures and tensors whose place is not known."""
     roles = ARCHITECTURES.get(architecture)
     if roles is None:
         raise RecipeError(
@@ -106,7 +106,7 @@ def module_of(name: str, architecture: str) -> Module:
 
 
 def bare(path: str) -> str:
-    """A path without what stands before it in models that see or hear as well.
+    """Return a path without what stands before it in models that see or hear as well.
 
     >>> bare("model.language_model.layers.0.mlp.up_proj"), bare("language_model.lm_head")
     ('layers.0.mlp.up_proj', 'lm_head')
@@ -115,12 +115,12 @@ def bare(path: str) -> str:
 
 
 def spellings(path: str) -> list[str]:
-    """What a path is called in models that see or hear as well."""
+    """Return the names of a path in models that see or hear as well."""
     return [f"{outer}{bare(path)}" for outer in (("language_model.",) if path == "lm_head" else _OUTERS)]
 
 
 def other_modules(names: Collection[str], architecture: str) -> set[str]:
-    """Bare paths of tensors that need not be matrices, such as norms and routers: all that gguf's map has for them."""
+    """Return bare paths of tensors that need not be matrices, such as norms and routers: all that gguf's map has."""
     import gguf
 
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -134,7 +134,7 @@ def other_modules(names: Collection[str], architecture: str) -> set[str]:
 
 
 def ahead(names: Iterable[str]) -> set[str]:
-    """Tensors of the blocks that predict several tokens ahead (`nextn`): transformers and mlx-lm do not load these."""
+    """Return tensors of the blocks that predict several tokens ahead (`nextn`): transformers and mlx-lm load none."""
     parsed = {name: parse_name(name) for name in names}
     blocks = {entry.prefix for entry in parsed.values() if entry.block is not None and entry.rest.startswith("nextn.")}
     return {name for name, entry in parsed.items() if entry.prefix in blocks}

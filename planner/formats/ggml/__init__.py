@@ -57,10 +57,10 @@ __all__ = [
 
 
 def library_version() -> str:
-    """The ggml version of the loaded library, such as `0.20.2`."""
+    """Return the ggml version of the loaded library, such as `0.20.2`."""
     return load().version
 
 
 def library_digest() -> str:
-    """SHA-256 of the loaded library file."""
+    """Return the SHA-256 of the loaded library file."""
     return load().digest

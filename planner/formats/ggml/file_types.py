@@ -21,7 +21,7 @@ _OF_A_FORMAT = ("{}", "{}_M", "{}_MOE")
 
 @functools.cache
 def file_types() -> Mapping[int, str]:
-    """Number → name as llama-quantize spells it: `Q4_K_M`, `F16`, `MXFP4_MOE`."""
+    """Return number → name as llama-quantize spells it: `Q4_K_M`, `F16`, `MXFP4_MOE`."""
     from gguf import LlamaFileType  # takes a while to load
 
     known = {entry.value: entry.name.removeprefix("MOSTLY_").removeprefix("ALL_") for entry in LlamaFileType}
@@ -30,7 +30,7 @@ def file_types() -> Mapping[int, str]:
 
 
 def file_type_of(weights: Mapping[str, int]) -> int:
-    """The number for a file with so many weights in each format, by ggml's names: that of the format that holds most.
+    """Return the number for a file with so many weights in each format, by ggml's names: that of the one with most.
 
     Formats that are quantized go before all that are not, however few weights they hold.
     """

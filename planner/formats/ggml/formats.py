@@ -63,11 +63,11 @@ class Format:
         return type_of(self.name).weights
 
     def fits(self, row_length: int) -> bool:
-        """Whether whole blocks fill a row of `row_length` weights."""
+        """Return whether whole blocks fill a row of `row_length` weights."""
         return row_length > 0 and row_length % self.block == 0
 
     def row_bytes(self, row_length: int) -> int:
-        """Bytes of a row of `row_length` weights; ValueError if blocks do not fill it."""
+        """Return the bytes of a row of `row_length` weights. Raises ValueError if blocks do not fill it."""
         if not self.fits(row_length):
             raise ValueError(f"rows of {row_length} weights are no whole number of {self.name}'s {self.block}")
         return row_length // self.block * self.block_bytes
@@ -87,7 +87,7 @@ class Format:
 
 @functools.cache
 def formats() -> Mapping[str, Format]:
-    """All types of the loaded library, by ggml's name, in ggml's order."""
+    """Return all types of the loaded library, by ggml's name, in ggml's order."""
     lib = library.load()
     table: dict[str, Format] = {}
     for number, name in library.type_names().items():
@@ -109,12 +109,12 @@ def _by_id() -> Mapping[int, Format]:
 
 
 def format_by_id(number: int) -> Format | None:
-    """The format with ggml's type number, or None if the library does not know it."""
+    """Return the format with ggml's type number, or None if the library does not know it."""
     return _by_id().get(number)
 
 
 def format_named(name: str) -> Format:
-    """The format that a user names, in any case (`Q4_K`, `q4_k`); UsageError with near names otherwise."""
+    """Return the format that a user names, in any case (`Q4_K`, `q4_k`). Raises UsageError with near names."""
     known = {entry.name.lower(): entry for entry in formats().values() if entry.for_weights}
     entry = known.get(name.strip().lower())
     if entry is not None:
@@ -133,11 +133,11 @@ def select_formats(
     sets: Mapping[str, Sequence[str]] = FORMAT_SETS,
     named: Callable[[str], Format] = format_named,
 ) -> tuple[Format, ...]:
-    """Formats from names and named sets (comma-separated or a sequence), each once, smallest first.
+    """Return formats from names and named sets (comma-separated or a sequence), each once, smallest first.
 
     A `-` before a name or set takes it out again: `all,-iq1_s,-iq1_m`. `sets` and `named` say what words mean, where
-    the formats are not ggml's. UsageError for unknown names, for an empty choice and for a type that no kernel can
-    quantize to.
+    the formats are not ggml's. Raises UsageError for unknown names, for an empty choice and for a type that no kernel
+    can quantize to.
     """
     words = choice.split(",") if isinstance(choice, str) else list(choice)
     words = [word.strip() for word in words if word.strip()]

@@ -66,8 +66,8 @@ def _check_range(fmt: Format, rows: Floats, weights: Floats | None) -> None:
 
 
 def _weighed(fmt: Format, weights: Floats) -> Floats:
-    """The imatrix values, with the mean of their block (or ones) for groups of channels that have none: where nothing
-    counts, kernels store zeros, or whatever they tried first."""
+    """Return the imatrix values, with the mean of their block (or ones) for groups of channels that have none: where
+    nothing counts, kernels store zeros, or whatever they tried first."""
     count = type_of(fmt.name).groups
     groups = weights.reshape(-1, fmt.block // count)
     none = groups.max(axis=1) < FAINTEST_WEIGHT
@@ -79,7 +79,7 @@ def _weighed(fmt: Format, weights: Floats) -> Floats:
 
 
 def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> Bytes:
-    """Rows in a format, with the bytes that `llama-quantize` would write.
+    """Quantize rows to a format, with the bytes that `llama-quantize` would write.
 
     `rows` is float32 [r, n]; `weights` are the imatrix values of the row's n channels, float32 [n], finite and
     not negative, or None. Where they are all zero for weights that share a scale, llama-quantize would lose these, and
@@ -112,7 +112,10 @@ def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> B
 
 
 def dequantize_rows(fmt: Format, data: Bytes, row_length: int) -> Floats:
-    """Rows of a format as float32 [r, row_length] from uint8 [r, fmt.row_bytes(row_length)]."""
+    """Return rows of a format as float32 [r, row_length] from uint8 [r, fmt.row_bytes(row_length)].
+
+    Raises ValueError for wrong shapes, KernelError for a type that the library cannot convert.
+    """
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != fmt.row_bytes(row_length):
         raise ValueError(
             f"{fmt.name} data must be uint8 [r, {fmt.row_bytes(row_length)}], not {data.dtype} {data.shape}"
@@ -133,7 +136,7 @@ def dequantize_rows(fmt: Format, data: Bytes, row_length: int) -> Floats:
 
 
 def rows_are_valid(fmt: Format, data: Bytes) -> bool:
-    """Whether ggml accepts the bytes as rows of the format: no NaN or Inf scales."""
+    """Return whether ggml accepts the bytes as rows of the format: no NaN or Inf scales."""
     data = np.ascontiguousarray(data)
     return bool(library.load().validate_row_data(fmt.id, _address(data), data.nbytes)) if data.size else True
 
@@ -143,12 +146,12 @@ _building = threading.Lock()
 
 
 def has_tables(fmt: Format) -> bool:
-    """Whether the kernel needs lookup tables that take seconds to build."""
+    """Return whether the kernel needs lookup tables that take seconds to build."""
     return type_of(fmt.name).lattice is not None
 
 
 def tables_ready(fmt: Format) -> bool:
-    """Whether the kernel can start at once."""
+    """Return whether the kernel can start at once."""
     return not has_tables(fmt) or fmt.name in _ready
 
 

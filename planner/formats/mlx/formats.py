@@ -57,7 +57,7 @@ AFFINE_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 def affine_named(name: str) -> Affine:
-    """The format that a user names, in any case (`mlx_q4_g64`); UsageError with near names otherwise."""
+    """Return the format that a user names, in any case (`mlx_q4_g64`). Raises UsageError with near names."""
     plain = name.strip().lower()
     if plain in AFFINE:
         return AFFINE[plain]
