@@ -1,4 +1,4 @@
-"""Sizes as users write them: `23.85GB` is 10⁹-based, `22GiB` 2³⁰-based."""
+"""Sizes as users write them (`23.85GB` is 10⁹-based, `22GiB` 2³⁰-based), and as files are padded to them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ from fractions import Fraction
 
 from planner.errors import UsageError
 
-__all__ = ["format_size", "parse_size"]
+__all__ = ["align", "format_size", "parse_size"]
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", 1):
     _UNITS[f"{_letter}B"] = _UNITS[_letter] = 1000**_power
     _UNITS[f"{_letter}IB"] = 1024**_power
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)")
+
+
+def align(nbytes: int, alignment: int) -> int:
+    """Return `nbytes` rounded up to a multiple of `alignment`.
+
+    >>> align(33, 32), align(64, 32), align(0, 32), align(7, 1)
+    (64, 64, 0, 7)
+    """
+    return -(-nbytes // alignment) * alignment
 
 
 def parse_size(text: str) -> int:

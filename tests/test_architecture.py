@@ -26,10 +26,10 @@ ORDER = (
     ("state", "errors lock migrations records rows schema connection store __init__"),
     ("planner", "__init__ closing digests errors lastwords files sizes text"),
     ("planner.inputs", "strangers kinds reading __init__"),
-    ("planner.formats.ggml", "library formats file_types foreign kernels __init__"),
+    ("planner.formats.ggml", "library types formats file_types foreign kernels __init__"),
     ("planner.formats.mlx", "formats kernels __init__"),
-    ("planner.formats", "registry __init__"),
     ("planner.names", "gguf transformers mlx __init__"),
+    ("planner.formats", "family families registry __init__"),
     (
         "planner.gguf",
         "entry legacy llama_cpp metadata contents provenance tensor reader model health imatrix layout "
@@ -207,6 +207,19 @@ def test_a_plan_from_the_state_does_not_wait_for_the_model():
     found = set().union(*map(loaded, ("planner.plan.plan", "planner.plan.rules", "planner.recipe", "planner.report")))
     assert not found & {"gguf", "joblib", "llama_cpp"}
     assert not {part(name) for name in found} & {"planner.gguf", "planner.llama", "planner.measure"}
+
+
+def test_families_are_asked_and_not_compared():
+    """A difference between families is an attribute or a method of theirs."""
+    for name, path in MODULES.items():
+        # a recipe's JSON leaves `gguf` out; dialects say what they know of which family
+        may = name == "planner.recipe.recipe" or name.startswith("planner.dialects.")
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Compare) and not may:
+                sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+                assert not {"'gguf'", "'mlx'"} & set(sides), f"{name}:{node.lineno}"
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+                assert ast.unparse(node.args[1]) != "Affine", f"{name}:{node.lineno}"
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from planner.cli.options import Sources
     from planner.formats.ggml import Format
-    from planner.formats.registry import Family
+    from planner.formats.registry import FamilyName
 
 __all__ = ["measure", "run_campaign"]
 
@@ -33,15 +33,14 @@ def measure(model: Path, family: str, **measuring: Unpack[Measuring]) -> None:
     Rows of each tensor are sampled, quantized with the family's own kernels and compared, weighted by the imatrix.
     Results go to the state file as they come: stop at any time, the same command goes on.
     """
-    from planner.formats.registry import choose_formats
+    from planner.formats.registry import family_named
 
-    kind = cast("Family", family)
-    formats = choose_formats(kind, measuring["types"] or "all")
+    chosen = family_named(cast("FamilyName", family))
+    formats = chosen.choose(measuring["types"] or "all")
     with open_sources(model, measuring) as sources:
-        done, fresh = run_campaign(sources, formats, {}, measuring, family=kind)
+        done, fresh = run_campaign(sources, formats, {}, measuring, family=chosen.name)
         click.echo(f"{done} measurements in {sources.state}, {fresh} of them new.")
-        option = () if kind == "gguf" else ("--family", kind)
-        click.echo(f"Next: {command('planner', 'solve', '--state', sources.state, *option, '--budget', 'SIZE')}")
+        click.echo(f"Next: {command('planner', 'solve', '--state', sources.state, *chosen.option, '--budget', 'SIZE')}")
 
 
 def run_campaign(
@@ -50,7 +49,7 @@ def run_campaign(
     pinned: Mapping[str, Sequence[Format]],
     measuring: Measuring,
     *,
-    family: Family = "gguf",
+    family: FamilyName = "gguf",
 ) -> tuple[int, int]:
     """Measure what is missing, with a progress bar; returns how many measurements there are and how many are new."""
     from planner.measure import Settings

@@ -49,6 +49,7 @@ def quantize(
     Every tensor has the bytes that llama-quantize would write. OUT appears when it is complete, or not at all.
     """
     from planner.digests import recipe_digest
+    from planner.formats.registry import family_named
     from planner.gguf import open_model
     from planner.gguf.provenance import provenance_pairs
     from planner.gguf.quantize import quantize_model
@@ -57,10 +58,11 @@ def quantize(
     from planner.sizes import format_size, parse_size
 
     given = load_recipe(recipe)
-    if given.family != "gguf":
+    dialect = family_named(given.family).exported_to
+    if dialect is not None:
         raise RecipeError(
             f"{recipe} is planned for MLX: no GGUF can have its formats.",
-            "Export it: planner export RECIPE --to mlx-lm. Or solve again without --family mlx.",
+            f"Export it: planner export RECIPE --to {dialect}. Or solve again without --family mlx.",
         )
     plan, changes = recounted(given)
     for change in changes:

@@ -22,7 +22,7 @@ from planner.text import plain
 if TYPE_CHECKING:
     from planner.cli.options import Sources
     from planner.formats.ggml import Format
-    from planner.formats.registry import Family
+    from planner.formats.registry import FamilyName
     from planner.plan.plan import Plan
     from planner.plan.request import Request, RunOn
     from planner.sensitivity import Source
@@ -102,16 +102,16 @@ def solve(
     With MODEL, measures first what is missing. Without, a finished state file in this directory is enough. The
     recipe is proven to be within a gap of the best there is.
     """
-    from planner.formats.registry import choose_formats
+    from planner.formats.registry import family_named
     from planner.plan.request import Request
     from planner.plan.rules import parse_rule, parse_tie
     from planner.report import explanation
 
-    kind = cast("Family", family)
+    kind = cast("FamilyName", family)
     request = Request(
         **_limits(budget, bpw, devices, active_budget),
         family=kind,
-        formats=None if measuring["types"] is None else choose_formats(kind, measuring["types"]),
+        formats=None if measuring["types"] is None else family_named(kind).choose(measuring["types"]),
         pins=tuple(parse_rule(text, family=kind) for text in pin),
         floors=tuple(parse_rule(text, default_pattern="", family=kind) for text in floors),
         caps=tuple(parse_rule(text, default_pattern="", family=kind) for text in caps),
@@ -155,9 +155,10 @@ def _plan_with_model(
     gpu_layers: int,
 ) -> Plan:
     """Measure what is missing, plan, and polish on a text where one is given."""
+    from planner.formats.registry import family_named
     from planner.plan.plan import make_plan
 
-    if polish is not None and request.family != "gguf":
+    if polish is not None and family_named(request.family).exported_to is not None:
         raise UsageError("--polish runs llama.cpp, which has none of MLX's types.", "Leave --polish or --family out.")
     with open_sources(model, measuring) as sources:
         if polish is not None:
@@ -198,15 +199,15 @@ def _bits(text: str) -> Fraction:
 
 def _measure(sources: Sources, request: Request, measuring: Measuring) -> None:
     from planner.cli.measure import run_campaign
-    from planner.formats.registry import choose_formats
+    from planner.formats.registry import family_named
 
     pinned: dict[str, list[Format]] = {}
     for rule in request.pins:
         for tensor in sources.model.tensors:
             if rule.pattern.search(tensor.name):
                 pinned.setdefault(tensor.name, []).append(rule.format)
-    family = request.family
-    run_campaign(sources, choose_formats(family, measuring["types"] or "all"), pinned, measuring, family=family)
+    formats = family_named(request.family).choose(measuring["types"] or "all")
+    run_campaign(sources, formats, pinned, measuring, family=request.family)
 
 
 @dataclass(frozen=True)

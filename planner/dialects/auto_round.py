@@ -30,21 +30,17 @@ from planner.dialects.dialect import (
 from planner.dialects.patterns import any_of, escaped, numbers
 from planner.dialects.regex import Regex
 from planner.errors import RecipeError
-from planner.formats.ggml import formats
+from planner.formats.ggml import TYPES, formats
 from planner.names.transformers import Module, ahead, module_of, other_modules, spellings
 from planner.recipe import Choice, Recipe
 from planner.text import some
 
 __all__ = ["DIALECT", "layer_config"]
 
-# GGUF_PRESET_ALIASES in auto_round/schemes.py: the preset that stands for the type alone
-_PRESETS = {
-    "q4_0": "GGUF:Q4_0", "q4_1": "GGUF:Q4_1", "q5_0": "GGUF:Q5_0", "q5_1": "GGUF:Q5_1", "q8_0": "GGUF:Q8_0",
-    "q2_K": "GGUF:Q2_K_S", "q3_K": "GGUF:Q3_K_S", "q4_K": "GGUF:Q4_K_S", "q5_K": "GGUF:Q5_K_S", "q6_K": "GGUF:Q6_K",
-}  # fmt: skip
+_PRESETS = {row.name: row.auto_round for row in TYPES.values() if row.auto_round is not None}
 _PLAIN = {"bits": 16, "act_bits": 16, "data_type": "float", "act_data_type": "float"}  # what ignore_layers sets
 _FLOATS = ("f32", "f16", "bf16")
-# The same, for what stands for a mix of types where it is the scheme of a whole model
+# GGUF_PRESET_ALIASES in auto_round/schemes.py: what stands for a mix of types where it is the scheme of a whole model
 _MIXES = {
     "GGUF:Q2_K_MIXED": "q2_K", "GGUF:Q3_K_M": "q3_K", "GGUF:Q3_K_L": "q3_K", "GGUF:Q4_K_M": "q4_K",
     "GGUF:Q5_K_M": "q5_K",

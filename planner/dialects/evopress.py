@@ -20,18 +20,12 @@ from planner.dialects.dialect import (
     with_own_names,
 )
 from planner.errors import RecipeError
+from planner.formats.ggml import type_of
 from planner.recipe import Recipe
 from planner.text import command, some
 
 __all__ = ["DIALECT"]
 
-# get_tensor_bit_width in mapper/gguf_splitter.py; what is not there would all be called 32
-_BITS = {
-    "f32": "32", "f16": "16", "bf16": "16", "q4_0": "4.5", "q4_1": "5", "q5_0": "5.5", "q5_1": "6", "q8_0": "8.5",
-    "q2_K": "2.5625", "q3_K": "3.4375", "q4_K": "4.5", "q5_K": "5.5", "q6_K": "6.5625", "iq2_xxs": "2.0625",
-    "iq2_xs": "2.3125", "iq2_s": "2.5", "iq3_xxs": "3.0625", "iq3_s": "3.44", "iq4_nl": "4.56", "iq4_xs": "4.25",
-    "iq1_s": "1.5625", "iq1_m": "1.75",
-}  # fmt: skip
 _SURE = re.compile(r"(?m)^\S.*: *[\d.]+ *\([\d.]+-\w+\.pth\)$")
 _LINE = re.compile(r"[\d.]+\s*\([\d.]+-([^)]+)\.pth\)")
 
@@ -46,7 +40,7 @@ def _configuration(recipe: Recipe) -> str:
     )  # fmt: skip
     lines = []
     for choice in recipe.tensors:
-        bits = _BITS.get(choice.format)
+        bits = type_of(choice.format).evopress
         if bits is None:
             raise RecipeError(
                 f"EvoPress has no number of bits for {choice.format}, which {choice.name} has.",

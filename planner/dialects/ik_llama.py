@@ -18,16 +18,13 @@ from planner.dialects.regex import Regex
 from planner.dialects.rules import Rule, reader_of_rules
 from planner.dialects.shell import is_script, script_rules, tensor_type_words
 from planner.errors import RecipeError
+from planner.formats.ggml import TYPES
 from planner.recipe import Choice, Recipe, is_left_alone
 from planner.text import command
 
 __all__ = ["DIALECT"]
 
-# type_traits in ggml/src/ggml.c that ggml has too, under the same name and with the same blocks
-_TYPES = (
-    "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq1_s",
-    "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs", "mxfp4",
-)  # fmt: skip
+_TYPES = frozenset(row.name for row in TYPES.values() if "ik_llama" in row.dialects)
 # QUANT_OPTIONS there lacks what only newer llama.cpp has
 _UNKNOWN_FILE_TYPES = ("TQ1_0", "TQ2_0", "MXFP4_MOE", "Q1_0", "Q2_0")
 # llama_model_quantize_internal in src/llama-quantize.cpp leaves these alone, where llama.cpp quantizes them

@@ -6,14 +6,14 @@ punctuation, `( | )`, `[0-9]`, `^` and `$`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
+
+from planner.names.gguf import parse_name
 
 __all__ = ["Escape", "any_of", "compacted", "escaped", "escaped_ecmascript", "numbers", "one_each"]
 
 Escape = Callable[[str], str]
 
-_BLOCK = re.compile(r"(.*?\bblk\.)(0|[1-9][0-9]*)(\..+)", re.DOTALL)
 _PUNCTUATION = frozenset(r"\^$.|?*+()[]{}")
 
 
@@ -55,9 +55,9 @@ def compacted(formats: Mapping[str, str], escape: Escape) -> list[tuple[str, str
     single: list[tuple[int, str, str]] = []
     position = {name: number for number, name in enumerate(formats)}
     for name, fmt in formats.items():
-        match = _BLOCK.fullmatch(name)
-        if match:
-            grids.setdefault((fmt, match[1]), {}).setdefault(match[3], {})[match[2]] = None
+        parsed = parse_name(name)
+        if parsed.number is not None and (parsed.number == "0" or not parsed.number.startswith("0")):
+            grids.setdefault((fmt, f"{parsed.tower}blk."), {}).setdefault(f".{parsed.rest}", {})[parsed.number] = None
         else:
             single.append((position[name], f"^{escape(name)}$", fmt))
     for (fmt, prefix), roles in grids.items():

@@ -15,6 +15,7 @@ from planner.dialects.regex import Regex
 from planner.dialects.rules import Rule, reader_of_rules
 from planner.dialects.shell import is_script
 from planner.errors import RecipeError
+from planner.formats.ggml import TYPES
 from planner.recipe import Recipe
 from planner.text import command
 
@@ -22,10 +23,7 @@ __all__ = ["DIALECT"]
 
 _SURE = re.compile(r"(?im)^\s*## (quant mix|recipe of planner)|GGUF Tool Suite")
 
-_TYPES = (
-    "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq1_s",
-    "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs", "mxfp4",
-)  # fmt: skip
+_TYPES = frozenset(row.name for row in TYPES.values() if "gguf-tool-suite" in row.dialects)
 
 
 def _lines(recipe: Recipe, *, compact: bool) -> str:

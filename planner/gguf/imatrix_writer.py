@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from planner.errors import ImatrixError
 from planner.files import Output, check_destinations
 from planner.gguf.metadata import encode_pair
-from planner.gguf.reader import DEFAULT_ALIGNMENT, padded
+from planner.gguf.reader import DEFAULT_ALIGNMENT
 from planner.gguf.sums import Sums, TensorSums
+from planner.sizes import align
 
 __all__ = ["write_imatrix", "write_legacy_imatrix"]
 
@@ -40,13 +41,13 @@ def write_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path]
                 "Leave the imatrix out that it is from.",
             )
     header = _header(sums, [(name, shape) for name, shape, _ in parts])
-    total = len(header) + sum(padded(4 * shape[0] * shape[1], DEFAULT_ALIGNMENT) for _, shape, _ in parts)
+    total = len(header) + sum(align(4 * shape[0] * shape[1], DEFAULT_ALIGNMENT) for _, shape, _ in parts)
 
     def data() -> Iterator[bytes]:
         yield header
         for _, _, values in parts:
             block = values.astype("<f4").tobytes()
-            yield block.ljust(padded(len(block), DEFAULT_ALIGNMENT), b"\0")
+            yield block.ljust(align(len(block), DEFAULT_ALIGNMENT), b"\0")
 
     _write(path, data(), total, inputs, force=force)
     return total
@@ -100,8 +101,8 @@ def _header(sums: Sums, tensors: list[tuple[str, tuple[int, int]]]) -> bytes:
         dimensions = shape[: 2 if shape[1] > 1 else 1]  # ggml_n_dims
         out += struct.pack("<Q", len(text)) + text
         out += struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, _F32, offset)
-        offset += padded(4 * shape[0] * shape[1], DEFAULT_ALIGNMENT)
-    return bytes(out.ljust(padded(len(out), DEFAULT_ALIGNMENT), b"\0"))
+        offset += align(4 * shape[0] * shape[1], DEFAULT_ALIGNMENT)
+    return bytes(out.ljust(align(len(out), DEFAULT_ALIGNMENT), b"\0"))
 
 
 def _legacy_values(entry: TensorSums, chunk_size: int) -> tuple[int, Floats]:

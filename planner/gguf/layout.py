@@ -25,7 +25,8 @@ from planner.gguf.imatrix import Imatrix
 from planner.gguf.llama_cpp import tensor_order
 from planner.gguf.metadata import encode_pair
 from planner.gguf.model import SPLIT_COUNT, SPLIT_KEYS, SPLIT_NO, SPLIT_TENSORS, Model
-from planner.gguf.reader import DEFAULT_ALIGNMENT, Tensor, padded
+from planner.gguf.reader import DEFAULT_ALIGNMENT, Tensor
+from planner.sizes import align
 
 __all__ = ["Extra", "Placed", "Shard", "arrange", "header_bytes", "imatrix_pairs", "predicted_size", "zeros"]
 
@@ -49,7 +50,7 @@ class Placed:
     @property
     def nbytes(self) -> int:
         """Bytes of its data, without padding."""
-        return self.tensor.rows * self.format.row_bytes(self.tensor.row_length)
+        return self.format.tensor_bytes(self.tensor.shape)
 
     @property
     def info_bytes(self) -> int:
@@ -101,12 +102,12 @@ class Shard:
     def header_bytes(self) -> int:
         """Bytes before the data of the first tensor."""
         pairs = (self.pairs.nbytes if self.pairs else 0) + sum(map(len, self.split))
-        return padded(_START.size + pairs + sum(placed.info_bytes for placed in self.tensors), self.alignment)
+        return align(_START.size + pairs + sum(placed.info_bytes for placed in self.tensors), self.alignment)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the file."""
-        return self.header_bytes + sum(padded(placed.nbytes, self.alignment) for placed in self.tensors)
+        return self.header_bytes + sum(align(placed.nbytes, self.alignment) for placed in self.tensors)
 
     def header(self) -> Iterator[bytes]:
         """Yield the header in pieces of bounded size, padding included."""
@@ -119,7 +120,7 @@ class Shard:
             name, shape = placed.tensor.name.encode(), placed.tensor.shape
             yield struct.pack("<Q", len(name)) + name
             yield struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, placed.format.id, offset)
-            offset += padded(placed.nbytes, self.alignment)
+            offset += align(placed.nbytes, self.alignment)
             written += placed.info_bytes
         yield from zeros(self.header_bytes - written)
 
@@ -178,13 +179,13 @@ def _divide(tensors: list[Placed], pairs: _Pairs, alignment: int, limit: int) ->
     groups: list[list[Placed]] = [[]]
     header, data = _START.size + split + pairs.nbytes, 0
     for placed in tensors:
-        size = padded(placed.nbytes, alignment)
-        if groups[-1] and padded(header + placed.info_bytes, alignment) + data + size > limit:
+        size = align(placed.nbytes, alignment)
+        if groups[-1] and align(header + placed.info_bytes, alignment) + data + size > limit:
             groups.append([])
             header, data, alignment = _START.size + split, 0, DEFAULT_ALIGNMENT
-            size = padded(placed.nbytes, alignment)
+            size = align(placed.nbytes, alignment)
         header, data = header + placed.info_bytes, data + size
-        if (needed := padded(header, alignment) + data) > limit:
+        if (needed := align(header, alignment) + data) > limit:
             raise OutputError(
                 f"A shard with {placed.tensor.name} alone takes {needed:,} bytes, more than the {limit:,} allowed.",
                 "Allow larger shards.",
@@ -226,7 +227,7 @@ def header_bytes(
 ) -> int:
     """Return the bytes before the first tensor of an output in one file. They do not depend on the formats:
 
-    file size = header_bytes + Σ over tensors of padded(bytes in its format, model.alignment)
+    file size = header_bytes + Σ over tensors of align(bytes in its format, model.alignment)
     """
     return arrange(model, {}, [*imatrix_pairs(imatrix), *extra], file_type)[0].header_bytes
 

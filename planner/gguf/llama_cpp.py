@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from planner.errors import RecipeError
-from planner.formats.ggml import Format, formats
+from planner.formats.ggml import Format, formats, type_of
 
 __all__ = ["fallback", "requires_imatrix", "tensor_order", "why_left_alone"]
 
@@ -49,13 +49,7 @@ _LEFT_ALONE_IN = {
 }  # fmt: skip
 _WHOLE_NAMES = {"position_embd.weight": "a positional embedding", "token_types.weight": "a token type embedding"}
 
-# tensor_type_fallback: a type whose blocks do not fill a row → the type with smaller blocks that takes its place
-_FALLBACK = dict.fromkeys(("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl")
-_FALLBACK |= dict.fromkeys(("q2_0", "q2_K", "q3_K", "tq1_0", "tq2_0"), "q4_0")
-_FALLBACK |= {"q4_K": "q5_0", "q5_K": "q5_1", "q6_K": "q8_0"}
-
 # tensor_requires_imatrix
-_NEED_IMATRIX = frozenset(("iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s"))
 _EXEMPT = frozenset(("token_embd.weight", "per_layer_token_embd.weight", "output.weight"))
 
 _LAYER = re.compile(r"blk\.[ \t\n\v\f\r]*([+-]?[0-9]+)")
@@ -97,8 +91,8 @@ def fallback(wanted: Format, row_length: int) -> Format:
     """
     if wanted.fits(row_length):
         return wanted
-    if wanted.name in _FALLBACK:
-        substitute = formats()[_FALLBACK[wanted.name]]
+    if (smaller := type_of(wanted.name).fallback) is not None:
+        substitute = formats()[smaller]
         return substitute if substitute.fits(row_length) else formats()["f16"]
     if wanted.block <= 32:
         return formats()["f16"]
@@ -112,7 +106,7 @@ def fallback(wanted: Format, row_length: int) -> Format:
 def requires_imatrix(tensor_name: str, fmt: Format) -> bool:
     """Return whether this tensor cannot be stored in `fmt` without an imatrix for it: because llama-quantize
     refuses, or (also for the embedding and the output, which it lets pass) because the kernel would abort."""
-    return fmt.needs_imatrix or (fmt.name in _NEED_IMATRIX and tensor_name not in _EXEMPT)
+    return fmt.needs_imatrix or (type_of(fmt.name).imatrix and tensor_name not in _EXEMPT)
 
 
 def tensor_order(names: Iterable[str]) -> list[str]:

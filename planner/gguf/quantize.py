@@ -25,7 +25,8 @@ from planner.gguf.imatrix import Imatrix
 from planner.gguf.layout import Extra, Placed, Shard, arrange, imatrix_pairs, zeros
 from planner.gguf.llama_cpp import requires_imatrix, why_left_alone
 from planner.gguf.model import Model, split_path
-from planner.gguf.reader import Tensor, padded
+from planner.gguf.reader import Tensor
+from planner.sizes import align
 
 __all__ = ["Progress", "Written", "output_paths", "quantize_model", "resolve_formats"]
 
@@ -136,12 +137,7 @@ def _check_change(
             f"{tensor.name} is quantized already ({tensor.format}).",
             "Start from the F16, BF16 or F32 model; --allow-requantize accepts the loss of doing it twice.",
         )
-    if not fmt.fits(tensor.row_length):
-        raise RecipeError(
-            f"{tensor.name} cannot become {fmt.name}: its rows of {tensor.row_length:,} weights are no multiple of "
-            f"{fmt.block}.",
-            "Choose a format with smaller blocks.",
-        )
+    fmt.check_rows(tensor.name, tensor.row_length)
     has_weights = imatrix is not None and imatrix.covers(tensor)
     if requires_imatrix(tensor.name, fmt) and not has_weights:
         lacking = "the imatrix has no entry for it" if imatrix else "there is no imatrix"
@@ -253,7 +249,7 @@ class _Run:
         is_last = chunk.stop == tensor.rows
         if is_last:
             size = chunk.placed.nbytes
-            for piece in zeros(padded(size, alignment) - size):
+            for piece in zeros(align(size, alignment) - size):
                 self.output.write(piece)
         if is_last or (chunk.stop - released) * tensor.row_bytes >= _RELEASE:
             self.model.release(tensor, released, chunk.stop)

@@ -25,8 +25,9 @@ from planner.gguf.metadata import ARRAY, SCALARS, STRING, Metadata, Pair
 from planner.gguf.tensor import Tensor
 from planner.inputs.reading import open_regular
 from planner.inputs.strangers import looks_like_a_piece, stranger
+from planner.sizes import align
 
-__all__ = ["DEFAULT_ALIGNMENT", "GgufFile", "Tensor", "padded", "read_gguf"]
+__all__ = ["DEFAULT_ALIGNMENT", "GgufFile", "Tensor", "read_gguf"]
 
 DEFAULT_ALIGNMENT = 32
 _MAX_DIMS = 4  # GGML_MAX_DIMS
@@ -59,11 +60,6 @@ class GgufFile:
     metadata: Metadata
     tensors: tuple[Tensor, ...]
     replaced: Mapping[str, str]
-
-
-def padded(size: int, alignment: int) -> int:
-    """Return `size` rounded up to a multiple of `alignment`."""
-    return -(-size // alignment) * alignment
 
 
 def read_gguf(path: Path, part: int = 0, error: type[PlannerError] = ModelError, *, nearest: bool = False) -> GgufFile:
@@ -234,16 +230,16 @@ class _Header:
             if name in infos:
                 self.fail(f"the tensor {_shown(name)} occurs twice")
             infos[name] = self.shape(name), self.u32(f"the type of {name}"), self.u64(f"the offset of {name}")
-        header_end, start = self.at, padded(self.at, alignment)
+        header_end, start = self.at, align(self.at, alignment)
         data_end, expected, tensors = start if infos else header_end, 0, []
         after = [*[offset for _, _, offset in infos.values()][1:], self.size - start]
         for (name, (shape, type_id, offset)), following in zip(infos.items(), after, strict=False):
             fmt = self.format(name, shape, type_id)
-            nbytes = fmt.row_bytes(shape[0]) * prod(shape[1:])
+            nbytes = fmt.tensor_bytes(shape)
             stored = max(0, following - offset) if name in self.replaced else nbytes
             self.check_place(name, start, offset, stored, expected, alignment)
             tensors.append(Tensor(name, shape, fmt.name, part, start + offset, nbytes))
-            data_end, expected = start + offset + stored, expected + padded(stored, alignment)
+            data_end, expected = start + offset + stored, expected + align(stored, alignment)
         self.check_end(data_end, alignment)
         return tuple(tensors)
 
@@ -288,7 +284,7 @@ class _Header:
             self.fail(f"tensor {name} lies at offset {offset:,} of the data, {fault}: {expected:,} was expected")
 
     def check_end(self, end: int, alignment: int) -> None:
-        for at in (end, padded(end, alignment)):
+        for at in (end, align(end, alignment)):
             if self.data[at : at + 4] == b"GGUF":
                 self.fail(
                     f"several GGUF files joined end to end: the second begins at byte {at:,}",

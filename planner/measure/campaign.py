@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from planner.digests import digest
 from planner.errors import ModelError
 from planner.formats.ggml import Format
-from planner.formats.registry import Family, all_formats, kernel_of
+from planner.formats.registry import FamilyName, all_formats, family_named, kernel_of
 from planner.gguf import GAPS_VERSION, Imatrix, Model, Tensor
 from planner.gguf.contents import is_encoder
 from planner.measure.anatomy import read_anatomy
@@ -28,8 +28,7 @@ from planner.measure.moments import moments
 from planner.measure.rounding import rounding_of
 from planner.measure.survey import Survey, survey_tensor
 from planner.measure.targets import Block, Target, batches, find_blocks, notes_on
-from planner.names.gguf import is_expert, role_of
-from planner.names.mlx import check_architecture
+from planner.names.gguf import has_massive_channels, is_expert
 from planner.sensitivity import STRUCTURE_VERSION, Facts
 from state import Energies, Measurement, Store
 
@@ -62,11 +61,11 @@ class Campaign:
         candidates: Sequence[Format],
         settings: Settings,
         *,
-        family: Family = "gguf",
+        family: FamilyName = "gguf",
         pinned: Mapping[str, Sequence[Format]] | None = None,
         allow_requantize: bool = False,
     ) -> None:
-        check_architecture(model.architecture, family)
+        family_named(family).check_architecture(model.architecture)
         if is_encoder(model.metadata):
             raise ModelError(
                 f"{model.path}: the encoder of a multimodal model (mmproj), not a language model.",
@@ -76,9 +75,8 @@ class Campaign:
         self._model, self._imatrix, self._store, self._settings = model, imatrix, store, settings
         self._coverage = coverage
         self._anatomy = read_anatomy(model)
-        self._family: Family = family
         self._blocks = find_blocks(
-            model, imatrix, candidates, pinned or {}, family=family, allow_requantize=allow_requantize
+            model, imatrix, candidates, pinned or {}, family=family_named(family), allow_requantize=allow_requantize
         )
         store.set_inventory(take_inventory(model, imatrix, settings))
 
@@ -186,7 +184,7 @@ class Campaign:
         surveys = []
         for target in block.to_survey:
             tensor = target.tensor
-            massive = role_of(tensor.name)[1].startswith("ffn_down")
+            massive = has_massive_channels(tensor.name)
             known = moments(tensor, self._imatrix)
             surveys.append(survey_tensor(self._model, tensor, known, find_massive=massive, stop=stop.is_set))
         return block, surveys

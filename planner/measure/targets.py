@@ -11,8 +11,6 @@ from planner.formats.ggml import Format, formats
 from planner.formats.registry import Family
 from planner.gguf import Coverage, Imatrix, Model, Tensor, requires_imatrix, why_left_alone
 from planner.names.gguf import role_of
-from planner.names.mlx import can_quantize
-from planner.plan.families import left_out
 from planner.text import some
 
 __all__ = ["Block", "Target", "batches", "find_blocks", "notes_on"]
@@ -63,19 +61,19 @@ def find_blocks(
     `allow_requantize`. Raises ModelError where that is everything, UsageError where no format is possible.
     """
     blocks: dict[object, Block] = {}
-    gone = left_out((tensor.name for tensor in model.tensors), family)
+    gone = family.left_out(tensor.name for tensor in model.tensors)
     for tensor in model.tensors:
         if why_left_alone(tensor.name, tensor.shape, model.architecture, tensor.format) is not None:
             continue
         kept = model.format(tensor).quantized and not allow_requantize
         others = [fmt for fmt in pinned.get(tensor.name, ()) if fmt.name != tensor.format]
-        if kept and (others or family != "gguf"):
+        if kept and (others or not family.keeps_quantized):
             raise _quantized(tensor)
         number, _ = role_of(tensor.name)
         # outside the stack, every tensor stands for itself
         block = blocks.setdefault(tensor.name if number is None else number, Block(number))
         # llama.cpp's own resort for rows that no block divides, and the step between F32 and q8_0
-        halves = (formats()["f16"],) if tensor.format == "f32" and family == "gguf" else ()
+        halves = [formats()[name] for name in family.halves] if tensor.format == "f32" else []
         wanted = () if kept or tensor.name in gone else dict.fromkeys((*candidates, *halves, *others))
         block.targets.append(Target(tensor, _usable(model, imatrix, tensor, wanted, family), kept))
     every = [target for block in blocks.values() for target in block.targets]
@@ -104,7 +102,7 @@ def _quantized(tensor: Tensor) -> ModelError:
 def _usable(
     model: Model, imatrix: Imatrix | None, tensor: Tensor, candidates: Iterable[Format], family: Family
 ) -> tuple[Format, ...]:
-    if not can_quantize(tensor.name, model.architecture, family):
+    if not family.can_quantize(tensor.name, model.architecture):
         return ()
     covered = imatrix is not None and imatrix.covers(tensor)
     return tuple(

@@ -1,4 +1,4 @@
-"""What a tensor is called: in a GGUF, in transformers, in mlx-lm."""
+"""Names of tensors: in a GGUF, in transformers, in mlx-lm."""
 
 from __future__ import annotations
 

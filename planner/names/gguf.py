@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-__all__ = ["FUSED", "block_prefix", "is_expert", "role_of"]
+__all__ = ["FUSED", "Name", "block_prefix", "has_massive_channels", "is_expert", "parse_name", "role_of"]
 
-_NAME = re.compile(r"(?:blk\.(\d+)\.)?(.+?)(?:\.(?:weight|bias))?")
-_EXPERT = re.compile(r"(ffn_(?:gate|down|up))\.\d+")  # one of those that some files do not stack
-_ELSEWHERE = re.compile(r".*?\.blk\.\d+\.")  # a vision tower's or an encoder's block
-
-_BLOCK = re.compile(r"(?:.*?\.)?blk\.\d+(?=\.)")
+_NAME = re.compile(r"(?:(?P<tower>(?:.*?\.)??)blk\.(?P<number>[0-9]+)\.)?(?P<rest>.+)", re.DOTALL)
+_EXPERT = re.compile(r"(ffn_(?:gate|down|up))\.[0-9]+")  # one of those that some files do not stack
+_LONGEST_NUMBER = 9  # digits; no model has so many blocks
 
 # Tensors that fused kernels (ik_llama.cpp and others) read together
 FUSED = (
@@ -19,8 +18,62 @@ FUSED = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A tensor's name taken apart: `tower`, `blk.`, `number`, `.`, `rest`.
+
+    `tower` is what stands before the block, with its dot: empty in the main stack, `v.` in a vision tower. `number` are
+    the digits of the block, None outside of blocks; the name is then all `rest`.
+    """
+
+    tower: str
+    number: str | None
+    rest: str
+
+    @property
+    def block(self) -> int | None:
+        """The block in the main stack; None outside of it."""
+        if self.tower or self.number is None or len(self.number) > _LONGEST_NUMBER:
+            return None
+        return int(self.number)
+
+    @property
+    def prefix(self) -> str | None:
+        """Beginning of the names of the block's tensors, without the dot: `blk.3`, `enc.blk.3`, or None."""
+        return None if self.number is None else f"{self.tower}blk.{self.number}"
+
+    @property
+    def plain(self) -> str:
+        """`rest` without `.weight` or `.bias`."""
+        stem, _, kind = self.rest.rpartition(".")
+        return stem if stem and kind in ("weight", "bias") else self.rest
+
+    @property
+    def expert(self) -> str | None:
+        """Role of the stack that one expert of those that a file stores one by one would be in; None for all else."""
+        match = _EXPERT.fullmatch(self.plain) if self.number is not None and not self.tower else None
+        return f"{match[1]}_exps" if match else None
+
+    @property
+    def role(self) -> str:
+        """Name without block and kind; experts that are stored one by one have the role of those that are stacked."""
+        return self.expert or self.plain
+
+
+def parse_name(name: str) -> Name:
+    """Take a tensor's name apart.
+
+    >>> parse_name("v.blk.3.attn_q.weight")
+    Name(tower='v.', number='3', rest='attn_q.weight')
+    >>> parse_name("output.weight")
+    Name(tower='', number=None, rest='output.weight')
+    """
+    match = _NAME.fullmatch(name)
+    return Name(match["tower"] or "", match["number"], match["rest"]) if match else Name("", None, name)
+
+
 def role_of(name: str) -> tuple[int | None, str]:
-    """Block (None outside the main stack) and role of a tensor.
+    """Return block (None outside the main stack) and role of a tensor.
 
     >>> role_of("blk.3.ffn_down_exps.weight"), role_of("output.weight"), role_of("v.blk.0.attn_q.bias")
     ((3, 'ffn_down_exps'), (None, 'output'), (None, 'attn_q'))
@@ -30,24 +83,24 @@ def role_of(name: str) -> tuple[int | None, str]:
     >>> role_of("blk.3.ffn_down.5.weight")
     (3, 'ffn_down_exps')
     """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None, name
-    block, role = match.groups()
-    if block is not None and (expert := _EXPERT.fullmatch(role)):
-        role = f"{expert[1]}_exps"
-    if block is not None:
-        return (int(block) if len(block) < 10 else None), role
-    return None, _ELSEWHERE.sub("", role, count=1)
+    parsed = parse_name(name)
+    return parsed.block, parsed.role
 
 
 def is_expert(name: str) -> bool:
-    """Whether a tensor is one expert of those that a file stores one by one."""
-    match = _NAME.fullmatch(name)
-    return match is not None and match[1] is not None and _EXPERT.fullmatch(match[2]) is not None
+    """Return whether a tensor is one expert of those that a file stores one by one."""
+    return parse_name(name).expert is not None
 
 
 def block_prefix(name: str) -> str | None:
-    """`blk.3`, `enc.blk.3`, or None."""
-    match = _BLOCK.match(name)
-    return match[0] if match else None
+    """Return `blk.3`, `enc.blk.3`, or None."""
+    return parse_name(name).prefix
+
+
+def has_massive_channels(name: str) -> bool:
+    """Return whether a tensor may have massive input channels: where feed-forwards write (docs/design.md).
+
+    >>> has_massive_channels("blk.3.ffn_down_exps.weight"), has_massive_channels("blk.3.ffn_up.weight")
+    (True, False)
+    """
+    return parse_name(name).role.startswith("ffn_down")

@@ -1,4 +1,4 @@
-"""Where mlx-lm has a model's tensors, and which of them it can have quantized.
+"""Modules of a model's tensors in mlx-lm, and which of them it can have quantized.
 
 Paths are those of mlx-lm's own models, which stack experts where transformers has one module each.
 """
@@ -6,7 +6,7 @@ Paths are those of mlx-lm's own models, which stack experts where transformers h
 from __future__ import annotations
 
 from planner.errors import RecipeError, UsageError
-from planner.formats.registry import Family
+from planner.names.gguf import role_of
 from planner.names.transformers import ARCHITECTURES, module_of
 
 __all__ = ["MODULE_PREFIXES", "can_quantize", "check_architecture", "module_paths"]
@@ -25,33 +25,31 @@ _OWN = {
 
 
 def module_paths(name: str, architecture: str) -> list[str]:
-    """Where mlx-lm has a tensor. Raises RecipeError where that is not known."""
+    """Return the paths of a tensor's modules in mlx-lm. Raises RecipeError where these are not known."""
     prefix = MODULE_PREFIXES.get(architecture, "")
-    parts = name.split(".")
-    own = _OWN.get((architecture, parts[2])) if len(parts) == 4 and parts[0] == "blk" and parts[1].isdecimal() else None
+    block, role = role_of(name)
+    own = _OWN.get((architecture, role)) if block is not None else None
     if own:
-        return [f"{prefix}model.layers.{parts[1]}.{path}" for path in own]
+        return [f"{prefix}model.layers.{block}.{path}" for path in own]
     path = module_of(name, architecture).path
     head, stacked, part = path.partition(".experts.*.")
     return [f"{prefix}{head}.switch_mlp.{_PARTS.get(part, part)}" if stacked else prefix + path]
 
 
-def check_architecture(architecture: str, family: Family) -> None:
-    """Raise UsageError for a model that the family's engine has, as far as we know, no modules for."""
-    if family == "mlx" and architecture not in ARCHITECTURES:
+def check_architecture(architecture: str) -> None:
+    """Raise UsageError for a model that mlx-lm has, as far as is known, no modules for."""
+    if architecture not in ARCHITECTURES:
         raise UsageError(
             f"MLX recipes are not possible for {architecture} models: where mlx-lm has their tensors is not known.",
             f"Known are {', '.join(sorted(ARCHITECTURES))}. Leave --family out to plan for GGUF.",
         )
 
 
-def can_quantize(name: str, architecture: str, family: Family) -> bool:
-    """Whether the family's engine can have this tensor quantized, given that llama.cpp can.
+def can_quantize(name: str, architecture: str) -> bool:
+    """Return whether mlx-lm can have this tensor quantized, given that llama.cpp can.
 
-    In MLX it has to be the weight of one module, or a part of one. A tensor that mlx-lm splits has other rows there.
+    It has to be the weight of one module, or a part of one. A tensor that mlx-lm splits has other rows there.
     """
-    if family == "gguf":
-        return True
     try:
         return len(module_paths(name, architecture)) == 1
     except RecipeError:

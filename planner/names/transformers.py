@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from planner.errors import RecipeError
+from planner.names.gguf import parse_name, role_of
 
 __all__ = ["ARCHITECTURES", "Module", "ahead", "bare", "module_of", "other_modules", "spellings"]
 
@@ -61,8 +62,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, str]] = {
 _TOP = {"token_embd": "model.embed_tokens", "output": "lm_head"}
 _OUTER = re.compile(r"(?:(?:model|language_model|text_model|thinker)\.)*")
 _OUTERS = ("model.language_model.", "language_model.model.", "model.text_model.", "thinker.model.")
-_AHEAD = re.compile(r"blk\.([0-9]+)\.nextn\.")
-_TENSOR = re.compile(r"(?:blk\.(0|[1-9][0-9]*)\.)?([a-z0-9_]+)\.weight")
+_MOST_BLOCKS = 1000  # gguf's map is made of as many as the names say
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +86,19 @@ class Module:
 
 
 def module_of(name: str, architecture: str) -> Module:
-    """The module of a matrix. Raises RecipeError for architectures and tensors whose place is not known."""
+    """Return the module of a matrix. Raises RecipeError for architectures and tensors whose place is not known."""
     roles = ARCHITECTURES.get(architecture)
     if roles is None:
         raise RecipeError(
             f"The modules of {architecture} models are not known.",
             f"Known are those of {', '.join(sorted(ARCHITECTURES))}. Export to a dialect of GGUF tensors instead.",
         )
-    match = _TENSOR.fullmatch(name)
-    if match is not None:
-        block, role = match.groups()
-        within = _TOP.get(role) if block is None else {**_DENSE, **roles}.get(role)
-        if within:
-            return Module(None if block is None else int(block), role, within)
+    parsed = parse_name(name)
+    role, _, kind = parsed.rest.rpartition(".")
+    if kind == "weight":
+        within = _TOP.get(role) if parsed.number is None else {**_DENSE, **roles}.get(role)
+        if within and (parsed.number is None or parsed.prefix == f"blk.{parsed.block}"):
+            return Module(parsed.block, role, within)
     raise RecipeError(
         f"The tensor {name!r} of {architecture} models has no module of its own in transformers.",
         "Export to a dialect of GGUF tensors instead.",
@@ -106,7 +106,7 @@ def module_of(name: str, architecture: str) -> Module:
 
 
 def bare(path: str) -> str:
-    """A path without what stands before it in models that see or hear as well.
+    """Return a path without what stands before it in models that see or hear as well.
 
     >>> bare("model.language_model.layers.0.mlp.up_proj"), bare("language_model.lm_head")
     ('layers.0.mlp.up_proj', 'lm_head')
@@ -115,25 +115,26 @@ def bare(path: str) -> str:
 
 
 def spellings(path: str) -> list[str]:
-    """What a path is called in models that see or hear as well."""
+    """Return the names of a path in models that see or hear as well."""
     return [f"{outer}{bare(path)}" for outer in (("language_model.",) if path == "lm_head" else _OUTERS)]
 
 
 def other_modules(names: Collection[str], architecture: str) -> set[str]:
-    """Bare paths of tensors that need not be matrices, such as norms and routers: all that gguf's map has for them."""
+    """Return bare paths of tensors that need not be matrices, such as norms and routers: all that gguf's map has."""
     import gguf
 
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     if architecture not in kinds:
         return set()
     known = set(names)
-    blocks = 1 + max((int(match[1]) for name in names if (match := re.match(r"blk\.([0-9]{1,3})\.", name))), default=0)
+    numbered = (block for block, _ in map(role_of, names) if block is not None and block < _MOST_BLOCKS)
+    blocks = 1 + max(numbered, default=0)
     places = gguf.get_tensor_name_map(kinds[architecture], blocks).mapping.items()
     return {bare(path) for path, (_, name) in places if not known.isdisjoint((f"{name}.weight", f"{name}.bias"))}
 
 
 def ahead(names: Iterable[str]) -> set[str]:
-    """Tensors of the blocks that predict several tokens ahead (`nextn`): transformers and mlx-lm do not load these."""
-    every = list(names)
-    blocks = {match[0].removesuffix("nextn.") for name in every if (match := _AHEAD.match(name))}
-    return {name for name in every if any(name.startswith(block) for block in blocks)}
+    """Return tensors of the blocks that predict several tokens ahead (`nextn`): transformers and mlx-lm load none."""
+    parsed = {name: parse_name(name) for name in names}
+    blocks = {entry.prefix for entry in parsed.values() if entry.block is not None and entry.rest.startswith("nextn.")}
+    return {name for name, entry in parsed.items() if entry.prefix in blocks}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from planner import __version__
 from planner.formats.ggml import library_version
-from planner.formats.registry import Family
-from planner.plan.limits import padded
+from planner.formats.registry import FamilyName
 from planner.recipe import Choice, ImatrixSource, ModelSource, Recipe, file_type_of_choices
+from planner.sizes import align
 from state import Inventory, TensorRecord
 
 __all__ = ["compose_recipe", "left_alone", "number_of"]
@@ -26,7 +26,7 @@ def compose_recipe(
     inventory: Inventory,
     choices: Sequence[Choice],
     *,
-    family: Family = "gguf",
+    family: FamilyName = "gguf",
     sensitivity: str,
     budget: str,
     bound: float | None = None,
@@ -53,7 +53,7 @@ def compose_recipe(
         seed=int(number_of(inventory, "sampling.seed")),
         tolerance=number_of(inventory, "sampling.tolerance"),
         budget=budget,
-        size=inventory.header_bytes + sum(padded(choice.bytes, inventory) for choice in choices),
+        size=inventory.header_bytes + sum(align(choice.bytes, inventory.alignment) for choice in choices),
         bpw=8 * sum(choice.bytes for choice in choices) / elements,
         loss=None if None in losses else sum(loss or 0.0 for loss in losses),
         bound=bound,

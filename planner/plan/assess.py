@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 
 from planner.errors import RecipeError, UsageError
 from planner.formats.ggml import CANDIDATES, Format, formats
-from planner.formats.registry import Family, named_in
+from planner.formats.registry import Family, FamilyName, family_named
 from planner.gguf import fallback
 from planner.plan.accounting import compose_recipe, left_alone
-from planner.plan.families import in_family
 from planner.plan.losses import Losses
 from planner.recipe import Choice, Recipe
 from planner.text import some
@@ -33,7 +32,7 @@ def assess(
     wanted: Mapping[str, str],
     losses: Losses | None,
     *,
-    family: Family = "gguf",
+    family: FamilyName = "gguf",
     why: str,
     budget: str = "as imported",
     status: str = "imported",
@@ -44,7 +43,8 @@ def assess(
     What llama.cpp leaves alone stays, and where blocks do not fill a row its substitute is taken; `notes` say so.
     Raises RecipeError for a format that ggml does not know, and where no tensor of the model is named.
     """
-    inventory = in_family(inventory, family)
+    chosen = family_named(family)
+    inventory = chosen.inventory(inventory)
     if losses is not None:
         stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
         losses = replace(losses, source_formats=stored)
@@ -72,8 +72,8 @@ def assess(
             choices.append(_choice(tensor, formats()[tensor.source_format], losses, "not named: stays as it is"))
             continue
         same = text.lower() == tensor.source_format.lower()
-        asked = formats()[tensor.source_format] if same else _named(tensor, text, family)
-        fmt = asked if same or family == "mlx" else _substitute(tensor, asked)
+        asked = formats()[tensor.source_format] if same else _named(tensor, text, chosen)
+        fmt = asked if same or not chosen.substitutes else _substitute(tensor, asked)
         if fmt is not asked:
             replaced.append(f"{tensor.name} {fmt.name} for {asked.name}")
         choices.append(_choice(tensor, fmt, losses, why))
@@ -91,15 +91,11 @@ def assess(
 
 def _named(tensor: TensorRecord, text: str, family: Family) -> Format:
     try:
-        fmt = named_in(family, text)
+        fmt = family.named(text)
     except UsageError as error:
         raise RecipeError(f"{tensor.name}: {error.problem}", error.remedy) from error
-    if family == "mlx" and not fmt.fits(tensor.row_length):  # where there are no substitutes
-        raise RecipeError(
-            f"{tensor.name} cannot be {fmt.name}: its rows of {tensor.row_length:,} weights are no multiple of "
-            f"{fmt.block}.",
-            "Choose a format with smaller groups.",
-        )
+    if not family.substitutes:
+        fmt.check_rows(tensor.name, tensor.row_length)
     return fmt
 
 
@@ -113,7 +109,7 @@ def _substitute(tensor: TensorRecord, asked: Format) -> Format:
 
 
 def _choice(tensor: TensorRecord, fmt: Format, losses: Losses | None, why: str) -> Choice:
-    nbytes = fmt.row_bytes(tensor.row_length) * (tensor.elements // tensor.row_length)
+    nbytes = fmt.tensor_bytes(tensor.shape)
     known = losses.of(tensor.name, fmt.name) if losses else None
     err, loss = known or (None, None)
     return Choice(name=tensor.name, shape=tensor.shape, format=fmt.name, bytes=nbytes, err=err, loss=loss, why=why)
@@ -135,8 +131,8 @@ def _notes(
         types = sorted({choice.format for choice in recipe.tensors if choice.loss is None})
         notes.append(
             f"{some(unknown)}: no error was measured, so the loss is not known. "
-            f"Measure it: planner measure MODEL {'--family mlx ' if recipe.family == 'mlx' else ''}"
-            f"--types {','.join(types)}"
+            "Measure it: "
+            + " ".join(("planner measure MODEL", *family_named(recipe.family).option, "--types", ",".join(types)))
         )
     return notes
 
@@ -171,9 +167,8 @@ def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Ass
     if not changes and not found.notes:
         return Assessment(recipe, ())
     source = recipe.sensitivity if losses is None else losses.source
-    new = compose_recipe(
-        in_family(inventory, family), choices, family=family, sensitivity=source, budget=recipe.budget, status="edited"
-    )
+    stored = family_named(family).inventory(inventory)
+    new = compose_recipe(stored, choices, family=family, sensitivity=source, budget=recipe.budget, status="edited")
     loss = f", loss {_number(recipe.loss)} → {_number(new.loss)}"
     changes.append(f"file: {recipe.size:,} → {new.size:,} bytes{loss}")
     return Assessment(new, (*found.notes, *changes))

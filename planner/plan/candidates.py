@@ -122,7 +122,7 @@ class Candidates:
 
 
 def _candidate(tensor: TensorRecord, fmt: Format, measured: Measurement | None, weight: TensorSensitivity) -> Candidate:
-    nbytes = fmt.row_bytes(tensor.row_length) * (tensor.elements // tensor.row_length)
+    nbytes = fmt.tensor_bytes(tensor.shape)
     if measured is None:
         return Candidate(fmt, nbytes, 0.0, 0.0)
     err = measured.err_var + measured.err_mean

@@ -10,10 +10,10 @@ from planner.errors import UsageError
 from planner.names.gguf import is_expert, role_of
 from planner.plan.candidates import Candidates, TiedGroup
 from planner.plan.rules import Device, assign_devices
-from planner.sizes import format_size
+from planner.sizes import align, format_size
 from state import Inventory, TensorRecord
 
-__all__ = ["ACTIVE", "BPW", "FILE", "SizeLimit", "causes", "check_names", "padded", "size_limits"]
+__all__ = ["ACTIVE", "BPW", "FILE", "SizeLimit", "causes", "check_names", "size_limits"]
 
 FILE, BPW, ACTIVE = "file", "bpw", "active"  # limits that no device may be called like
 _DIGITS = 10_000  # bits per weight are printed to so many parts of one
@@ -107,7 +107,7 @@ def size_limits(
         limits.append(SizeLimit(name, option, capacity, overhead, weigh, elements))
 
     if budget is not None:
-        add(FILE, "--budget", budget, lambda _, nbytes: padded(nbytes, inventory), inventory.header_bytes)
+        add(FILE, "--budget", budget, lambda _, nbytes: align(nbytes, inventory.alignment), inventory.header_bytes)
     if bpw is not None:
         elements = sum(tensor.elements for tensor in inventory.tensors)
         add(BPW, "--bpw", int(bpw * elements), lambda _, nbytes: 8 * nbytes, elements=elements)
@@ -116,18 +116,13 @@ def size_limits(
         mine = {name for name, owner in where.items() if owner is device}
 
         def on_device(tensor: TensorRecord, nbytes: int, mine: set[str] = mine) -> int:
-            return padded(nbytes, inventory) if tensor.name in mine else 0
+            return align(nbytes, inventory.alignment) if tensor.name in mine else 0
 
         add(device.name, f"--device {device.name}", device.capacity, on_device)
     if active is not None:
         shares = _active_shares(inventory)
         add(ACTIVE, "--active-budget", active, lambda tensor, nbytes: -(-nbytes * shares[tensor.name] // 1))
     return limits
-
-
-def padded(nbytes: int, inventory: Inventory) -> int:
-    """What so many bytes of a tensor take in the file, and where it is mapped."""
-    return -(-nbytes // inventory.alignment) * inventory.alignment
 
 
 def _active_shares(inventory: Inventory) -> Mapping[str, Fraction]:

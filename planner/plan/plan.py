@@ -9,16 +9,17 @@ from typing import cast
 
 from planner.errors import BudgetError, StateFileError, UsageError
 from planner.formats.ggml import Format
-from planner.formats.registry import belongs
+from planner.formats.registry import family_named
 from planner.plan.accounting import compose_recipe, left_alone
 from planner.plan.candidates import Candidate, Candidates
-from planner.plan.families import fused_ties, in_family, left_out
-from planner.plan.limits import FILE, SizeLimit, causes, padded, size_limits
+from planner.plan.families import fused_ties
+from planner.plan.limits import FILE, SizeLimit, causes, size_limits
 from planner.plan.losses import Losses, best_source, calibration, inventory_of, passes_of, sensitivities_of
 from planner.plan.request import Request
 from planner.plan.rules import Rule
 from planner.recipe import Choice, Recipe
 from planner.sensitivity import NOT_ROUNDED, Prediction, Source, fit_link
+from planner.sizes import align
 from solvers import (
     Change,
     Explanation,
@@ -104,15 +105,16 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
     """
     stored = inventory_of(store)
     everything = list(store.measurements(selected=True).values())
-    measured = [entry for entry in everything if belongs(entry.format, request.family)]
+    family = family_named(request.family)
+    measured = [entry for entry in everything if entry.format in family.formats]
     if stored is None or not measured:
         others = f" in formats of the family {request.family}" if everything else ""
-        option = "" if request.family == "gguf" else f" --family {request.family}"
+        step = ("planner measure MODEL --imatrix FILE", *family.option)
         raise StateFileError(
             f"{store.path} holds no finished measurements{others}.",
-            f"Measure first: planner measure MODEL --imatrix FILE{option}. What is measured already will be kept.",
+            f"Measure first: {' '.join(step)}. What is measured already will be kept.",
         )
-    inventory = in_family(stored, request.family)
+    inventory = family.inventory(stored)
     _check_measured(inventory, {entry.format for entry in measured}, request.formats or ())
     passes = passes_of(store)
     source = request.sensitivity or best_source(stored, passes)
@@ -123,8 +125,7 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
         by_tensor = {name: replace(entry, rounding=NOT_ROUNDED) for name, entry in known.items()}
     candidates = Candidates(
         inventory, measured, by_tensor, allowed=request.formats, pins=request.pins, floors=request.floors,
-        caps=request.caps,
-        ties=(*request.ties, *fused_ties(inventory, request.family)),
+        caps=request.caps, ties=(*request.ties, *fused_ties(inventory, request.family)),
     )  # fmt: skip
     given = size_limits(
         inventory, candidates.fixed, budget=request.budget, bpw=request.bpw, devices=request.devices,
@@ -162,7 +163,7 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
         limits=tuple(uses),
         prediction=prediction,
         sources={name: by_tensor[name].source for name in chosen},
-        left_out=tuple(sorted(left_out((tensor.name for tensor in stored.tensors), request.family))),
+        left_out=tuple(sorted(family.left_out(tensor.name for tensor in stored.tensors))),
         seconds=solution.seconds,
         _problem=problem,
         _solution=solution,
@@ -217,7 +218,7 @@ def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[Size
             group.name,
             [
                 Option(
-                    sum(padded(entry.nbytes, inventory) for entry in option),
+                    sum(align(entry.nbytes, inventory.alignment) for entry in option),
                     sum(entry.loss for entry in option),
                     option[0].format.name,
                 )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from planner.errors import UsageError
 from planner.formats.ggml import Format
-from planner.formats.registry import Family
+from planner.formats.registry import FamilyName
 from planner.plan.limits import check_names
 from planner.plan.rules import Device, Rule, Tie
 from planner.sensitivity import Source
@@ -28,7 +28,7 @@ class Request:
     bpw: Fraction | None = None
     devices: tuple[Device, ...] = ()
     active: int | None = None
-    family: Family = "gguf"
+    family: FamilyName = "gguf"
     formats: tuple[Format, ...] | None = None
     pins: tuple[Rule, ...] = ()
     floors: tuple[Rule, ...] = ()

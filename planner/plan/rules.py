@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from planner.errors import UsageError
 from planner.formats.ggml import Format
-from planner.formats.registry import Family, named_in
+from planner.formats.registry import FamilyName, family_named
 from planner.names.gguf import FUSED, block_prefix
 from planner.sizes import parse_size
 from state import Inventory
@@ -47,7 +47,7 @@ class Tie:
 _FUSED_NAME = "fused"
 
 
-def parse_rule(text: str, *, default_pattern: str | None = None, family: Family = "gguf") -> Rule:
+def parse_rule(text: str, *, default_pattern: str | None = None, family: FamilyName = "gguf") -> Rule:
     """A rule `REGEX=TYPE`, or `TYPE` alone for all tensors where `default_pattern` allows; the type is one of the
     family. Raises UsageError."""
     pattern, separator, name = text.rpartition("=")
@@ -55,7 +55,7 @@ def parse_rule(text: str, *, default_pattern: str | None = None, family: Family 
         if default_pattern is None:
             raise UsageError(f"{text!r} is not of the form REGEX=TYPE.", "Write for example 'attn_v=q6_K'.")
         pattern = default_pattern
-    return Rule(_compiled(pattern), named_in(family, name), text)
+    return Rule(_compiled(pattern), family_named(family).named(name), text)
 
 
 def parse_device(text: str) -> Device:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from math import prod
-
 from planner.errors import RecipeError, UsageError
-from planner.formats.registry import Family, named_in
+from planner.formats.registry import Family, family_named
 from planner.recipe.recipe import Choice, Recipe, file_type_of_choices
+from planner.sizes import align
 
 __all__ = ["recounted"]
-
-_ALIGNMENT = {"gguf": 32, "mlx": 1}  # general.alignment, where a model says nothing else; tensor data alone
 
 
 def recounted(recipe: Recipe) -> tuple[Recipe, list[str]]:
@@ -19,12 +16,13 @@ def recounted(recipe: Recipe) -> tuple[Recipe, list[str]]:
     Losses of edited tensors are not known any more, nor is the bound. Tensors without a shape are believed. Raises
     RecipeError for formats that do not exist or do not fit.
     """
+    family = family_named(recipe.family)
     choices, changes = [], []
     size, bits = recipe.size, 0
     for choice in recipe.tensors:
-        counted = _counted(choice, recipe.family)
+        counted = _counted(choice, family)
         if counted.bytes != choice.bytes:
-            size += _padded(counted.bytes, recipe.family) - _padded(choice.bytes, recipe.family)
+            size += align(counted.bytes, family.alignment) - align(choice.bytes, family.alignment)
             changes.append(f"{choice.name} is now {counted.format}: {choice.bytes:,} → {counted.bytes:,} bytes")
         choices.append(counted)
         bits += 8 * counted.bytes
@@ -41,24 +39,15 @@ def _counted(choice: Choice, family: Family) -> Choice:
     if choice.why.startswith("left alone"):
         return choice
     try:
-        fmt = named_in(family, choice.format)
+        fmt = family.named(choice.format)
     except UsageError as error:
         raise RecipeError(f"{choice.name}: {error.problem}", error.remedy) from error
     if fmt.name != choice.format:
         choice = choice.model_copy(update={"format": fmt.name})
     if not choice.shape:
         return choice
-    if not fmt.fits(choice.shape[0]):
-        raise RecipeError(
-            f"{choice.name} cannot be {fmt.name}: its rows of {choice.shape[0]:,} weights are no multiple of "
-            f"{fmt.block}.",
-            "Choose a format with smaller blocks.",
-        )
-    nbytes = fmt.row_bytes(choice.shape[0]) * prod(choice.shape[1:])
+    fmt.check_rows(choice.name, choice.shape[0])
+    nbytes = fmt.tensor_bytes(choice.shape)
     if nbytes == choice.bytes:
         return choice
     return choice.model_copy(update={"bytes": nbytes, "err": None, "loss": None, "why": "edited"})
-
-
-def _padded(nbytes: int, family: Family) -> int:
-    return -(-nbytes // _ALIGNMENT[family]) * _ALIGNMENT[family]

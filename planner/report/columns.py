@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.cells import cell_len, set_cell_size
 
+from planner.names.gguf import parse_name
 from planner.text import plain
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
 WIDTH = 80
 _LABEL = 12
 _LEAST = 12  # columns of a column that gives way
-_BLOCK = re.compile(r"(^|\.)blk\.[0-9]+\.")
 _LONGEST = 4096  # characters of a text that are looked at
 
 
@@ -64,7 +63,8 @@ def role_name(name: str) -> str:
     >>> role_name("blk.3.attn_q.weight"), role_name("v.blk.0.attn_q.bias")
     ('attn_q', 'v.attn_q.bias')
     """
-    return _BLOCK.sub(r"\1", name, count=1).removesuffix(".weight")
+    parsed = parse_name(name)
+    return (parsed.tower + parsed.rest).removesuffix(".weight")
 
 
 def counted(counts: Mapping[str, int]) -> str:

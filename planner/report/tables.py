@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from planner.formats.registry import family_named
 from planner.names.gguf import role_of
 from planner.recipe import Choice, Recipe
 from planner.sizes import format_size
@@ -41,14 +42,15 @@ def role_table(recipe: Recipe) -> str:
 
 def size_line(recipe: Recipe) -> str:
     """What the recipe's file weighs; of MLX's, the tensors in it."""
-    label, what = ("File", "") if recipe.family == "gguf" else ("Data", " of tensors")
+    label, what = ("File", "") if family_named(recipe.family).whole_file else ("Data", " of tensors")
     return f"{label:<10} {recipe.size:,} bytes ({format_size(recipe.size)}){what}, {recipe.bpw:.4f} bpw"
 
 
 def next_step(recipe: Recipe, path: Path, model: Path | None = None) -> str:
     """The command that makes something of a recipe, of `model` or the one that it names."""
-    if recipe.family == "mlx":
-        return command("planner", "export", path, "--to", "mlx-lm")
+    dialect = family_named(recipe.family).exported_to
+    if dialect is not None:
+        return command("planner", "export", path, "--to", dialect)
     said = recipe.model.path
     named = Path(said) if 0 < len(said) <= _LONGEST_PATH else "MODEL"
     return command("planner", "quantize", model or named, path, "OUT.gguf")

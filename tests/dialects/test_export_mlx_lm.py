@@ -15,11 +15,10 @@ from planner.dialects.mlx_lm import nearest_affine
 from planner.errors import RecipeError
 from planner.formats.ggml import formats
 from planner.formats.mlx import AFFINE
-from planner.formats.registry import family_of
+from planner.formats.registry import FAMILIES, family_of
 from planner.names.mlx import module_paths
 from planner.names.transformers import ARCHITECTURES
 from planner.plan.assess import assess
-from planner.plan.families import in_family
 from tests.dialects.inventories import MODELS, inventory, recipe_of
 
 BLOCK = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -109,7 +108,7 @@ def test_other_architectures_and_recipes_without_shapes(tmp_path):
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("model", [name for name, architecture in MODELS.items() if architecture in ARCHITECTURES])
 def test_recipes_of_mlx_come_back(model, seed, tmp_path):
-    known = in_family(inventory(model), "mlx")
+    known = FAMILIES["mlx"].inventory(inventory(model))
     rng = random.Random(f"{model} {seed}")
     wanted = {}
     for tensor in known.tensors:

@@ -13,7 +13,8 @@ from planner.errors import OutputError, UsageError
 from planner.formats.ggml import formats
 from planner.gguf import Imatrix, header_bytes, imatrix_pairs, open_model, predicted_size
 from planner.gguf.layout import Shard, arrange
-from planner.gguf.reader import padded, read_gguf
+from planner.gguf.reader import read_gguf
+from planner.sizes import align
 
 FAST = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -60,7 +61,7 @@ def test_the_header_is_read_back_as_promised(model, tmp_path, recipe, extra, fil
     (shard,) = arrange(model, chosen, added, file_type)
     header = b"".join(shard.header())
     assert len(header) == shard.header_bytes == header_bytes(model, source, list(extra.items()), file_type)
-    size = len(header) + sum(padded(placed.nbytes, 32) for placed in shard.tensors)
+    size = len(header) + sum(align(placed.nbytes, 32) for placed in shard.tensors)
     assert size == shard.nbytes == predicted_size(model, chosen, source, list(extra.items()))
 
     path = tmp_path / "out.gguf"
@@ -96,7 +97,7 @@ def test_shards_stay_below_their_limit(model, tmp_path, recipe, limit, extra):
     def alone(index):
         placed = whole.tensors[index]
         pairs = 0 if index else whole.pairs.nbytes
-        return padded(24 + pairs + split + placed.info_bytes, 32) + padded(placed.nbytes, 32)
+        return align(24 + pairs + split + placed.info_bytes, 32) + align(placed.nbytes, 32)
 
     if whole.nbytes > limit and max(map(alone, range(len(whole.tensors)))) > limit:
         with pytest.raises(OutputError, match="more than the"):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from planner.errors import ImatrixError, ModelError, UsageError
-from planner.formats import registry as formats_module
+from planner.formats import families as families_module
 from planner.formats.ggml import formats, select_formats
+from planner.formats.registry import round_trip
 from planner.gguf import open_model, read_imatrix, requires_imatrix, why_left_alone
 from planner.gguf.legacy import legacy_bytes
 from planner.measure import Settings, loop
@@ -223,7 +224,7 @@ def test_other_kernels_or_metrics_are_other_measurements(attribute, model, matri
     go(model, matrix, state)
     first = measurements(state, selected=True)
     new = 999 if attribute == "METRIC_VERSION" else lambda: "999"
-    monkeypatch.setattr(campaign_module if attribute == "METRIC_VERSION" else formats_module, attribute, new)
+    monkeypatch.setattr(campaign_module if attribute == "METRIC_VERSION" else families_module, attribute, new)
     go(model, matrix, state)
     assert not set(first) & set(measurements(state, selected=True))
 
@@ -308,7 +309,7 @@ def test_errors_where_the_imatrix_is_zero_are_not_zero(kind, model, tmp_path):
         for name in (HOLED, EMPTY):
             rows, weights = opened.rows(opened[name]), read_imatrix(matrix).weights(opened[name])[0]
             for fmt in chosen:
-                lost = np.square(quantized(fmt, rows, weights) - rows)
+                lost = np.square(round_trip(fmt, rows, weights) - rows)
                 blind = slice(None) if name == EMPTY else slice(0, 128)
                 share = float(lost[:, blind].sum() / np.square(rows[:, blind]).sum())
                 err = found[name, fmt.name].err_var + found[name, fmt.name].err_mean
@@ -318,10 +319,6 @@ def test_errors_where_the_imatrix_is_zero_are_not_zero(kind, model, tmp_path):
                     assert err == pytest.approx(share, rel=1e-5)
     for entry in energies(tmp_path / "s.planner", selected=True).values():
         assert ("var" in entry.values) is (entry.tensor not in (EMPTY, "output.weight")), entry.tensor
-
-
-def quantized(fmt, rows, weights):
-    return formats_module.round_trip(fmt, rows, weights)
 
 
 def test_zeros_of_an_imatrix_are_another_measurement_and_nothing_else_is(model, matrix, tmp_path, monkeypatch):

@@ -12,15 +12,15 @@ import pytest
 from planner.cli.options import family_option
 from planner.dialects.exports import export_recipe
 from planner.errors import RecipeError, StateFileError, UsageError
-from planner.formats import registry as formats_module
+from planner.formats import families as families_module
 from planner.formats.mlx import AFFINE
-from planner.formats.registry import choose_formats
+from planner.formats.registry import FAMILIES, family_named
 from planner.gguf import open_model
 from planner.measure import Settings
 from planner.measure.campaign import Campaign
 from planner.measure.inventory import take_inventory
-from planner.names.mlx import can_quantize, check_architecture, module_paths
-from planner.plan.families import fused_ties, in_family, left_out
+from planner.names.mlx import module_paths
+from planner.plan.families import fused_ties
 from planner.plan.plan import make_plan
 from planner.plan.request import Request
 from planner.plan.rules import parse_rule
@@ -29,6 +29,7 @@ from planner.recipe.recount import recounted
 from state import Inventory, Store, TensorRecord
 from tests import models
 
+GGUF, MLX = FAMILIES["gguf"], FAMILIES["mlx"]
 FEW = "mlx_q2_g64,mlx_q4_g32,mlx_q4_g64,mlx_q8_g128"
 
 
@@ -51,23 +52,23 @@ def inventory_of(architecture: str, *names: str, kind: str = "bf16", left_alone:
 def test_layers_that_look_ahead_are_no_part_of_mlxs():
     names = ("blk.0.attn_q.weight", "blk.1.attn_q.weight", "blk.1.nextn.eh_proj.weight", "blk.10.attn_q.weight")
     whole = inventory_of("glm4moe", *names)
-    assert [tensor.name for tensor in in_family(whole, "mlx").tensors] == [names[0], names[3]]
-    assert left_out(names, "mlx") == {names[1], names[2]}
-    assert left_out(names, "gguf") == set()
+    assert [tensor.name for tensor in MLX.inventory(whole).tensors] == [names[0], names[3]]
+    assert MLX.left_out(names) == {names[1], names[2]}
+    assert GGUF.left_out(names) == set()
 
 
 def test_gguf_is_as_it_is():
     inventory = inventory_of("bloom", "output.weight")
-    check_architecture("bloom", "gguf")
-    assert in_family(inventory, "gguf") is inventory
+    GGUF.check_architecture("bloom")
+    assert GGUF.inventory(inventory) is inventory
     assert fused_ties(inventory, "gguf") == ()
-    assert can_quantize("anything", "bloom", "gguf")
+    assert GGUF.can_quantize("anything", "bloom")
 
 
 @pytest.mark.parametrize(("kind", "half"), [("bf16", "bf16"), ("f16", "f16"), ("f32", "bf16"), ("q8_0", "bf16")])
 def test_what_is_not_quantized_has_16_bits(kind, half):
     names = ("output.weight", "blk.0.ffn_gate_inp.weight", "blk.0.frobnicator.weight", "rope_freqs.weight")
-    found = in_family(inventory_of("qwen3moe", *names, kind=kind, left_alone=names[1:2]), "mlx")
+    found = MLX.inventory(inventory_of("qwen3moe", *names, kind=kind, left_alone=names[1:2]))
     assert [tensor.name for tensor in found.tensors] == list(names[:3])
     assert {(tensor.source_format, tensor.nbytes) for tensor in found.tensors} == {(half, 16384)}
     assert [tensor.left_alone for tensor in found.tensors] == [None, "a router", "no module of mlx-lm"]
@@ -76,7 +77,7 @@ def test_what_is_not_quantized_has_16_bits(kind, half):
 
 def test_models_whose_modules_are_not_known(tmp_path):
     with pytest.raises(UsageError, match="bloom"):
-        in_family(inventory_of("bloom", "output.weight"), "mlx")
+        MLX.inventory(inventory_of("bloom", "output.weight"))
     maker = models.dense()
     maker.architecture = "bloom"
     maker.pairs = {}
@@ -85,12 +86,12 @@ def test_models_whose_modules_are_not_known(tmp_path):
         Store.open(tmp_path / "s.planner", create=True) as store,
         pytest.raises(UsageError, match="Leave --family out"),
     ):
-        Campaign(model, None, store, choose_formats("mlx", FEW), Settings(), family="mlx")
+        Campaign(model, None, store, MLX.choose(FEW), Settings(), family="mlx")
 
 
 def test_a_matrix_that_mlx_lm_splits_stays():
-    assert not can_quantize("blk.0.attn_kv_b.weight", "deepseek2", "mlx")
-    assert can_quantize("blk.0.attn_k_b.weight", "deepseek2", "mlx")
+    assert not MLX.can_quantize("blk.0.attn_kv_b.weight", "deepseek2")
+    assert MLX.can_quantize("blk.0.attn_k_b.weight", "deepseek2")
 
 
 def test_what_mlx_lm_fuses_has_one_format():
@@ -128,7 +129,7 @@ def test_plans_keep_together_what_is_fused(tmp_path):
 def campaign(path: Path, state: Path, family: str, types: str) -> list[int]:
     """Measure; how many measurements were new."""
     with open_model(path) as model, Store.open(state, create=True) as store:
-        steps = list(Campaign(model, None, store, choose_formats(family, types), Settings(), family=family).run(1))
+        steps = list(Campaign(model, None, store, family_named(family).choose(types), Settings(), family=family).run(1))
         return [steps[-1].done, steps[-1].fresh]
 
 
@@ -138,7 +139,7 @@ def test_plans_of_made_up_models(name, tmp_path):
     path, state = models.MODELS[name]().write(tmp_path / "m.gguf"), tmp_path / "s.planner"
     campaign(path, state, "mlx", FEW)
     with open_model(path) as model:
-        inventory = in_family(take_inventory(model, None, Settings()), "mlx")
+        inventory = MLX.inventory(take_inventory(model, None, Settings()))
     with Store.open(state, read_only=True) as store:
         recipe = make_plan(store, Request(bpw=Fraction(8), family="mlx")).recipe
     assert recipe.family == "mlx"
@@ -180,9 +181,9 @@ def test_families_lie_side_by_side(tmp_path):
 def test_other_kernels_are_other_measurements(tmp_path, monkeypatch):
     path, state = models.dense().write(tmp_path / "m.gguf"), tmp_path / "s.planner"
     first = campaign(path, state, "mlx", FEW)
-    monkeypatch.setattr(formats_module, "library_version", lambda: "999")  # of ggml: no matter
+    monkeypatch.setattr(families_module, "library_version", lambda: "999")  # of ggml: no matter
     assert campaign(path, state, "mlx", FEW) == [first[0], 0]
-    monkeypatch.setattr(formats_module, "KERNEL", "mlx-affine 999")
+    monkeypatch.setattr(families_module, "KERNEL", "mlx-affine 999")
     assert campaign(path, state, "mlx", FEW) == [first[0], first[0]]
 
 
@@ -299,11 +300,11 @@ def test_the_option_names_every_family():
 
     import click
 
-    from planner.formats.registry import Family
+    from planner.formats.registry import FamilyName
 
     @click.command()
     @family_option
     def command(family: str) -> None: ...
 
-    assert tuple(command.params[0].type.choices) == get_args(Family)
-    assert Recipe.model_fields["family"].annotation == Family
+    assert tuple(command.params[0].type.choices) == get_args(FamilyName) == tuple(FAMILIES)
+    assert Recipe.model_fields["family"].annotation == FamilyName

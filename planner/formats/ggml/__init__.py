@@ -7,6 +7,7 @@ from planner.formats.ggml.foreign import FOREIGN, nearest_known, unknown_type
 from planner.formats.ggml.formats import (
     CANDIDATES,
     FORMAT_SETS,
+    FamilyName,
     Format,
     format_by_id,
     format_named,
@@ -23,6 +24,7 @@ from planner.formats.ggml.kernels import (
     tables_ready,
 )
 from planner.formats.ggml.library import load
+from planner.formats.ggml.types import TYPES, Type, type_of
 
 __all__ = [
     "CANDIDATES",
@@ -30,7 +32,10 @@ __all__ = [
     "FOREIGN",
     "FORMAT_SETS",
     "GUESSED",
+    "TYPES",
+    "FamilyName",
     "Format",
+    "Type",
     "dequantize_rows",
     "file_type_of",
     "file_types",
@@ -46,15 +51,16 @@ __all__ = [
     "rows_are_valid",
     "select_formats",
     "tables_ready",
+    "type_of",
     "unknown_type",
 ]
 
 
 def library_version() -> str:
-    """The ggml version of the loaded library, such as `0.20.2`."""
+    """Return the ggml version of the loaded library, such as `0.20.2`."""
     return load().version
 
 
 def library_digest() -> str:
-    """SHA-256 of the loaded library file."""
+    """Return the SHA-256 of the loaded library file."""
     return load().digest

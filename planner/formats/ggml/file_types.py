@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from planner.formats.ggml.formats import formats
+from planner.formats.ggml.types import TYPES
 
 __all__ = ["GUESSED", "file_type_of", "file_types"]
 
 GUESSED = 1024
 """LLAMA_FTYPE_GUESSED: the file does not say."""
 
-# llama.h of August 2026 has these, the package gguf not yet
-_NEWER = {41: "Q2_0"}
 # What llama.cpp calls a file of each type when it guesses (llama-model-loader.cpp): the mix of medium size where there
 # are several, and MXFP4 only for experts
 _OF_A_FORMAT = ("{}", "{}_M", "{}_MOE")
@@ -22,15 +21,16 @@ _OF_A_FORMAT = ("{}", "{}_M", "{}_MOE")
 
 @functools.cache
 def file_types() -> Mapping[int, str]:
-    """Number → name as llama-quantize spells it: `Q4_K_M`, `F16`, `MXFP4_MOE`."""
+    """Return number → name as llama-quantize spells it: `Q4_K_M`, `F16`, `MXFP4_MOE`."""
     from gguf import LlamaFileType  # takes a while to load
 
     known = {entry.value: entry.name.removeprefix("MOSTLY_").removeprefix("ALL_") for entry in LlamaFileType}
-    return MappingProxyType({number: name for number, name in {**_NEWER, **known}.items() if number != GUESSED})
+    newer = {row.file_type: row.name.upper() for row in TYPES.values() if row.file_type is not None}
+    return MappingProxyType({number: name for number, name in {**newer, **known}.items() if number != GUESSED})
 
 
 def file_type_of(weights: Mapping[str, int]) -> int:
-    """The number for a file with so many weights in each format, by ggml's names: that of the format that holds most.
+    """Return the number for a file with so many weights in each format, by ggml's names: that of the one with most.
 
     Formats that are quantized go before all that are not, however few weights they hold.
     """

@@ -59,7 +59,7 @@ _OF_ACTIVATIONS = re.compile(r"^q8_k(16|32|64|128|r8)$")
 
 
 def nearest_known(kind: str, row_length: int | None = None) -> str | None:
-    """For a type that ggml does not have, the one of ggml that is nearest in bits per weight, among those whose blocks
+    """Return the type of ggml that is nearest in bits per weight to one that it does not have, among those whose blocks
     fill a row of `row_length` weights; None for all other names.
 
     A repacked type (`_r4`, `_r8`, `_4_4`) holds the same numbers as the one that it is made of.
@@ -80,8 +80,8 @@ def nearest_known(kind: str, row_length: int | None = None) -> str | None:
 
 
 def unknown_type(number: int, row_length: int, path: Path) -> tuple[str, str]:
-    """What is wrong with a type number that the library does not have, to go after "has type", and what to do with the
-    file; no remedy where the number is none."""
+    """Return the problem of a type number that the library does not have, to go after "has type", and the remedy, empty
+    where the number is no type's."""
     foreign = FOREIGN.get(number)
     if foreign is None:
         remedy = (

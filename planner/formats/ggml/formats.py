@@ -6,26 +6,34 @@ import difflib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from types import MappingProxyType
+from typing import ClassVar, Literal
 
-from planner.errors import UsageError
+from planner.errors import RecipeError, UsageError
 from planner.formats.ggml import library
+from planner.formats.ggml.types import TYPES, type_of
 
-__all__ = ["CANDIDATES", "FORMAT_SETS", "Format", "format_by_id", "format_named", "formats", "select_formats"]
+__all__ = [
+    "CANDIDATES",
+    "FORMAT_SETS",
+    "FamilyName",
+    "Format",
+    "format_by_id",
+    "format_named",
+    "formats",
+    "select_formats",
+]
 
-LEGACY = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
-K_QUANTS = ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K")
-IQ_QUANTS = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs", "iq4_nl")
-# ggml_repack_get_optimal_repack_type in ggml-cpu/repack.cpp: what AVX2 or ARM dotprod/i8mm kernels interleave
-CPU_REPACK = ("q4_0", "iq4_nl", "q2_K", "q4_K", "q5_K", "q6_K", "q8_0")
-CANDIDATES = (*IQ_QUANTS, *K_QUANTS, *LEGACY)
-"""Formats that are measured unless the user names others."""
+FamilyName = Literal["gguf", "mlx"]
+"""Families of formats: `planner.formats.family`."""
 
+_SETS = ("all", "k", "iq", "legacy", "cpu-repack")
 FORMAT_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"all": CANDIDATES, "k": K_QUANTS, "iq": IQ_QUANTS, "legacy": LEGACY, "cpu-repack": CPU_REPACK}
+    {name: tuple(row.name for row in TYPES.values() if name in row.sets) for name in _SETS}
 )
-# The library has no traits for these that a kernel could quantize to: accumulators and integers
-_NOT_FOR_WEIGHTS = frozenset({"q8_1", "q8_K", "i8", "i16", "i32", "i64", "f64"})
+CANDIDATES = FORMAT_SETS["all"]
+"""Formats that are measured unless the user names others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,8 @@ class Format:
     block_bytes: int
     quantized: bool
     needs_imatrix: bool
+    family: ClassVar[FamilyName] = "gguf"
+    piece: ClassVar[str] = "block"
 
     @property
     def bpw(self) -> float:
@@ -50,22 +60,34 @@ class Format:
     @property
     def for_weights(self) -> bool:
         """Whether weights can be converted to it."""
-        return self.name not in _NOT_FOR_WEIGHTS
+        return type_of(self.name).weights
 
     def fits(self, row_length: int) -> bool:
-        """Whether whole blocks fill a row of `row_length` weights."""
+        """Return whether whole blocks fill a row of `row_length` weights."""
         return row_length > 0 and row_length % self.block == 0
 
     def row_bytes(self, row_length: int) -> int:
-        """Bytes of a row of `row_length` weights; ValueError if blocks do not fill it."""
+        """Return the bytes of a row of `row_length` weights. Raises ValueError if blocks do not fill it."""
         if not self.fits(row_length):
             raise ValueError(f"rows of {row_length} weights are no whole number of {self.name}'s {self.block}")
         return row_length // self.block * self.block_bytes
 
+    def tensor_bytes(self, shape: Sequence[int]) -> int:
+        """Return the bytes of a tensor of this shape (ggml order). Raises ValueError if blocks do not fill its rows."""
+        return self.row_bytes(shape[0]) * prod(shape[1:])
+
+    def check_rows(self, tensor: str, row_length: int) -> None:
+        """Raise RecipeError for a tensor that cannot have the format, as blocks do not fill its rows."""
+        if not self.fits(row_length):
+            raise RecipeError(
+                f"{tensor} cannot be {self.name}: its rows of {row_length:,} weights are no multiple of {self.block}.",
+                f"Choose a format with smaller {self.piece}s.",
+            )
+
 
 @functools.cache
 def formats() -> Mapping[str, Format]:
-    """All types of the loaded library, by ggml's name, in ggml's order."""
+    """Return all types of the loaded library, by ggml's name, in ggml's order."""
     lib = library.load()
     table: dict[str, Format] = {}
     for number, name in library.type_names().items():
@@ -87,12 +109,12 @@ def _by_id() -> Mapping[int, Format]:
 
 
 def format_by_id(number: int) -> Format | None:
-    """The format with ggml's type number, or None if the library does not know it."""
+    """Return the format with ggml's type number, or None if the library does not know it."""
     return _by_id().get(number)
 
 
 def format_named(name: str) -> Format:
-    """The format that a user names, in any case (`Q4_K`, `q4_k`); UsageError with near names otherwise."""
+    """Return the format that a user names, in any case (`Q4_K`, `q4_k`). Raises UsageError with near names."""
     known = {entry.name.lower(): entry for entry in formats().values() if entry.for_weights}
     entry = known.get(name.strip().lower())
     if entry is not None:
@@ -111,11 +133,11 @@ def select_formats(
     sets: Mapping[str, Sequence[str]] = FORMAT_SETS,
     named: Callable[[str], Format] = format_named,
 ) -> tuple[Format, ...]:
-    """Formats from names and named sets (comma-separated or a sequence), each once, smallest first.
+    """Return formats from names and named sets (comma-separated or a sequence), each once, smallest first.
 
     A `-` before a name or set takes it out again: `all,-iq1_s,-iq1_m`. `sets` and `named` say what words mean, where
-    the formats are not ggml's. UsageError for unknown names, for an empty choice and for a type that no kernel can
-    quantize to.
+    the formats are not ggml's. Raises UsageError for unknown names, for an empty choice and for a type that no kernel
+    can quantize to.
     """
     words = choice.split(",") if isinstance(choice, str) else list(choice)
     words = [word.strip() for word in words if word.strip()]

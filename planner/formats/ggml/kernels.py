@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from planner.errors import KernelError
 from planner.formats.ggml import library
 from planner.formats.ggml.formats import Format, formats
+from planner.formats.ggml.types import type_of
 
 __all__ = [
     "FAINTEST_WEIGHT",
@@ -28,16 +29,10 @@ __all__ = [
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-# Formats whose kernels search a lattice; its tables are built once a process, in up to 20 seconds. Cheapest
-# first (iq1_s and iq1_m share one table). The number is iq3xs_init_impl's grid size; iq2xs_init_impl takes the type.
-_TABLES = {"iq3_xxs": 256, "iq3_s": 512, "iq2_xxs": None, "iq2_xs": None, "iq2_s": None, "iq1_s": None, "iq1_m": None}
 # Kernels sum products of squared weights and imatrix values over a row in float32
 _LARGEST_PRODUCT = 1e34
+_IQ3_DIMENSIONS = 4  # of lattices that iq3xs_init_impl builds; those of iq2xs_init_impl have 8
 FAINTEST_WEIGHT = 1e-30  # an imatrix value below is none: such products would be too small
-# In how many groups a block falls that each have a scale: of these types, a group whose imatrix values are all zero
-# loses its weights although others of the block count (tests/formats/ggml/test_ggml_kernels.py)
-_GROUPS = {"q3_K": 16, "q6_K": 16, "iq4_xs": 8, "iq3_xxs": 8, "iq2_xxs": 8, "iq2_xs": 16, "iq2_s": 16, "iq1_s": 8,
-           "iq1_m": 16}  # fmt: skip
 
 
 def _address(array: NDArray[Any]) -> int:
@@ -71,19 +66,20 @@ def _check_range(fmt: Format, rows: Floats, weights: Floats | None) -> None:
 
 
 def _weighed(fmt: Format, weights: Floats) -> Floats:
-    """The imatrix values, with the mean of their block (or ones) for groups of channels that have none: where nothing
-    counts, kernels store zeros, or whatever they tried first."""
-    groups = weights.reshape(-1, fmt.block // _GROUPS.get(fmt.name, 1))
+    """Return the imatrix values, with the mean of their block (or ones) for groups of channels that have none: where
+    nothing counts, kernels store zeros, or whatever they tried first."""
+    count = type_of(fmt.name).groups
+    groups = weights.reshape(-1, fmt.block // count)
     none = groups.max(axis=1) < FAINTEST_WEIGHT
     if not none.any():
         return weights
     means = weights.reshape(-1, fmt.block).mean(axis=1)
     means[means < FAINTEST_WEIGHT] = 1
-    return np.where(none[:, None], means.repeat(_GROUPS.get(fmt.name, 1))[:, None], groups).reshape(-1)
+    return np.where(none[:, None], means.repeat(count)[:, None], groups).reshape(-1)
 
 
 def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> Bytes:
-    """Rows in a format, with the bytes that `llama-quantize` would write.
+    """Quantize rows to a format, with the bytes that `llama-quantize` would write.
 
     `rows` is float32 [r, n]; `weights` are the imatrix values of the row's n channels, float32 [n], finite and
     not negative, or None. Where they are all zero for weights that share a scale, llama-quantize would lose these, and
@@ -116,7 +112,10 @@ def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> B
 
 
 def dequantize_rows(fmt: Format, data: Bytes, row_length: int) -> Floats:
-    """Rows of a format as float32 [r, row_length] from uint8 [r, fmt.row_bytes(row_length)]."""
+    """Return rows of a format as float32 [r, row_length] from uint8 [r, fmt.row_bytes(row_length)].
+
+    Raises ValueError for wrong shapes, KernelError for a type that the library cannot convert.
+    """
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != fmt.row_bytes(row_length):
         raise ValueError(
             f"{fmt.name} data must be uint8 [r, {fmt.row_bytes(row_length)}], not {data.dtype} {data.shape}"
@@ -137,7 +136,7 @@ def dequantize_rows(fmt: Format, data: Bytes, row_length: int) -> Floats:
 
 
 def rows_are_valid(fmt: Format, data: Bytes) -> bool:
-    """Whether ggml accepts the bytes as rows of the format: no NaN or Inf scales."""
+    """Return whether ggml accepts the bytes as rows of the format: no NaN or Inf scales."""
     data = np.ascontiguousarray(data)
     return bool(library.load().validate_row_data(fmt.id, _address(data), data.nbytes)) if data.size else True
 
@@ -147,31 +146,29 @@ _building = threading.Lock()
 
 
 def has_tables(fmt: Format) -> bool:
-    """Whether the kernel needs lookup tables that take seconds to build."""
-    return fmt.name in _TABLES
+    """Return whether the kernel needs lookup tables that take seconds to build."""
+    return type_of(fmt.name).lattice is not None
 
 
 def tables_ready(fmt: Format) -> bool:
-    """Whether the kernel can start at once."""
-    return fmt.name not in _TABLES or fmt.name in _ready
+    """Return whether the kernel can start at once."""
+    return not has_tables(fmt) or fmt.name in _ready
 
 
 def prepare_tables(wanted: tuple[Format, ...]) -> None:
     """Build the lookup tables of the formats, cheapest first; returns at once for those already built.
 
     Takes up to half a minute of one core, without the GIL and without hindering kernels of other formats. A kernel
-    whose table is missing builds it itself, deaf to signals: call this from a thread of its own and wait for
+    whose table is missing builds it itself, and cannot be interrupted: call this from a thread of its own and wait for
     `tables_ready`.
     """
-    names = {fmt.name for fmt in wanted}
-    for name, grid in _TABLES.items():
-        if name not in names:
-            continue
+    searching = ((lattice, fmt) for fmt in wanted if (lattice := type_of(fmt.name).lattice) is not None)
+    for (dimensions, points), fmt in sorted(searching, key=lambda entry: entry[0]):
         with _building:  # ggml's builders must not run twice at once
-            if name in _ready:
+            if fmt.name in _ready:
                 continue
-            if grid is None:
-                library.load().iq2_tables(formats()[name].id)
+            if dimensions == _IQ3_DIMENSIONS:
+                library.load().iq3_tables(points)
             else:
-                library.load().iq3_tables(grid)
-            _ready.add(name)
+                library.load().iq2_tables(fmt.id)
+            _ready.add(fmt.name)

@@ -94,7 +94,7 @@ class Library:
 
 @functools.cache
 def load() -> Library:
-    """The library named by `PLANNER_GGML`, else the one of the package libggml-python."""
+    """Load the library named by `PLANNER_GGML`, else the one of the package libggml-python. Raises KernelError."""
     _let_llama_have_its_own()
     chosen = os.environ.get("PLANNER_GGML")
     if chosen:
@@ -114,7 +114,7 @@ def load() -> Library:
 
 
 def _find(package: str) -> Path | None:
-    """The ggml base library that a package brings along."""
+    """Return the path of the ggml base library that a package brings along."""
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for pattern in _PATTERNS:
@@ -135,7 +135,7 @@ def _let_llama_have_its_own() -> None:
 
 
 def type_names() -> dict[int, str]:
-    """Numbers and names of every type of the library; retired numbers are absent.
+    """Return numbers and names of every type of the library; retired numbers are absent.
 
     The library does not export GGML_TYPE_COUNT, the length of its array of traits, and it has grown. What follows
     the array is recognized by not being an entry: its first word is no pointer near the names of the known types.

@@ -6,9 +6,10 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import ClassVar
 
 from planner.errors import UsageError
-from planner.formats.ggml import Format
+from planner.formats.ggml import FamilyName, Format
 
 __all__ = ["AFFINE", "AFFINE_SETS", "Affine", "affine_named"]
 
@@ -29,6 +30,8 @@ class Affine(Format):
 
     bits: int
     group: int
+    family: ClassVar[FamilyName] = "mlx"
+    piece: ClassVar[str] = "group"
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -54,7 +57,7 @@ AFFINE_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 def affine_named(name: str) -> Affine:
-    """The format that a user names, in any case (`mlx_q4_g64`); UsageError with near names otherwise."""
+    """Return the format that a user names, in any case (`mlx_q4_g64`). Raises UsageError with near names."""
     plain = name.strip().lower()
     if plain in AFFINE:
         return AFFINE[plain]

@@ -42,7 +42,7 @@ class Quantized:
 
 
 def quantize_affine(fmt: Affine, rows: Floats) -> Quantized:
-    """Rows, float32 [r, n], as `mx.quantize` makes them. Raises ValueError for shapes that groups do not fill,
+    """Quantize rows, float32 [r, n], as `mx.quantize` does. Raises ValueError for shapes that groups do not fill,
     KernelError for weights that are not finite."""
     codes, scales, biases = _codes(fmt, rows)
     count, length = rows.shape
@@ -52,8 +52,8 @@ def quantize_affine(fmt: Affine, rows: Floats) -> Quantized:
 
 
 def dequantize_affine(fmt: Affine, data: Quantized) -> Floats:
-    """Rows, float32 [r, n], as MLX's products with quantized matrices see them: scales and biases are 16 bits wide,
-    the arithmetic is float32."""
+    """Return rows, float32 [r, n], as MLX's products with quantized matrices see them: scales and biases are 16 bits
+    wide, the arithmetic is float32."""
     count, groups = data.scales.shape
     length = groups * fmt.group
     bits = np.unpackbits(data.weights, axis=1, bitorder="little").reshape(count, length, fmt.bits)
@@ -62,7 +62,7 @@ def dequantize_affine(fmt: Affine, data: Quantized) -> Floats:
 
 
 def round_trip_affine(fmt: Affine, rows: Floats) -> Floats:
-    """What is left of rows, float32 [r, n], after quantizing and dequantizing; does not pack what it would unpack."""
+    """Quantize and dequantize rows, float32 [r, n], without packing in between. Raises as `quantize_affine`."""
     return _values(*_codes(fmt, rows))
 
 
@@ -99,7 +99,7 @@ def _codes(fmt: Affine, rows: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _only_f16(rows: Floats) -> NDArray[np.bool_]:
-    """Which rows f16 holds exactly and bf16 does not."""
+    """Return which rows f16 holds exactly and bf16 does not."""
     in_bf16 = (rows.view(np.uint32) & 0xFFFF == 0).all(axis=1)
     with np.errstate(over="ignore"):
         in_f16 = (rows.astype(np.float16).astype(np.float32) == rows).all(axis=1)

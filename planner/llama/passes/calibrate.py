@@ -39,12 +39,11 @@ def calibration_recipes(store: Store) -> list[Recipe]:
     """Recipes over the range of usual sizes, or over what the model can be stored in of it."""
     inventory = store.inventory()
     assert inventory is not None, "recipes are made from finished measurements"
-    rows = {tensor.name: (tensor.row_length, tensor.elements // tensor.row_length) for tensor in inventory.tensors}
+    shapes = {tensor.name: tensor.shape for tensor in inventory.tensors}
     sizes: dict[str, list[int]] = {tensor.name: [] for tensor in inventory.tensors}
     for entry in store.measurements(selected=True).values():
         if entry.format in formats():
-            length, count = rows[entry.tensor]
-            sizes[entry.tensor].append(formats()[entry.format].row_bytes(length) * count)
+            sizes[entry.tensor].append(formats()[entry.format].tensor_bytes(shapes[entry.tensor]))
     bits = 8 / sum(tensor.elements for tensor in inventory.tensors)
     least, most = (
         bits * sum(pick(sizes[tensor.name] or [tensor.nbytes]) for tensor in inventory.tensors) for pick in (min, max)

@@ -23,7 +23,7 @@ from planner.llama.engine import Engine
 from planner.llama.graph import Node, Tensor
 from planner.measure import Survey, moments, survey_tensor
 from planner.measure.metric import errors_of, relative
-from planner.names.gguf import role_of
+from planner.names.gguf import has_massive_channels
 
 __all__ = ["Errors", "Perturber", "perturber"]
 
@@ -100,7 +100,7 @@ class Perturber:
 
     def _survey(self, tensor: FileTensor) -> Survey:
         if tensor.name not in self._surveys:
-            heavy = role_of(tensor.name)[1].startswith("ffn_down")
+            heavy = has_massive_channels(tensor.name)
             found = survey_tensor(self._model, tensor, moments(tensor, self._imatrix), find_massive=heavy)
             self._surveys[tensor.name] = found.slim()
         return self._surveys[tensor.name]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from planner.formats.registry import all_formats, belongs
+from planner.formats.registry import FAMILIES, all_formats
 from planner.gguf import requires_imatrix
 from planner.report.columns import labelled, shown, some, table, wrapped
 from planner.sizes import format_size
@@ -143,8 +143,9 @@ def state_text(facts: StateFacts, *, every_tensor: bool = False) -> str:
         lines += ["", *table(rows, "<<")]
     path = Path(facts.path)
     if facts.finished:
-        family = () if any(belongs(fact.format, "gguf") for fact in facts.formats) else ("--family", "mlx")
-        lines += ["", f"Next: {command('planner', 'solve', '--state', path, *family, '--budget', 'SIZE')}"]
+        measured = {fact.format for fact in facts.formats}
+        option = next((entry.option for entry in FAMILIES.values() if not measured.isdisjoint(entry.formats)), ())
+        lines += ["", f"Next: {command('planner', 'solve', '--state', path, *option, '--budget', 'SIZE')}"]
     elif facts.model_path is not None:
         imatrix = ("--imatrix", Path(facts.imatrix)) if facts.imatrix else ()
         step = command("planner", "measure", Path(facts.model_path), *imatrix, "--state", path)

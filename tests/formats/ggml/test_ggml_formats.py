@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.errors import KernelError, UsageError
+from planner.errors import KernelError, RecipeError, UsageError
 from planner.formats.ggml import (
     CANDIDATES,
     FORMAT_SETS,
@@ -19,6 +19,7 @@ from planner.formats.ggml import (
     library_version,
     select_formats,
 )
+from planner.formats.mlx import AFFINE
 
 KNOWN = {kind.name.lower(): kind for kind in gguf.GGMLQuantizationType}
 WRONG_THERE = {"q8_1"}  # the gguf package has the size of older versions: two f32 where ggml has two f16
@@ -137,3 +138,23 @@ def test_a_library_of_the_users_own(what, tmp_path, monkeypatch):
     assert "PLANNER_GGML" in str(caught.value)
     monkeypatch.setenv("PLANNER_GGML", str(library.load().path))
     assert library.load.__wrapped__().version == library_version()
+
+
+@given(st.sampled_from(BOTH), st.lists(st.integers(1, 64), min_size=1, max_size=4), st.integers(1, 8))
+def test_bytes_of_a_tensor_are_those_of_its_rows(name, shape, blocks):
+    entry = formats()[name]
+    shape[0] = blocks * entry.block
+    rows = 1
+    for size in shape[1:]:
+        rows *= size
+    assert entry.tensor_bytes(shape) == rows * entry.row_bytes(shape[0])
+    entry.check_rows("a", shape[0])
+
+
+@pytest.mark.parametrize(("entry", "piece"), [(formats()["q4_K"], "blocks"), (AFFINE["mlx_q4_g128"], "groups")])
+def test_rows_that_blocks_do_not_fill(entry, piece):
+    with pytest.raises(RecipeError, match=f"^a.weight cannot be {entry.name}: its rows of 1,000 weights") as found:
+        entry.check_rows("a.weight", 1000)
+    assert str(found.value).endswith(f"no multiple of {entry.block}.\nChoose a format with smaller {piece}.")
+    with pytest.raises(ValueError, match="no whole number"):
+        entry.tensor_bytes((1000, 2))

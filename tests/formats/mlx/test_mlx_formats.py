@@ -7,7 +7,9 @@ import pytest
 from planner.errors import UsageError
 from planner.formats.ggml import formats, library_digest
 from planner.formats.mlx import AFFINE, affine_named
-from planner.formats.registry import all_formats, belongs, choose_formats, kernel_of, named_in
+from planner.formats.registry import FAMILIES, all_formats, kernel_of
+
+GGUF, MLX = FAMILIES["gguf"], FAMILIES["mlx"]
 
 
 def test_every_combination_is_there_once():
@@ -30,11 +32,11 @@ def test_sizes(entry):
 def test_families_do_not_overlap():
     assert not set(AFFINE) & set(formats())
     assert list(all_formats()) == [*formats(), *AFFINE]
-    assert belongs("q4_K", "gguf")
-    assert not belongs("q4_K", "mlx")
-    assert belongs("mlx_q4_g64", "mlx")
-    assert not belongs("mlx_q4_g64", "gguf")
-    assert not belongs("f16", "mlx")  # nothing is quantized to it
+    assert "q4_K" in GGUF.formats
+    assert "q4_K" not in MLX.formats
+    assert "mlx_q4_g64" in MLX.formats
+    assert "mlx_q4_g64" not in GGUF.formats
+    assert "f16" not in MLX.formats  # nothing is quantized to it
 
 
 def test_kernels_are_told_apart():
@@ -43,23 +45,23 @@ def test_kernels_are_told_apart():
 
 
 def test_names():
-    assert named_in("mlx", " MLX_Q4_g64 ") is affine_named("mlx_q4_g64") is AFFINE["mlx_q4_g64"]
-    assert named_in("mlx", "BF16") is formats()["bf16"]
-    assert named_in("gguf", "Q4_k") is formats()["q4_K"]
+    assert MLX.named(" MLX_Q4_g64 ") is affine_named("mlx_q4_g64") is AFFINE["mlx_q4_g64"]
+    assert MLX.named("BF16") is formats()["bf16"]
+    assert GGUF.named("Q4_k") is formats()["q4_K"]
     with pytest.raises(UsageError, match="Near names: mlx_q4_g64"):
-        named_in("mlx", "mlx_q4_g63")
+        MLX.named("mlx_q4_g63")
     with pytest.raises(UsageError, match="none of MLX's"):
-        named_in("mlx", "q4_K")
+        MLX.named("q4_K")
     with pytest.raises(UsageError, match="--family mlx"):
-        named_in("gguf", "mlx_q4_g64")
+        GGUF.named("mlx_q4_g64")
 
 
 def test_choices():
-    assert [entry.name for entry in choose_formats("mlx", "all")] == list(AFFINE)
-    assert [entry.name for entry in choose_formats("mlx", "g64,-mlx_q2_g64,mlx_q3_g32")] == [
+    assert [entry.name for entry in MLX.choose("all")] == list(AFFINE)
+    assert [entry.name for entry in MLX.choose("g64,-mlx_q2_g64,mlx_q3_g32")] == [
         "mlx_q3_g64", "mlx_q3_g32", "mlx_q4_g64", "mlx_q5_g64", "mlx_q6_g64", "mlx_q8_g64",
     ]  # fmt: skip
     with pytest.raises(UsageError, match="all, g32, g64, g128"):
-        choose_formats("mlx", "all,-all")
+        MLX.choose("all,-all")
     with pytest.raises(UsageError, match="--family mlx"):
-        choose_formats("gguf", "all,mlx_q4_g64")
+        GGUF.choose("all,mlx_q4_g64")
