@@ -1,10 +1,12 @@
-"""Plain text for a terminal of 80 columns: strangers' words made safe, labelled lines, tables."""
+"""Plain text for a terminal of 80 columns: untrusted text escaped, labelled lines, and every table."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 from rich.cells import cell_len, set_cell_size
 
@@ -12,6 +14,8 @@ from planner.text import plain
 
 __all__ = [
     "WIDTH",
+    "Column",
+    "beside",
     "by_role",
     "counted",
     "labelled",
@@ -21,6 +25,7 @@ __all__ = [
     "shown",
     "some",
     "table",
+    "tabulate",
     "wrapped",
 ]
 
@@ -29,6 +34,16 @@ _LABEL = 12
 _LEAST = 12  # columns of a column that gives way
 _BLOCK = re.compile(r"(^|\.)blk\.[0-9]+\.")
 _LONGEST = 4096  # characters of a text that are looked at
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Column(Generic[T]):
+    """One column of a table: its heading, the text of an item's cell, and the side that the cells are aligned to."""
+
+    heading: str
+    cell: Callable[[T], str]
+    align: Literal["<", ">"] = ">"
 
 
 def shown(text: str, width: int = WIDTH) -> str:
@@ -116,9 +131,18 @@ def wrapped(text: str, width: int = WIDTH) -> list[str]:
     return [*lines, line]
 
 
+def tabulate(columns: Sequence[Column[T]], items: Iterable[T]) -> list[str]:
+    """Lay out the headings and a row for every item, by the rules of `table`."""
+    rows = [[column.heading for column in columns]]
+    rows += [[column.cell(item) for column in columns] for item in items]
+    return table(rows, "".join(column.align for column in columns))
+
+
 def table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
-    """Rows of cells under each other; `align` has `<` or `>` for each column. A last `<` wraps, at spaces.
-    Where there is no room for it, the first column is cut."""
+    """Lay out rows of cells; `align` has `<` or `>` for each column. A last `<` wraps, at spaces.
+
+    Where there is no room for it, the first column is cut.
+    """
     if align.endswith(">"):
         return table([(*row, "") for row in rows], align + "<")
     widths = [max(cell_len(row[column]) for row in rows) for column in range(len(align) - 1)]
@@ -127,17 +151,27 @@ def table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
     if excess > 0 and widths[0] > _LEAST:
         widths[0] = max(_LEAST, widths[0] - excess)
         rows = [(shown(row[0], widths[0]), *row[1:]) for row in rows]
-    indent = sum(widths) + 2 * len(widths)
+    widths.append(max(WIDTH - sum(widths) - 2 * len(widths), _LEAST))
+    return [
+        line
+        for row in rows
+        for line in beside([*([cell] for cell in row[:-1]), wrapped(row[-1], widths[-1])], widths, align)
+    ]
+
+
+def beside(cells: Sequence[Sequence[str]], widths: Sequence[int], align: str, gap: str = "  ") -> list[str]:
+    """Set cells, each a list of lines, beside each other in columns of these widths."""
     lines = []
-    for row in rows:
-        cells = [
-            (cell + " " * (width - cell_len(cell))) if side == "<" else (" " * (width - cell_len(cell)) + cell)
-            for cell, width, side in zip(row[:-1], widths, align, strict=False)
-        ]
-        first, *others = wrapped(row[-1], max(WIDTH - indent, _LEAST))
-        lines.append("  ".join([*cells, first]).rstrip())
-        lines += [" " * indent + other for other in others]
+    for number in range(max(map(len, cells))):
+        texts = (cell[number] if number < len(cell) else "" for cell in cells)
+        padded = (_padded(text, width, side) for text, width, side in zip(texts, widths, align, strict=True))
+        lines.append(gap.join(padded).rstrip())
     return lines
+
+
+def _padded(text: str, width: int, side: str) -> str:
+    space = " " * (width - cell_len(text))
+    return text + space if side == "<" else space + text
 
 
 def _once(label: str) -> Iterable[str]:

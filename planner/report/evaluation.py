@@ -6,16 +6,17 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.gguf import open_model
-from planner.report.columns import shown, table
+from planner.report.columns import Column, shown, table, tabulate
 from planner.sizes import format_size
 
 if TYPE_CHECKING:
     from planner.llama.evaluate.bench import Speed
-    from planner.llama.evaluate.statistics import Estimate, Statistics
+    from planner.llama.evaluate.statistics import Estimate, Shown, Statistics, Table
     from planner.llama.evaluate.tasks import Score
 
 __all__ = ["Evaluated", "ModelSize", "evaluation_facts", "evaluation_text", "measured", "model_size", "speed_table"]
@@ -71,7 +72,8 @@ def evaluation_text(files: Sequence[Evaluated], context: int | None, windows: in
         blocks.append(_summary(files, names))
         compared = [(name, file.statistics) for name, file in zip(names, files, strict=True) if file.statistics]
         if compared:
-            blocks += [_change(compared), _distribution(compared)]
+            blocks += [_statistics_table("file", "change", compared)]
+            blocks += [_statistics_table("KLD of a token", "distribution", compared)]
             count = compared[0][1].tokens
             blocks.append(f"{count:,} predictions in {windows} windows of {context} tokens; KLD in nats")
     kinds = {kind: None for file in files for kind in file.scores}
@@ -91,21 +93,19 @@ def _summary(files: Sequence[Evaluated], names: Sequence[str]) -> str:
     return "\n".join(table(rows, "<>>>>"))
 
 
-def _change(files: Sequence[tuple[str, Statistics]]) -> str:
-    rows: list[tuple[str, ...]] = [("file", "ln PPL ratio", "RMS Δp %", "same top %", "flips: worse", "better")]
-    for name, found in files:
-        shares = (measured(100 * part.value, 100 * part.error) for part in (found.p_diff_rms, found.same_top))
-        flips = f"{found.right_to_wrong:,}", f"{found.wrong_to_right:,}"
-        rows.append((name, _estimate(found.ln_ppl_ratio), *shares, *flips))
-    return "\n".join(table(rows, "<>>>>>"))
+def _statistics_table(label: str, name: Table, files: Sequence[tuple[str, Statistics]]) -> str:
+    from planner.llama.evaluate.statistics import shown_in
+
+    columns: list[Column[tuple[str, Statistics]]] = [Column(label, lambda file: file[0], "<")]
+    columns += [Column(how.heading, partial(_cell, entry, how)) for entry, how in shown_in(name).items()]
+    return "\n".join(tabulate(columns, files))
 
 
-def _distribution(files: Sequence[tuple[str, Statistics]]) -> str:
-    rows: list[tuple[str, ...]] = [("KLD of a token", "median", "90 %", "95 %", "99 %", "99.9 %", "maximum")]
-    for name, found in files:
-        values = found.kld_median, found.kld_90, found.kld_95, found.kld_99, found.kld_999, found.kld_max
-        rows.append((name, *(f"{value:.3g}" for value in values)))
-    return "\n".join(table(rows, "<>>>>>>"))
+def _cell(name: str, how: Shown, file: tuple[str, Statistics]) -> str:
+    value = getattr(file[1], name)
+    if isinstance(value, int | float):
+        return format(how.scale * value, how.format)
+    return measured(how.scale * value.value, how.scale * value.error)
 
 
 def _task_table(kind: str, files: Sequence[Evaluated], names: Sequence[str]) -> str:
