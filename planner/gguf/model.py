@@ -71,11 +71,6 @@ class Model(Closing):
         """Name → tensor."""
         return {tensor.name: tensor for tensor in self.tensors}
 
-    @property
-    def split_count(self) -> int:
-        """Files that the model consists of."""
-        return len(self._files)
-
     def parameter(self, name: str) -> int | None:
         """Return an integer of the architecture's own keys: `parameter("block_count")` of a llama model reads
         `llama.block_count`."""

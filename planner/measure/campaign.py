@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from planner.digests import digest
+from planner.digests import digest, stamp
 from planner.errors import ModelError, StateFileError
 from planner.formats.ggml import Format
 from planner.formats.registry import Family, all_formats, kernel_of
@@ -77,7 +77,6 @@ class Campaign:
         self._model, self._imatrix, self._store, self._settings = model, imatrix, store, settings
         self._coverage = coverage
         self._anatomy = read_anatomy(model)
-        self._family: Family = family
         self._blocks = find_blocks(
             model, imatrix, candidates, pinned or {}, family=family, allow_requantize=allow_requantize
         )
@@ -93,30 +92,23 @@ class Campaign:
         total = sum(len(target.formats) for block in self._blocks for target in block.targets)
         for block in self._blocks:
             self._recall(block)
-        fresh = 0
-        yield self._step("", total, fresh)
+        fresh, left = 0, _missing(self._blocks)
+        yield Step("", total - left, total, fresh)
         for batch in batches([block for block in self._blocks if block.to_survey]):
+            left -= _missing(batch)  # nothing else changes before its end
             jobs: list[Job] = []
             for surveyed in in_threads(self._survey, batch, threads):
                 jobs += self._learn(*surveyed)
-                yield self._step("", total, fresh)
+                yield Step("", total - left - _missing(batch), total, fresh)
             targets = {target.tensor.name: target for block in batch for target in block.targets}
             for found in measure_jobs(self._model, jobs, self._settings, threads=threads):
                 target = targets[found.tensor.name]
                 self._store.add(self._records(target, found))
                 target.missing = tuple(fmt for fmt in target.missing if fmt.name not in found.rows)
                 fresh += len(found.rows)
-                yield self._step(found.tensor.name, total, fresh)
+                yield Step(found.tensor.name, total - left - _missing(batch), total, fresh)
+            left += _missing(batch)
         self._store.select(self._selection())
-
-    def _step(self, what: str, total: int, fresh: int) -> Step:
-        # Where facts are missing, the content is not known to be what was measured: nothing counts as done yet
-        missing = sum(
-            len(target.missing if target.digest else target.formats)
-            for block in self._blocks
-            for target in block.targets
-        )
-        return Step(what, total - missing, total, fresh)
 
     # What there is to do
 
@@ -158,9 +150,8 @@ class Campaign:
             basis.append(EXPERTS_VERSION)
         for target in block.targets:
             tensor = target.tensor
-            file = self._model.parts[tensor.part].stat()
             basis += [tensor.name, repr(tensor.shape), tensor.format, str(tensor.offset)]
-            basis += [str(file.st_size), str(file.st_mtime_ns), self._entry_key(tensor)]
+            basis += [*map(str, stamp(self._model.parts[tensor.part])), self._entry_key(tensor)]
         return basis
 
     def _anatomy_of(self, block: Block) -> object:
@@ -260,3 +251,9 @@ class Campaign:
                 yield target.facts_key
                 if not target.kept:
                     yield from self._store.measurements(self._key(target, fmt) for fmt in every)
+
+
+def _missing(blocks: Sequence[Block]) -> int:
+    """Count the measurements that blocks still need."""
+    # Where facts are missing, the content is not known to be what was measured: nothing counts as done yet
+    return sum(len(target.missing if target.digest else target.formats) for block in blocks for target in block.targets)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.closing import Closing
+from planner.digests import stamp
 from planner.errors import UsageError
 from planner.gguf import Imatrix, Model
 from planner.gguf.sums import merge_imatrices
@@ -130,7 +131,7 @@ def _text(path: Path, tokens: NDArray[np.int32], request: Request) -> Text:
 
 def _identity(request: Request, texts: list[Text], engine: Engine) -> dict[str, str]:
     """All that the result depends on: the sums of two runs may be added if it is the same."""
-    files = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in request.model.parts]
+    files = [(part.name, *stamp(part)) for part in request.model.parts]
     model = hashlib.sha256(f"{request.model.digest}{files}".encode()).hexdigest()
     words = hashlib.sha256()
     for text in texts:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.digests import digest
+from planner.digests import digest, stamp
 from planner.errors import BaselineError, OutputError
 from planner.files import write_atomically
 from planner.gguf import open_model
@@ -44,8 +44,7 @@ class Request:
         with open_model(self.model) as model:
             parts.append(model.digest)
             for part in model.parts:
-                status = part.stat()
-                parts += [str(status.st_size), str(status.st_mtime_ns)]
+                parts += map(str, stamp(part))
         return digest(*parts)
 
 
@@ -67,7 +66,7 @@ def kept(request: Request, path: Path) -> Baseline | None:
     if not path.exists():
         return None
     note = _note(path)
-    if note.get("file") != _stamp(path):
+    if note.get("file") != [*stamp(path)]:
         raise OutputError(
             f"{path} was not written by planner, or has changed since.",
             "To compare with what it holds, give it in place of the model: "
@@ -94,7 +93,7 @@ def record_kept(request: Request, engine: Engine, path: Path, progress: Progress
             )
     key = request.key()
     baseline = record(engine, windows, path, progress)
-    note = {"key": key, "file": _stamp(path), "model": str(request.model)}
+    note = {"key": key, "file": stamp(path), "model": str(request.model)}
     write_atomically(_beside(path), (json.dumps(note, indent=2) + "\n").encode())
     return baseline
 
@@ -108,11 +107,6 @@ def _too_short(tokens: NDArray[np.int32], context: int) -> BaselineError:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
-
-
-def _stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _note(path: Path) -> dict[str, object]:
