@@ -47,7 +47,7 @@ class Column(Generic[T]):
 
 
 def shown(text: str, width: int = WIDTH) -> str:
-    """A text from a file, fit for one line: no character that a terminal would act on, at most `width` columns.
+    """Return a text from a file as one safe line: no character that a terminal would act on, at most `width` columns.
 
     >>> shown("a\\x1b[31m\\nb"), shown("very long", 6)
     ('a\\\\x1b[31m\\\\nb', 'very…')
@@ -60,13 +60,13 @@ def shown(text: str, width: int = WIDTH) -> str:
 
 
 def some(names: Iterable[str], count: int, most: int = 3) -> str:
-    """The first of `count` names, and how many more there are."""
+    """List the first of `count` names, and how many more there are."""
     listed = [shown(name, 40) for _, name in zip(range(most), names, strict=False)]
     return ", ".join(listed) + (f" and {count - most:,} more" if count > most else "")
 
 
 def by_role(names: Iterable[str], most: int = 12) -> str:
-    """Names of tensors without their block index: `output, attn_q*8`."""
+    """List names of tensors without their block index: `output, attn_q*8`."""
     roles = Counter(map(role_name, names))
     listed = [shown(role, 40) + (f"*{count}" if count > 1 else "") for role, count in roles.items()]
     more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
@@ -74,7 +74,7 @@ def by_role(names: Iterable[str], most: int = 12) -> str:
 
 
 def role_name(name: str) -> str:
-    """The name without its block index, finer than a sensitivity's role: towers and biases apart.
+    """Return the name without its block index, finer than a sensitivity's role: towers and biases apart.
 
     >>> role_name("blk.3.attn_q.weight"), role_name("v.blk.0.attn_q.bias")
     ('attn_q', 'v.attn_q.bias')
@@ -83,18 +83,18 @@ def role_name(name: str) -> str:
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """`q4_K*7 q6_K`: how often each, the most frequent first."""
+    """Format counts as `q4_K*7 q6_K`, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     return " ".join(shown(name, 16) + (f"*{count}" if len(counts) > 1 else "") for name, count in ordered)
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """`256×768`, row length first."""
+    """Format a shape as `256×768`, row length first."""
     return "×".join(map(str, shape))
 
 
 def percent(part: float, whole: float) -> str:
-    """A share with about three digits that say something.
+    """Format a share with about three significant digits.
 
     >>> percent(1, 3), percent(1, 100_000), percent(0, 5), percent(7, 7)
     ('33.3 %', '0.001 %', '0 %', '100 %')
@@ -106,7 +106,7 @@ def percent(part: float, whole: float) -> str:
 
 
 def labelled(label: str, text: str) -> list[str]:
-    """A label and what it names, wrapped under itself."""
+    """Lay out a label and its text, which wraps beside it."""
     return [
         f"{head:<{_LABEL}}{line}".rstrip()
         for head, line in zip(_once(label), wrapped(text, WIDTH - _LABEL), strict=False)
@@ -114,7 +114,7 @@ def labelled(label: str, text: str) -> list[str]:
 
 
 def wrapped(text: str, width: int = WIDTH) -> list[str]:
-    """Lines of at most `width` columns, broken at spaces; a longer word is broken anywhere."""
+    """Wrap a text to lines of at most `width` columns, at spaces; a longer word is broken anywhere."""
     lines, line = [], ""
     for word in text.split(" "):
         if line and cell_len(line) + 1 + cell_len(word) > width:

@@ -1,4 +1,4 @@
-"""Two mixes of one model beside each other: by role, and as a map of layers and roles. Plain text, 80 columns."""
+"""Compare two mixes of one model, by role and as a map of layers and roles. Plain text, 80 columns."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Side:
 
 
 def difference(a: Side, b: Side, *, source: str | None = None, glyphs: str = GLYPHS) -> str:
-    """What changes from A to B. `source` says what losses are by, None where there are none."""
+    """Describe what changes from A to B. `source` names the source of the sensitivities; None leaves losses out."""
     common = [name for name in a.tensors if name in b.tensors]
     other = [name for name in common if a.tensors[name].format != b.tensors[name].format]
     parts = [_head(a, b, source), _counts(a, b, common, other)]
@@ -164,7 +164,7 @@ def _glyph(a: Cell, b: Cell, glyphs: str) -> str:
 
 
 def _reasons(a: Side, b: Side, other: Sequence[str]) -> list[str]:
-    """The tensors that change the loss most."""
+    """List the tensors that change the loss most."""
     changes = {
         name: (b.tensors[name].loss or 0.0) - (a.tensors[name].loss or 0.0)
         for name in other
@@ -218,6 +218,6 @@ def _number(value: float | None) -> str:
 
 
 def _cut(text: str, room: int) -> str:
-    """The end of a long text: paths and names differ there."""
+    """Cut a long text at its start: paths and names differ at the end."""
     text = plain(text)
     return text if len(text) <= room else f"…{text[len(text) - room + 1 :]}"

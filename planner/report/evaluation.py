@@ -1,4 +1,4 @@
-"""What `planner evaluate` and `planner bench` tell: facts of every file for JSON, and tables of 80 columns."""
+"""The output of `planner evaluate` and `planner bench`: facts of every file for JSON, and tables of 80 columns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ModelSize:
 
 @dataclass(slots=True)
 class Evaluated:
-    """What has been found out about a file: the original has a perplexity, the others statistics against it."""
+    """Results for one file: the original has a perplexity, the others statistics against it."""
 
     size: ModelSize | None  # None: the original is a file of log-probabilities
     name: str
@@ -50,7 +50,7 @@ def model_size(path: Path) -> ModelSize:
 
 
 def measured(value: float, error: float) -> str:
-    """A value with its error, to two digits of the error.
+    """Format a value with its error, to two digits of the error.
 
     >>> measured(101.8398, 2.738), measured(0.000261016, 0.0000066), measured(0.5, 0)
     ('101.8 ± 2.7', '2.610e-04 ± 6.6e-06', '0.5')
@@ -65,7 +65,8 @@ def measured(value: float, error: float) -> str:
 
 
 def evaluation_text(files: Sequence[Evaluated], context: int | None, windows: int | None) -> str:
-    """Tables of all files, the original first; `context` and `windows` are those of the text, if there was one."""
+    """Lay out the tables of all files, the original first; `context` and `windows` are those of the text, if there was
+    one."""
     blocks = []
     names = _names([file.name for file in files])
     if context is not None:
@@ -125,7 +126,7 @@ def _task_table(kind: str, files: Sequence[Evaluated], names: Sequence[str]) -> 
 
 
 def speed_table(rows: Sequence[tuple[ModelSize, Sequence[Speed]]]) -> str:
-    """Tokens per second, a line for each model and test, as in llama-bench."""
+    """Lay out tokens per second, a line for each model and test, as in llama-bench."""
     lines = [("model", "size", "bpw", "test", "tokens/s")]
     names = _names([str(size.path) for size, _ in rows])
     for name, (size, speeds) in zip(names, rows, strict=True):
@@ -136,7 +137,7 @@ def speed_table(rows: Sequence[tuple[ModelSize, Sequence[Speed]]]) -> str:
 
 
 def evaluation_facts(files: Sequence[Evaluated]) -> list[dict[str, Any]]:
-    """The same for JSON, to full precision; what is infinite is None."""
+    """Return the results for JSON, to full precision; infinite values are None."""
     return [
         {
             "path": file.name,
@@ -167,7 +168,7 @@ def _estimate(estimate: Estimate) -> str:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """What files are called in a table: their names where these differ, else their paths."""
+    """Return the files' names in a table: the last part of their paths where these differ, else the paths."""
     short = [Path(path).name for path in paths]
     return [shown(name) for name in (short if len({*short}) == len({*paths}) else paths)]
 

@@ -58,13 +58,13 @@ def role_table(recipe: Recipe) -> str:
 
 
 def size_line(recipe: Recipe) -> str:
-    """What the recipe's file weighs; of MLX's, the tensors in it."""
+    """Format the size of the recipe's file; for MLX, of the tensors in it."""
     label, what = ("File", "") if recipe.family == "gguf" else ("Data", " of tensors")
     return f"{label:<10} {recipe.size:,} bytes ({format_size(recipe.size)}){what}, {recipe.bpw:.4f} bpw"
 
 
 def next_step(recipe: Recipe, path: Path, model: Path | None = None) -> str:
-    """The command that makes something of a recipe, of `model` or the one that it names."""
+    """Return the command that applies a recipe to `model`, or to the model that it names."""
     if recipe.family == "mlx":
         return command("planner", "export", path, "--to", "mlx-lm")
     said = recipe.model.path
@@ -92,7 +92,7 @@ def _types(choices: Sequence[Choice]) -> str:
 
 
 def limit_line(limit: LimitUse) -> str:
-    """A limit at the answer: how much is used and what is left."""
+    """Format a limit at the solution: how much is used and what is left."""
     if limit.name == "bpw":
         return f"bpw: {limit.capacity - limit.used:,} bits under it"
     used, left = format_size(limit.used), limit.capacity - limit.used
@@ -100,7 +100,7 @@ def limit_line(limit: LimitUse) -> str:
 
 
 def explanation(plan: Plan, tensor: str) -> str:
-    """Why a tensor has its format: what the next better and worse one would change, and the prices.
+    """Explain a tensor's format: what the next better and worse one would change, and the prices.
 
     Bytes, losses and whether a step fits are of all that is tied together. `net` is the loss that a step adds and what
     its bytes cost at the prices: above 0, the step is a bad bargain.
@@ -124,7 +124,7 @@ def explanation(plan: Plan, tensor: str) -> str:
 
 
 def _filled(word: str, text: str) -> list[str]:
-    """Text within the width, beside a word that says what it is."""
+    """Wrap a text beside its label."""
     return textwrap.wrap(
         text, WIDTH, initial_indent=f"  {word:6}  ", subsequent_indent=" " * 10, break_on_hyphens=False,
         break_long_words=False, drop_whitespace=True,

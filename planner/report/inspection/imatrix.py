@@ -1,4 +1,4 @@
-"""What an importance matrix covers."""
+"""Facts of an importance matrix: its entries, and how much of a model they cover."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ImatrixFacts:
 
 
 def imatrix_facts(imatrix: Imatrix, model: Model | None = None) -> ImatrixFacts:
-    """Facts of an imatrix and, with a model, of how they fit together."""
+    """Collect the facts of an imatrix and, with a model, of how they fit together."""
     entries = [_entry_facts(name, entry) for name, entry in imatrix.entries.items()]
     return ImatrixFacts(
         kind="imatrix",
@@ -93,7 +93,7 @@ def imatrix_facts(imatrix: Imatrix, model: Model | None = None) -> ImatrixFacts:
 
 
 def _entry_facts(name: str, entry: Entry) -> EntryFacts:
-    """Facts of one entry."""
+    """Collect the facts of one entry."""
     counts = entry.counts
     idle = tuple(int(expert) for expert in np.flatnonzero(counts == 0))
     span = int(counts.min()), int(counts.max())
@@ -121,7 +121,7 @@ def _coverage(coverage: Coverage, imatrix: Imatrix, model: Model) -> CoverageFac
 
 
 def imatrix_summary(facts: ImatrixFacts) -> str:
-    """What an imatrix is and how it fits the model, without its entries."""
+    """Describe an imatrix and how it fits the model, without its entries."""
     lines = _head(facts)
     if facts.coverage is not None:
         lines += _coverage_text(facts.coverage)
@@ -129,7 +129,7 @@ def imatrix_summary(facts: ImatrixFacts) -> str:
 
 
 def imatrix_text(facts: ImatrixFacts, *, every_tensor: bool = False) -> str:
-    """The facts as lines of 80 columns."""
+    """Format the facts as lines of 80 columns."""
     lines = _head(facts)
     if facts.coverage is not None:
         lines += ["", *_coverage_text(facts.coverage)]
@@ -143,7 +143,8 @@ def imatrix_text(facts: ImatrixFacts, *, every_tensor: bool = False) -> str:
 
 
 def unseen_text(imatrix: Imatrix, names: Iterable[str]) -> str:
-    """The tensors among `names` with channels that no activation reached, and what that means; "" without any."""
+    """List the tensors among `names` with channels that no activation reached, and say what that means; "" without
+    any."""
     known = imatrix.entries
     return "\n".join(_unseen(_entry_facts(name, known[name]) for name in names if name in known))
 

@@ -1,4 +1,4 @@
-"""What a state file holds, and whether it is ready for solving."""
+"""Facts of a state file: its contents, and whether it is ready for solving."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class StateFacts:
 
 
 def state_facts(store: Store, path: str) -> StateFacts:
-    """Facts of an open state; `path` as the user gave it. Raises the state's errors."""
+    """Collect the facts of an open state; `path` as the user gave it. Raises the state's errors."""
     summary, inventory = store.summary(), store.inventory()
     chosen = store.measurements(selected=True)
     # another process may be adding to it: count what was read last
@@ -134,7 +134,7 @@ def _formats(found: Iterable[Measurement], inventory: Inventory | None) -> list[
 
 
 def state_text(facts: StateFacts, *, every_tensor: bool = False) -> str:
-    """The facts as lines of 80 columns."""
+    """Format the facts as lines of 80 columns."""
     lines = _head(facts)
     if facts.formats:
         lines += ["", *_format_table(facts)]
