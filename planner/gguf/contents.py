@@ -12,7 +12,7 @@ _STEERS = "Give the model that it steers: it is applied when that runs, and not 
 
 
 def other_contents(metadata: Metadata) -> tuple[str, str] | None:
-    """What a file holds that is no model, and what to do with it; None for a model."""
+    """Return what a file that is not a model holds, and what to do with it; None for a model."""
     kind, architecture = metadata.text("general.type"), metadata.text("general.architecture")
     if "imatrix" in (kind, architecture) or "imatrix.chunk_count" in metadata:
         return _IMATRIX, "Give the model, and this file with --imatrix."
@@ -24,12 +24,12 @@ def other_contents(metadata: Metadata) -> tuple[str, str] | None:
 
 
 def is_encoder(metadata: Metadata) -> bool:
-    """Whether a file holds the part of a multimodal model that reads images or sound (`mmproj`)."""
+    """Return whether a file holds the part of a multimodal model that reads images or sound (`mmproj`)."""
     return metadata.text("general.type") == "mmproj" or metadata.text("general.architecture") == "clip"
 
 
 def contents_of(metadata: Metadata) -> str:
-    """What a file is that is no importance matrix, whatever it says of itself."""
+    """Name the contents of a file that is not an importance matrix, whatever it claims to be."""
     other = other_contents(metadata)
     if other is not None and other[0] != _IMATRIX:
         return other[0]

@@ -1,4 +1,4 @@
-"""What people give to read: opened once, whatever it is, and never waited for without end.
+"""Read input files and pipes: opened once, whatever they are, and never waited for without end.
 
 A pipe (`<(grep …)`, /dev/stdin, a FIFO) is read from its beginning to its end, once. What is mapped, or read here and
 there, has to be a regular file. Text may be UTF-8, or UTF-16 and UTF-32 with a mark at the start, as Windows writes it;
@@ -49,13 +49,13 @@ class Given:
         return "a pipe" if self.piped else self.path.name
 
     def content(self, error: Error, what: str) -> bytes:
-        """All of it. Raises `error` where it is too large for `what`."""
+        """Return all of it. Raises `error` where it is too large for `what`."""
         if not self.whole:
             raise error(f"{self.path} is too large for {what}.", "Check what it is with `planner inspect`.")
         return self.data
 
     def text(self, error: Error, what: str, *, lenient: bool = False) -> str:
-        """It as text, decoded as `decode` does. Raises `error` where it is something else than `what`."""
+        """Return it as text, as `decode` does. Raises `error` where it is something else than `what`."""
         if self.kind not in (JSON, TEXT, UNKNOWN):
             raise error(f"{self.path} is {self.kind.what}.", self.kind.remedy or f"Give {what}.")
         return decode(self.content(error, what), str(self.path), error, lenient=lenient)
@@ -82,7 +82,7 @@ def look(path: Path, error: Error, limit: int = LARGEST_LIST) -> Given:
 
 
 def kind_at(path: Path, error: Error) -> Kind:
-    """What a regular file is. Raises `error` for any other."""
+    """Return what a regular file is. Raises `error` for any other."""
     with open_regular(path, error) as file:
         return kind_of(file.read(HEAD), os.fstat(file.fileno()).st_size)
 
@@ -98,7 +98,7 @@ def open_regular(path: Path, error: Error) -> BinaryIO:
 
 
 def read_bytes(path: Path, error: Error) -> bytes:
-    """All of a file, or of a pipe. Raises `error`."""
+    """Read all of a file or a pipe. Raises `error`."""
     descriptor = _open(path, error)
     try:
         regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
@@ -108,12 +108,12 @@ def read_bytes(path: Path, error: Error) -> bytes:
 
 
 def read_text(path: Path, error: Error, *, exact: bool = False) -> str:
-    """All of a file of text, or of a pipe, as `decode` does. Raises `error`."""
+    """Read all of a text file or a pipe, as `decode` does. Raises `error`."""
     return decode(read_bytes(path, error), str(path), error, exact=exact)
 
 
 def decode(data: bytes, where: str, error: Error, *, lenient: bool = False, exact: bool = False) -> str:
-    """Bytes as text, without the mark at its start and with plain line feeds (`exact`: with line ends as they are).
+    """Decode text, without the mark at its start and with plain line feeds (`exact`: with line ends as they are).
 
     Raises `error` for what is no UTF-8 and has no other mark. With `lenient`, bytes that are no UTF-8 become lone
     surrogates: lists whose comments are of another encoding can then be read, and nothing in them is mistaken.
@@ -142,7 +142,7 @@ def _iconv(encoding: str) -> str:
 
 
 def _unmarked(head: bytes) -> str | None:
-    """The encoding of text in UTF-16 that has no mark: every other byte of Latin letters is zero."""
+    """Guess the encoding of text in UTF-16 that has no mark: every other byte of Latin letters is zero."""
     even, odd = head[::2].count(0), head[1::2].count(0)
     if not head or 4 * max(even, odd) < len(head) or min(even, odd):
         return None
@@ -181,8 +181,8 @@ def _irregular(path: Path, mode: int, error: Error) -> PlannerError:
 def _read(
     descriptor: int, path: Path, error: Error, most: int | None, begun: bytes = b"", *, cut: bool = False
 ) -> bytes:
-    """All from the beginning, `begun`, to the end. Raises `error` where that is more than `most` bytes; with `cut`,
-    returns those."""
+    """Read all from the beginning, `begun`, to the end. Raises `error` where that is more than `most` bytes; with
+    `cut`, returns those."""
     data = bytearray(begun)
     stop = time.monotonic() + _FOR_WRITER
     piped = stat.S_ISFIFO(os.fstat(descriptor).st_mode)

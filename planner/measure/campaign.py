@@ -1,4 +1,4 @@
-"""Model + imatrix + state: what is known already, what is missing, and measuring it.
+"""Measure a model into a state: find what is known already and what is missing, and measure that.
 
 Everything kept has a key that covers all it depends on, so nothing stale is used and nothing valid is thrown away:
 
@@ -84,7 +84,7 @@ class Campaign:
 
     @property
     def notes(self) -> list[str]:
-        """What is worth saying about the model and its imatrix before anything is measured."""
+        """Notes on the model and its imatrix for before anything is measured."""
         return notes_on(self._blocks, self._coverage)
 
     def run(self, threads: int) -> Iterator[Step]:
@@ -143,7 +143,7 @@ class Campaign:
         target.missing = tuple(fmt for key, fmt in keys.items() if key not in found)
 
     def _facts_basis(self, block: Block) -> list[str]:
-        """All that the facts of a block depend on. Files are known by size and time of change, as `make` knows
+        """Return all that the facts of a block depend on. Files are known by size and time of change, as `make` knows
         them; when these change the content is read again, and what was measured of the same content stays valid."""
         basis = [str(STRUCTURE_VERSION), str(METRIC_VERSION), repr(self._anatomy_of(block))]
         if any(is_expert(target.tensor.name) for target in block.targets):
@@ -244,7 +244,7 @@ class Campaign:
                 )
 
     def _selection(self) -> Iterator[str]:
-        """Keys of everything valid: the formats of this run, and those of runs before it."""
+        """Return the keys of everything valid: the formats of this run, and those of runs before it."""
         every = [fmt for fmt in all_formats().values() if fmt.for_weights]
         for block in self._blocks:
             for target in block.targets:

@@ -37,7 +37,7 @@ _WRITERS = {"attn_output": _ATTENTION, "attn_out": _ATTENTION, "ssm_out": _ATTEN
 
 
 def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
-    """Facts of a tensor outside the blocks: token_embd (the energy of a mean row, scaled as the model scales
+    """Return the facts of a tensor outside the blocks: token_embd (the energy of a mean row, scaled as the model scales
     it), and what computes the logits (`output`: in energies of the final stream)."""
     facts: Facts = {}
     name = survey.tensor.name
@@ -52,8 +52,8 @@ def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
 def block_facts(
     surveys: Sequence[Survey], anatomy: Anatomy, number: int, tokens: Mapping[str, float] | None = None
 ) -> dict[str, Facts]:
-    """Facts of one block's tensors, by name; those that the formulas cannot place are missing. `tokens`: how many each
-    tensor saw, by the imatrix."""
+    """Return the facts of one block's tensors, by name; those that the formulas cannot place are missing. `tokens`: how
+    many each tensor saw, by the imatrix."""
     block = anatomy.blocks.get(number)
     if block is None:
         return {}
@@ -84,7 +84,7 @@ def _part_of(facts: Facts, part: Part) -> Facts:
 
 
 def _share(survey: Survey, anatomy: Anatomy) -> float:
-    """What turns sums over experts, weighted by usage (mean 1), into energy per token: with k of n experts
+    """Return the factor from sums over experts, weighted by usage (mean 1), to energy per token: with k of n experts
     used, each serves usage k/n of the tokens, with a gate of about 1/k."""
     experts = survey.tensor.matrices
     return 1.0 if experts == 1 else 1.0 / (experts * anatomy.experts_used)
@@ -102,7 +102,7 @@ def _writer(survey: Survey, block: BlockAnatomy, anatomy: Anatomy, stage: int) -
 
 
 def _gain(survey: Survey, facts: Facts) -> float:
-    """How a writer's own output energy relates to what reaches the stream (scales and norms behind it)."""
+    """Return the ratio of the energy that reaches the stream to the writer's own (scales and norms are behind it)."""
     return facts["write"] / survey.energy if survey.energy > 0 else 0.0
 
 
@@ -141,7 +141,7 @@ _Part = tuple[Literal["q", "k", "v"], str, Doubles, Doubles]
 
 
 def _projections(known: Mapping[str, Survey], block: BlockAnatomy) -> list[_Part] | None:
-    """Means and variances of queries, keys and values, each with the role of the tensor that makes it."""
+    """Return means and variances of queries, keys and values, each with the role of the tensor that makes it."""
     widths = {
         "q": block.heads * block.key_length,
         "k": block.kv_heads * block.key_length,
@@ -174,7 +174,8 @@ def _projections(known: Mapping[str, Survey], block: BlockAnatomy) -> list[_Part
 
 
 def _sharp_energy(parts: list[_Part], block: BlockAnatomy, anatomy: Anatomy, varying: Doubles) -> float:
-    """Energy of the attention's varying part, each head's weighted by l / (l + 3), l its logits' variance over keys."""
+    """Return the energy of the attention's varying part, each head's weighted by l / (l + 3), l its logits' variance
+    over keys."""
     by_part = {part: (mean, var) for part, _, mean, var in parts}
     per_head = varying.reshape(block.heads, -1).sum(axis=1)
     if "q" not in by_part or "k" not in by_part:
