@@ -23,7 +23,6 @@ __all__ = [
     "role_name",
     "shape_text",
     "shown",
-    "some",
     "table",
     "tabulate",
     "wrapped",
@@ -57,12 +56,6 @@ def shown(text: str, width: int = WIDTH) -> str:
     if len(text) <= _LONGEST and len(safe) <= 4 * width and cell_len(safe) <= width:
         return safe
     return set_cell_size(safe[: 4 * width], width - 1).rstrip() + "…"
-
-
-def some(names: Iterable[str], count: int, most: int = 3) -> str:
-    """List the first of `count` names, and how many more there are."""
-    listed = [shown(name, 40) for _, name in zip(range(most), names, strict=False)]
-    return ", ".join(listed) + (f" and {count - most:,} more" if count > most else "")
 
 
 def by_role(names: Iterable[str], most: int = 12) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 
 from planner.errors import ImatrixError
 from planner.gguf import Coverage, Entry, Imatrix, Model, why_left_alone
-from planner.report.columns import by_role, labelled, percent, role_name, shown, some, table, wrapped
+from planner.report.columns import by_role, labelled, percent, role_name, shown, table, wrapped
+from planner.text import some
 
 __all__ = [
     "CoverageFacts",
@@ -169,7 +170,7 @@ def _section(lines: list[str]) -> list[str]:
 def _head(facts: ImatrixFacts) -> list[str]:
     lines = labelled("Imatrix", shown(facts.path, 400))
     lines += labelled("Kind", "legacy (.dat)" if facts.legacy else "GGUF")
-    lines += labelled("Made from", some(facts.datasets, len(facts.datasets)) or "not said")
+    lines += labelled("Made from", some([shown(name, 40) for name in facts.datasets]) or "not said")
     size = f" of {facts.chunk_size:,} tokens: {facts.tokens or 0:,}" if facts.chunk_size else ""
     lines += labelled("Chunks", f"{facts.chunks:,}{size}" if facts.chunks > 0 else "not said")
     experts = sum(entry.experts > 1 for entry in facts.entries)

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from planner.gguf import Health, Model, Tensor, ids_beyond, vocabulary_fault, why_left_alone
-from planner.report.columns import counted, labelled, percent, role_name, shape_text, shown, some, table
+from planner.report.columns import counted, labelled, percent, role_name, shape_text, shown, table
 from planner.report.inspection.metadata import Entry, entries_of, metadata_text
 from planner.sizes import format_size
+from planner.text import some
 
 __all__ = ["ModelFacts", "RoleFacts", "TensorFacts", "model_facts", "model_text"]
 
@@ -170,7 +171,7 @@ def _warnings(tensors: Iterable[TensorFacts]) -> list[str]:
 
 
 def _tensors(names: list[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({some(names, len(names), 2)})"
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({some([shown(name, 40) for name in names], 2)})"
 
 
 def _kinds(tensors: Iterable[tuple[TensorFacts, Health]], names: list[str]) -> str:

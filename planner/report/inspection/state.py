@@ -10,9 +10,9 @@ from statistics import median
 
 from planner.formats.registry import all_formats, belongs
 from planner.gguf import requires_imatrix
-from planner.report.columns import labelled, shown, some, table, wrapped
+from planner.report.columns import labelled, shown, table, wrapped
 from planner.sizes import format_size
-from planner.text import command
+from planner.text import command, some
 from state import Inventory, Measurement, Store
 
 __all__ = ["FormatFacts", "MeasuredFacts", "StateFacts", "state_facts", "state_text"]
@@ -174,7 +174,7 @@ def _head(facts: StateFacts) -> list[str]:
     lines += labelled("Imatrix", f"{shown(facts.imatrix, 400)}, {sums}" if facts.imatrix else "none")
     lines += labelled("Tensors", f"{facts.to_quantize:,} to quantize, {facts.left_alone:,} left alone by llama.cpp")
     count = f"{facts.measurements:,} measurements, {facts.kernel_seconds:,.0f} s of kernels"
-    lines += labelled("Measured", f"{count}, with {some(facts.made_with, len(facts.made_with)) or 'nothing'}")
+    lines += labelled("Measured", f"{count}, with {some([shown(name, 40) for name in facts.made_with]) or 'nothing'}")
     settings = [
         f"{key.removeprefix('sampling.')} {value}" for key, value in facts.settings.items() if "sampling" in key
     ]
