@@ -117,7 +117,7 @@ def statistics(divergence: Divergence) -> Statistics:
 
 
 def perplexity(nll: NDArray[np.floating]) -> Estimate:
-    """Perplexity of negative log-likelihoods [n] in nats; its error is that of their mean, carried over."""
+    """Return the perplexity of negative log-likelihoods [n] in nats; its error is that of their mean, carried over."""
     mean = _mean(nll.astype(np.float64))
     if mean.value >= _MOST:
         return Estimate(math.inf, math.inf)
@@ -126,7 +126,8 @@ def perplexity(nll: NDArray[np.floating]) -> Estimate:
 
 
 def _quantile(ordered: NDArray[np.float32], share: float) -> float:
-    """Between neighbours, linearly. In float32 as there: among many tokens, the place is another than in float64."""
+    """Interpolate linearly between neighbours, in float32 as llama.cpp: among many tokens, float64 gives another
+    place."""
     place = np.float32(share) * np.float32(len(ordered) - 1)
     below = min(int(place), len(ordered) - 1)
     part = np.float32(place - np.float32(below))
@@ -141,7 +142,7 @@ def _root_mean_square(values: NDArray[np.float64]) -> Estimate:
 
 
 def _mean(values: NDArray[np.float64]) -> Estimate:
-    """Mean of [n] and its standard error (0 of a single value), tokens taken as independent."""
+    """Return the mean of [n] and its standard error (0 of a single value), tokens taken as independent."""
     count = len(values)
     if np.isinf(values).any():
         return Estimate(math.inf, math.inf)
