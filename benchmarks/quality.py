@@ -121,7 +121,9 @@ def chart(rows: list[dict[str, Any]], sources: tuple[str, ...], name: str, path:
 @click.option("--passes", type=int, help="As `planner sensitivity --passes`.")
 @click.option("-t", "--threads", default=os.cpu_count() or 1)
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path))
-@click.option("--chart", "chart_file", type=click.Path(path_type=Path))
+@click.option(
+    "--chart", "chart_file", type=click.Path(path_type=Path), help="Needs plotly: pip install -e .[benchmarks]."
+)
 def main(
     model: Path, imatrix: Path, calibration: Path, evaluation: Path, mixes: str, sources: str, state: Path | None,
     ctx: int, chunks: int | None, passes: int | None, threads: int, csv_file: Path | None, chart_file: Path | None,

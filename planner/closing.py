@@ -1,4 +1,4 @@
-"""What is closed at the end of a `with` statement."""
+"""Mixin: leaving `with` calls close()."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["Closing"]
 
 
 class Closing:
-    """A context manager that is itself, and whose `close` is called at the end."""
+    """A context manager that enters as itself and calls `close` at the end."""
 
     def close(self) -> None:
-        """Let go of what is held; a second call does nothing."""
+        """Release all resources; a second call does nothing."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

@@ -2,7 +2,7 @@
 
 Everything goes to temporary files beside the destinations, which are synced and renamed when they are complete. Where
 an output has several files, all are complete before the first is renamed, and the first shard comes last: whoever finds
-it, finds all others. On any error or interruption they are removed.
+it, finds all others. On any error or interruption they are removed. Devices and pipes are written to as they are.
 """
 
 from __future__ import annotations
@@ -43,61 +43,163 @@ _REFUSALS = {
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to a temporary file beside `path`, sync it, and rename it there. Raises OutputError."""
+    """Write `data` to `path` as a whole or not at all. Raises OutputError."""
     with atomic_file(path) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside `path` to write to, which is synced and renamed there at the end of the `with`.
+    """Open a file that becomes `path` at the end of the `with`, in place of what is there.
 
-    On any exception it is removed and `path` stays as it was. A device or a pipe, such as /dev/stdout, is written to as
-    it is. What the system refuses is raised as OutputError.
+    On any exception `path` stays as it was. A device or a pipe, such as /dev/stdout, is written to as it is. Raises
+    OutputError for what the system refuses.
     """
-    temporary = ""
     try:
-        if _is_stream(path):
-            with path.open("wb") as file:
-                yield file
-            return
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        note("temporary", temporary)
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
+        with Output([path], force=True) as output:
+            yield output.begin()
+            output.end()
+            output.commit()
     except OSError as error:
         raise refused(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            Path(temporary).unlink()
+
+
+class Output:
+    """The files of one output, written one after another; a context manager that removes what was not committed.
+
+    `begin`, `write`, `end` and `commit` raise OutputError for what the system refuses.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, force: bool) -> None:
+        self.paths = tuple(paths)
+        self.force = force
+        self._finished: list[Path | None] = []  # temporary files, complete; None for a stream
+        self._current: tuple[Path | None, BinaryIO] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        left = list(self._finished)
+        if self._current is not None:
+            path, file = self._current
+            left.append(path)
+            with contextlib.suppress(OSError):  # the last buffer of a full disk
+                file.close()
+        for path in left:
+            if path is not None:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def begin(self) -> BinaryIO:
+        """Open the next file: a temporary one beside its destination, or a device or pipe itself."""
+        target = self.paths[len(self._finished)]
+        with self._explaining():
+            if _is_stream(target):
+                self._current = None, target.open("wb")
+            else:
+                descriptor, name = tempfile.mkstemp(".part", f".{target.name[:40]}.", target.parent)
+                note("temporary", name)
+                self._current = Path(name), os.fdopen(descriptor, "wb", _BUFFER)
+        return self._current[1]
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append to the current file."""
+        assert self._current is not None
+        with self._explaining():
+            self._current[1].write(data)
+
+    def end(self, nbytes: int | None = None) -> None:
+        """Complete the current file, which must have `nbytes` by now if that is given, and see it to the disk."""
+        assert self._current is not None
+        path, file = self._current
+        with self._explaining():
+            if path is not None:
+                file.flush()
+                if nbytes is not None and file.tell() != nbytes:
+                    raise AssertionError(f"{path}: {file.tell()} bytes written where {nbytes} were promised")
+                if hasattr(os, "fchmod"):
+                    os.fchmod(file.fileno(), self._mode())
+                os.fsync(file.fileno())
+            file.close()
+        self._finished.append(path)
+        self._current = None
+
+    def commit(self) -> None:
+        """Give all files their names, the first shard last. Raises OutputError also where somebody else has taken one
+        meanwhile, unless the output is to replace what is there."""
+        if not self.force:
+            for path in self.paths:
+                if path.exists():
+                    raise OutputError(f"{path}: was created by somebody else meanwhile.", "Give another name.")
+        pairs = list(zip(self._finished, self.paths, strict=True))
+        fresh: list[Path] = []
+        try:
+            with self._explaining():
+                for temporary, path in reversed(pairs):
+                    if temporary is None:
+                        continue
+                    existed = path.exists()
+                    temporary.replace(path)
+                    self._finished.remove(temporary)
+                    if not existed:
+                        fresh.append(path)
+        except BaseException:
+            for path in fresh:
+                path.unlink(missing_ok=True)
+            raise
+        for directory in {path.parent for temporary, path in pairs if temporary is not None}:
+            _sync_directory(directory)
+
+    def _mode(self) -> int:
+        """Return a replaced file's permissions, or those of any new file: temporary files are the owner's alone."""
+        target = self.paths[len(self._finished)]
+        if target.exists():
+            return stat.S_IMODE(target.stat().st_mode)
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o666 & ~umask
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        target = self.paths[min(len(self._finished), len(self.paths) - 1)]
+        try:
+            yield
+        except OSError as problem:
+            raise refused(target, problem) from problem
+
+
+def _is_stream(path: Path) -> bool:
+    """Return whether no file can replace it: a device, a pipe, or the name of an open file (as in /dev/fd)."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or path.parent in (Path("/dev"), Path("/dev/fd"))
+
+
+def _sync_directory(directory: Path) -> None:
+    # Not every system can open a directory; the names are then as safe as it makes them.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def refusal(problem: OSError) -> tuple[str, str]:
-    """What a system says that does not write, and what would help (empty where nothing is known to)."""
+    """Return why a system does not write, and what would help (empty where nothing is known to)."""
     code = errno.EFBIG if getattr(problem, "winerror", None) == _TOO_LARGE else problem.errno
     return _REFUSALS.get(code or 0, (problem.strerror or str(problem), ""))
 
 
 def refused(path: Path, problem: OSError) -> OutputError:
-    """The error for a file that could not be written."""
+    """Return the error for a file that could not be written."""
     what, remedy = refusal(problem)
     return OutputError(f"{path} cannot be written: {what}.", remedy or "Choose another place.")
-
-
-def _is_stream(path: Path) -> bool:
-    """Whether it is nothing that can be replaced by a file: a device, a pipe, or a name of an open file."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or path.parent in (Path("/dev"), Path("/dev/fd"))
 
 
 def check_destinations(paths: Sequence[Path], nbytes: int, inputs: Iterable[Path], *, force: bool) -> None:
@@ -131,108 +233,3 @@ def _check_names(paths: Sequence[Path], sources: Sequence[Path], *, force: bool)
             raise OutputError(f"{path}: not a regular file.", "Give the name of a file.")
         if not force:
             raise OutputError(f"{path}: exists already.", "Give another name, or --force to replace it.")
-
-
-class Output:
-    """The files of one output, written one after another; a context manager that removes what was not committed."""
-
-    def __init__(self, paths: Sequence[Path], *, force: bool) -> None:
-        self.paths = tuple(paths)
-        self.force = force
-        self._finished: list[Path] = []  # temporary files, complete
-        self._current: tuple[Path, BinaryIO] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        left = list(self._finished)
-        if self._current is not None:
-            path, file = self._current
-            left.append(path)
-            with contextlib.suppress(OSError):  # the last buffer of a full disk
-                file.close()
-        for path in left:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-    def begin(self) -> None:
-        """Begin the next file."""
-        target = self.paths[len(self._finished)]
-        with self._explaining():
-            descriptor, name = tempfile.mkstemp(".part", f".{target.name[:40]}.", target.parent)
-        note("temporary", name)
-        self._current = Path(name), os.fdopen(descriptor, "wb", _BUFFER)
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append to the current file."""
-        assert self._current is not None
-        with self._explaining():
-            self._current[1].write(data)
-
-    def end(self, nbytes: int) -> None:
-        """Complete the current file, which must have `nbytes` by now, and see it to the disk."""
-        assert self._current is not None
-        path, file = self._current
-        with self._explaining():
-            file.flush()
-            if file.tell() != nbytes:
-                raise AssertionError(f"{path}: {file.tell()} bytes written where {nbytes} were promised")
-            if hasattr(os, "fchmod"):
-                os.fchmod(file.fileno(), self._mode())
-            os.fsync(file.fileno())
-            file.close()
-        self._finished.append(path)
-        self._current = None
-
-    def commit(self) -> None:
-        """Give all files their names."""
-        if not self.force:
-            for path in self.paths:
-                if path.exists():
-                    raise OutputError(f"{path}: was created by somebody else meanwhile.", "Give another name.")
-        pairs = list(zip(self._finished, self.paths, strict=True))
-        fresh: list[Path] = []
-        try:
-            with self._explaining():
-                for temporary, path in reversed(pairs):
-                    existed = path.exists()
-                    temporary.replace(path)
-                    self._finished.remove(temporary)
-                    if not existed:
-                        fresh.append(path)
-        except BaseException:
-            for path in fresh:
-                path.unlink(missing_ok=True)
-            raise
-        for directory in {path.parent for path in self.paths}:
-            _sync_directory(directory)
-
-    def _mode(self) -> int:
-        """A replaced file's permissions, or those of any new file: temporary files are the owner's alone."""
-        target = self.paths[len(self._finished)]
-        if target.exists():
-            return stat.S_IMODE(target.stat().st_mode)
-        umask = os.umask(0)
-        os.umask(umask)
-        return 0o666 & ~umask
-
-    @contextlib.contextmanager
-    def _explaining(self) -> Iterator[None]:
-        target = self.paths[min(len(self._finished), len(self.paths) - 1)]
-        try:
-            yield
-        except OSError as problem:
-            raise refused(target, problem) from problem
-
-
-def _sync_directory(directory: Path) -> None:
-    # Not every system can open a directory; the names are then as safe as it makes them.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

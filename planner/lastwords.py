@@ -27,8 +27,8 @@ _watched = False
 
 @dataclass(frozen=True)
 class LastWords:
-    """What is known of a process that died: the file that llama.cpp was `running`, if any, the `temporary` files and
-    folders that may be left, the last lines that C code `said`, and what there was to print (`result`)."""
+    """All that is known of a process that died: the file that llama.cpp was `running`, if any, the `temporary` files
+    and folders that may be left, the last lines that C code `said`, and what there was to print (`result`)."""
 
     running: str | None
     temporary: tuple[Path, ...]
@@ -46,7 +46,7 @@ def start_notes(path: str) -> None:
 
 
 def is_watched() -> bool:
-    """Whether another process reads this one's notes."""
+    """Return whether another process reads this one's notes."""
     return _watched
 
 
@@ -61,7 +61,7 @@ def note(kind: Kind, what: str | Path) -> None:
 
 
 def read_last_words(data: bytes) -> LastWords:
-    """Sort what a dead process left behind."""
+    """Parse the notes and the last output of a dead process."""
     running, result, temporary, since = "", "", [], 0
     for match in _NOTE.finditer(data):
         kind, what = json.loads(match[1])

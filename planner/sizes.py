@@ -26,7 +26,7 @@ def align(nbytes: int, alignment: int) -> int:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as `23.85GB`, `512MiB`, `900000000`; UsageError otherwise.
+    """Return the bytes of a size such as `23.85GB`, `512MiB`, `900000000`. Raises UsageError for anything else.
 
     >>> parse_size("1.5KB"), parse_size("2 GiB"), parse_size("7000")
     (1500, 2147483648, 7000)
@@ -42,7 +42,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(count: int, *, up: bool = False) -> str:
-    """Bytes for people, in powers of ten; with `up` rounded up, so that what is said is enough.
+    """Format bytes for people, in powers of ten; with `up` rounded up, so that the amount shown is enough.
 
     >>> format_size(23_850_000_000), format_size(999), format_size(6_144), format_size(6_144, up=True)
     ('23.85 GB', '999 bytes', '6.14 kB', '6.15 kB')

@@ -1,4 +1,4 @@
-"""Untrusted text made safe for a terminal and for a shell that it is pasted into, and lists kept short."""
+"""Escape untrusted text before it reaches a terminal or is pasted into a shell, and keep lists short."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNSPEAKABLE = re.compile(r"[`\\']")
 
 
 def plain(text: str, *, keep: str = "") -> str:
-    r"""Text with every character escaped that a terminal would act on, except those in `keep`.
+    r"""Escape every character that a terminal would act on, except those in `keep`.
 
     >>> print(plain("a\x1b[31m\n"))
     a\x1b[31m\n
@@ -26,7 +26,7 @@ def plain(text: str, *, keep: str = "") -> str:
 
 
 def some(names: Iterable[str], most: int = 3) -> str:
-    """The first of some names, and how many more there are.
+    """List the first of some names, and how many more there are.
 
     >>> some(["a", "b", "c", "d"], 2)
     'a, b and 2 more'
@@ -37,7 +37,7 @@ def some(names: Iterable[str], most: int = 3) -> str:
 
 
 def command(*words: str | Path) -> str:
-    """A command line that can be pasted into a shell. A Path is a file, whatever its name begins with.
+    """Format a command line that can be pasted into a shell. A Path is a file, whatever its name begins with.
 
     >>> command("planner", "quantize", Path("my model.gguf"), Path("-r.json"), "OUT.gguf")
     "planner quantize 'my model.gguf' ./-r.json OUT.gguf"
@@ -46,7 +46,7 @@ def command(*words: str | Path) -> str:
 
 
 def quoted(word: str | Path) -> str:
-    r"""A word as a shell takes it, printable whatever is in it; a Path so that no program takes it for an option.
+    r"""Quote a word for a shell, in printable characters; a Path so that no program takes it for an option.
 
     >>> print(quoted(Path("caf\udce9 \n.gguf")))
     $'caf\xe9 \x0a.gguf'
@@ -61,7 +61,7 @@ def quoted(word: str | Path) -> str:
 
 
 def _spelt(character: str) -> str:
-    """A character between `$'` and `'`, as bash and zsh read it."""
+    """Escape a character between `$'` and `'`, as bash and zsh read it."""
     if character.isprintable() and not _UNSPEAKABLE.match(character):
         return character
     errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"

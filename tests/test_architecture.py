@@ -45,7 +45,8 @@ ORDER = (
     ("planner.plan", "losses rules candidates families limits accounting assess request plan __init__"),
     (
         "planner.measure",
-        "anatomy moments sampling survey experts energies metric loop inventory rounding targets campaign __init__",
+        "anatomy activation_moments moments sampling survey experts energies metric loop inventory rounding targets "
+        "campaign __init__",
     ),
     ("planner.evidence", "bpw_state kld_table add __init__"),
     ("planner.importing", "source basis recipes measurements __init__"),

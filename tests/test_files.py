@@ -9,7 +9,7 @@ import pytest
 
 from planner import files
 from planner.errors import OutputError
-from planner.files import Output, check_destinations
+from planner.files import Output, atomic_file, check_destinations, write_atomically
 
 
 def write(paths, contents, *, force=False, promised=None):
@@ -48,12 +48,33 @@ def test_the_first_shard_appears_last(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_replaced_file_keeps_its_permissions(tmp_path):
+@pytest.mark.parametrize(
+    "replace", [lambda path: write([path], [b"new"], force=True), lambda path: write_atomically(path, b"new")]
+)
+def test_a_replaced_file_keeps_its_permissions(tmp_path, replace):
     (tmp_path / "a").write_bytes(b"old")
     (tmp_path / "a").chmod(0o600)
-    write([tmp_path / "a"], [b"new"], force=True)
+    replace(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"new"
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.EIO, "broken"), OutputError("stop")])
+def test_one_file_appears_whole_or_not_at_all(tmp_path, error):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with pytest.raises(OutputError if isinstance(error, Exception) else error), atomic_file(path) as file:  # noqa: PT012
+        file.write(b"half")
+        assert len(list(tmp_path.iterdir())) == 2
+        raise error
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"
+
+
+def test_a_name_that_is_too_long_is_refused_before_there_is_anything_to_write(tmp_path):
+    with pytest.raises(OutputError, match="name is too long"), atomic_file(tmp_path / ("x" * 300)):
+        pytest.fail("its contents were computed")
+    write_atomically(tmp_path / ("x" * 250), b"")  # the temporary file's name is shorter
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OutputError])

@@ -1,9 +1,9 @@
-"""Regular expressions of strangers, searched in time linear in the name: no pattern in a file can make us wait.
+"""Linear-time matching of untrusted regular expressions: no pattern in a file can make `planner` wait.
 
 Two grammars, by the parsers that read such files: `ecmascript` (std::regex, in llama-quantize and ik_llama.cpp) and
-`ere` (Bash's `[[ =~ ]]`). Both become the same automaton, run by sets of states. What is looked ahead for is another
-one, run from the end of the name backwards, which says for every place whether it begins there. Back references, which
-no automaton can do, are refused. Names are bytes of UTF-8, as std::regex sees them.
+`ere` (Bash's `[[ =~ ]]`). Both become the same kind of automaton, run by sets of states. A look-ahead is an automaton
+of its own, run from the end of the name backwards, which tells for every place whether it begins there. Back
+references, which no automaton can do, are refused. Names are bytes of UTF-8, as std::regex sees them.
 """
 
 from __future__ import annotations

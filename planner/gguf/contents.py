@@ -17,7 +17,7 @@ def is_imatrix(metadata: Metadata) -> bool:
 
 
 def other_contents(metadata: Metadata) -> tuple[str, str] | None:
-    """Name what a file holds that is no model, and what to do with it; None for a model."""
+    """Return what a file that is not a model holds, and what to do with it; None for a model."""
     kind, architecture = metadata.text("general.type"), metadata.text("general.architecture")
     if is_imatrix(metadata):
         return "an importance matrix", "Give the model, and this file with --imatrix."

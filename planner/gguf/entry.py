@@ -26,7 +26,7 @@ GAPS_VERSION = 1  # raise it when what stands in for channels that nothing reach
 
 
 class Entry:
-    """What the file knows about one tensor, `n` values for each of its experts (1 for a plain matrix).
+    """The file's values for one tensor, `n` of them for each of its experts (1 for a plain matrix).
 
     `counts`: f64[experts], the tokens that each expert saw (in a legacy file: calls, one number for all).
     """

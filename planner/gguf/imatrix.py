@@ -124,7 +124,8 @@ class Imatrix:
         )
 
     def has_gaps(self, tensor: Tensor) -> bool:
-        """Whether there is an entry for the tensor, with channels that no activation reached. Raises as `covers`."""
+        """Return whether there is an entry for the tensor, with channels that no activation reached. Raises as
+        `covers`."""
         return self.covers(tensor) and self.entries[tensor.name].gaps > 0
 
     def weights(self, tensor: Tensor) -> Floats | None:

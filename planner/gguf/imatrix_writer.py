@@ -77,7 +77,7 @@ def write_legacy_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterabl
 
 
 def _parts(name: str, entry: TensorSums) -> Iterator[tuple[str, tuple[int, int], NDArray[np.generic]]]:
-    """Name, shape and values of the tensors that hold one entry."""
+    """Yield name, shape and values of the tensors that hold one entry."""
     experts = len(entry.counts)
     shape = len(entry.sum2) // experts, experts
     yield f"{name}.in_sum2", shape, entry.sum2
@@ -106,7 +106,7 @@ def _header(sums: Sums, tensors: list[tuple[str, tuple[int, int]]]) -> bytes:
 
 
 def _legacy_values(entry: TensorSums, chunk_size: int) -> tuple[int, Floats]:
-    """Calls (rounded up, that they be not zero) and f32[values]: means times calls; ones for an idle expert."""
+    """Return calls (rounded up, never zero) and f32[values]: means times calls; ones for an idle expert."""
     calls = min((int(entry.counts.max()) + chunk_size - 1) // chunk_size, _I32_MAX)
     counts = entry.counts.astype(np.float32)[:, None]
     values = entry.sum2.astype(np.float32).reshape(len(counts), -1)

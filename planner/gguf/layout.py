@@ -1,4 +1,4 @@
-"""Which bytes go where in the file to be written, known exactly before anything is written.
+"""Lay out the file to be written: the place of every byte is known before anything is written.
 
     header | padding | tensor, padded | tensor, padded | …
 
@@ -143,7 +143,7 @@ def arrange(
     """Return the files to write. `formats` names the format of each tensor that changes.
 
     `max_shard_size` bounds each file as a whole, header included; a model that fits stays one file, without
-    `split.*`. OutputError if a tensor alone is larger.
+    `split.*`. Raises OutputError if a tensor alone is larger, UsageError for a bound on a split that is kept.
     """
     pairs = _Pairs(model, file_type, added)
 

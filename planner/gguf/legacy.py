@@ -24,7 +24,7 @@ _HEAD = 4096  # bytes that tell what else a file is
 
 @dataclass(frozen=True, slots=True)
 class Legacy:
-    """What such a file holds: name → (values, calls). Values are means over tokens times `calls`."""
+    """The contents of such a file: name → (values, calls). Values are means over tokens times `calls`."""
 
     entries: dict[str, tuple[NDArray[np.float32], int]]
     chunk_count: int
@@ -39,7 +39,8 @@ def read_legacy(path: Path) -> Legacy:
 def legacy_bytes(
     entries: Iterable[tuple[str, NDArray[np.float32]]], *, chunk_count: int, datasets: Iterable[str]
 ) -> bytes:
-    """Such a file from name → mean squares. Each is written as one call, so that reading it divides by nothing."""
+    """Return the bytes of such a file, from name → mean squares. Each is written as one call, so that reading it
+    divides by 1."""
     parts = []
     for name, values in entries:
         raw = name.encode("utf-8", "surrogateescape")

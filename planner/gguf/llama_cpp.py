@@ -1,4 +1,4 @@
-"""What llama.cpp does with a tensor's name and shape when it quantizes a model.
+"""llama.cpp's rules for quantizing a model, by the names and shapes of tensors.
 
 Source of every rule: `src/llama-quant.cpp` and `src/llama-model-loader.h` of llama.cpp (ggml 0.21).
 """

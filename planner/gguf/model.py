@@ -71,18 +71,14 @@ class Model(Closing):
         """Name → tensor."""
         return {tensor.name: tensor for tensor in self.tensors}
 
-    @property
-    def split_count(self) -> int:
-        """Files that the model consists of."""
-        return len(self._files)
-
     def parameter(self, name: str) -> int | None:
         """Return an integer of the architecture's own keys: `parameter("block_count")` of a llama model reads
         `llama.block_count`."""
         return self.metadata.integer(f"{self.architecture}.{name}")
 
     def raw_rows(self, tensor: Tensor, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """Return rows `start:stop` as stored: u8[rows, row_bytes], a read-only view of the mapped file."""
+        """Return rows `start:stop` as stored: u8[rows, row_bytes], a read-only view of the mapped file. Raises
+        IndexError."""
         stop = tensor.rows if stop is None else stop
         if not 0 <= start <= stop <= tensor.rows:
             raise IndexError(f"rows {start}:{stop} of {tensor.name}, which has {tensor.rows}")

@@ -1,4 +1,4 @@
-"""What an output file says of how it was made: always the same number of bytes, so that sizes can be promised."""
+"""Provenance in the metadata of an output file: always the same number of bytes, so that sizes can be promised."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ __all__ = ["provenance_pairs"]
 
 
 def provenance_pairs(digest: str) -> list[tuple[str, str]]:
-    """Metadata that `planner` adds to what llama-quantize writes: its version and the recipe's digest."""
+    """Return the metadata that `planner` adds to what llama-quantize writes: its version and the recipe's digest."""
     return [("quantize.planner.version", f"{__version__:<12.12}"), ("quantize.planner.recipe", f"{digest:<64.64}")]

@@ -36,7 +36,8 @@ _RELEASE = 1 << 24  # bytes of the source after which its pages are given back
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far it is: `done` of `total` bytes of the source are read, converted and written, `tensor` the latest."""
+    """Progress of writing: `done` of `total` bytes of the source are read, converted and written, `tensor` the
+    latest."""
 
     tensor: str
     done: int

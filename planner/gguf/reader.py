@@ -264,7 +264,7 @@ class _Header:
         return fmt
 
     def stand_in(self, name: str, shape: tuple[int, ...], type_id: int) -> Format:
-        """The nearest type for one that the library does not have, where that is wanted."""
+        """Return the nearest type for one that the library does not have, where that is wanted."""
         foreign = FOREIGN.get(type_id)
         near = None if foreign is None else nearest_known(foreign.name, shape[0])
         if foreign is None or near is None or not self.nearest:

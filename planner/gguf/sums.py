@@ -38,12 +38,11 @@ class TensorSums:
 
     @classmethod
     def zeros(cls, values: int, experts: int) -> TensorSums:
-        """Nothing yet, of as many values (of all experts together)."""
+        """Return empty sums of `values` values, of all experts together."""
         return cls(np.zeros(values, np.float32), np.zeros(values, np.float32), np.zeros(experts, np.int64))
 
     def spread(self, experts: int) -> bool:
-        """Give each expert the one count that stands for all, or all the one that each has. False if neither will
-        do."""
+        """Broadcast or collapse the counts to `experts`; return False if neither is possible."""
         if len(self.counts) == experts:
             return True
         if len(self.counts) == 1:
@@ -53,7 +52,7 @@ class TensorSums:
         return len(self.counts) == experts
 
     def add(self, other: TensorSums) -> None:
-        """Add those of another file. ValueError if they are of another size."""
+        """Add the sums of another file. Raises ValueError if they are of another size."""
         if len(other.sum2) != len(self.sum2):
             raise ValueError(f"has {len(other.sum2):,} values, not {len(self.sum2):,}")
         experts = max(len(self.counts), len(other.counts))
@@ -119,7 +118,7 @@ def merge_imatrices(files: Sequence[Imatrix], chunk_size: int | None = None) -> 
 
 
 def _add_entry(merged: Sums, name: str, entry: Entry, worth: int) -> None:
-    """Add one entry of a file, whose counts are worth so many tokens. ValueError as TensorSums.add."""
+    """Add one entry of a file, whose counts are worth so many tokens. Raises ValueError as TensorSums.add."""
     sums = entry.raw_sums
     added = TensorSums(
         entry.raw_sum2.reshape(-1) * np.float32(worth),

@@ -45,8 +45,8 @@ class Tensor:
         return prod(self.shape[2:])
 
     def slices(self, weights: int) -> Iterator[tuple[int, int, int]]:
-        """(matrix, first row, last row + 1) over all rows, at most so many `weights` (but a row at least) at a time;
-        none crosses matrices. Rows are numbered over all matrices."""
+        """Yield (matrix, first row, last row + 1) over all rows, at most so many `weights` (but a row at least) at a
+        time; none crosses matrices. Rows are numbered over all matrices."""
         step = max(1, weights // self.row_length)
         for matrix in range(self.matrices):
             begin = matrix * self.rows_per_matrix

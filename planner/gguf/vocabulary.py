@@ -14,8 +14,10 @@ _LARGEST = 1 << 26
 
 
 def vocabulary_fault(model: Model) -> str | None:
-    """Why llama.cpp does not load the model, where that is its vocabulary: a word that is there twice, which ends the
-    process, or another number of words than the embedding has rows. Else None."""
+    """Return why llama.cpp cannot load the model's vocabulary, or None where it can.
+
+    A word that is there twice ends its process, and there have to be as many words as rows of the embedding.
+    """
     if _TOKENS not in model.metadata:
         return None
     count = model.metadata.pair(_TOKENS).count
@@ -31,7 +33,8 @@ def vocabulary_fault(model: Model) -> str | None:
 
 
 def ids_beyond(model: Model) -> dict[str, int]:
-    """Special tokens that the vocabulary does not have: key → number. llama.cpp takes another, or none, for each."""
+    """Return the special tokens that the vocabulary does not have: key → number. llama.cpp takes another, or none, for
+    each."""
     if _TOKENS not in model.metadata:
         return {}
     count = model.metadata.pair(_TOKENS).count
@@ -42,8 +45,11 @@ def ids_beyond(model: Model) -> dict[str, int]:
 
 
 def alphabet(model: Model) -> frozenset[bytes] | None:
-    """Tokens that all characters of a text have to be among, as llama.cpp ends the process at another: none where there
-    is no vocabulary, and those of a SentencePiece model that has not one for every byte. None: anything goes."""
+    """Return the words that every character of a text has to be among, or None where any will do.
+
+    llama.cpp ends the process at another character where a SentencePiece model has no token for every byte, and at any
+    where there is no vocabulary.
+    """
     kind = model.metadata.text("tokenizer.ggml.model")
     if kind in ("none", "no_vocab"):
         return frozenset()
@@ -55,7 +61,7 @@ def alphabet(model: Model) -> frozenset[bytes] | None:
 
 
 def _twice(model: Model) -> tuple[bytes, int, int] | None:
-    """A word and the first two tokens that are spelt so, as llama.cpp reads them: up to a zero byte."""
+    """Return a word and the first two tokens that are spelt so, as llama.cpp reads them: up to a zero byte."""
     if model.metadata.raw_size(_TOKENS) > _LARGEST:
         return None
     seen: dict[bytes, int] = {}

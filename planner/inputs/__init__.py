@@ -1,4 +1,4 @@
-"""What people give to read: what it is, and reading it once."""
+"""Input files: recognize what they are, and read them once."""
 
 from __future__ import annotations
 

@@ -76,12 +76,13 @@ _MARKS = (
 
 
 def encoding_of(data: bytes) -> tuple[str, int]:
-    """Return how text is encoded by the mark at its start, and the bytes of that: UTF-8 and 0 without one."""
+    """Return the encoding that a byte order mark at the start of a text stands for, and the mark's bytes: UTF-8 without
+    one."""
     return next(((encoding, len(mark)) for mark, encoding in _MARKS if data.startswith(mark)), ("utf-8", 0))
 
 
 def kind_of(head: bytes, size: int) -> Kind:
-    """Return the kind of a file of `size` bytes that begins with `head` (HEAD bytes, or all of it)."""
+    """Return what a file of `size` bytes is, from its beginning `head` (HEAD bytes, or all of it)."""
     if not head:
         return _EMPTY
     for magic, kind in _MAGICS:

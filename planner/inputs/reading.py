@@ -1,4 +1,4 @@
-"""What people give to read: opened once, whatever it is, and never waited for without end.
+"""Read input files and pipes: opened once, whatever they are, and never waited for without end.
 
 A pipe (`<(grep …)`, /dev/stdin, a FIFO) is read from its beginning to its end, once. What is mapped, or read here and
 there, has to be a regular file. Text may be UTF-8, or UTF-16 and UTF-32 with a mark at the start, as Windows writes it;
@@ -83,7 +83,7 @@ def look(path: Path, error: Error, limit: int = LARGEST_LIST) -> Given:
 
 
 def kind_at(path: Path, error: Error) -> Kind:
-    """Return the kind of a regular file. Raises `error` for any other."""
+    """Return what a regular file is. Raises `error` for any other."""
     with open_regular(path, error) as file:
         return kind_of(file.read(HEAD), os.fstat(file.fileno()).st_size)
 
@@ -99,7 +99,7 @@ def open_regular(path: Path, error: Error) -> BinaryIO:
 
 
 def read_bytes(path: Path, error: Error) -> bytes:
-    """Read all of a file, or of a pipe. Raises `error`."""
+    """Read all of a file or a pipe. Raises `error`."""
     descriptor = _open(path, error)
     try:
         regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
@@ -109,7 +109,7 @@ def read_bytes(path: Path, error: Error) -> bytes:
 
 
 def read_text(path: Path, error: Error, *, exact: bool = False) -> str:
-    """Read all of a file of text, or of a pipe, as `decode` does. Raises `error`."""
+    """Read all of a text file or a pipe, as `decode` does. Raises `error`."""
     return decode(read_bytes(path, error), str(path), error, exact=exact)
 
 
@@ -143,7 +143,7 @@ def _iconv(encoding: str) -> str:
 
 
 def _unmarked(head: bytes) -> str | None:
-    """Return the encoding of text in UTF-16 that has no mark: every other byte of Latin letters is zero."""
+    """Guess the encoding of text in UTF-16 that has no mark: every other byte of Latin letters is zero."""
     even, odd = head[::2].count(0), head[1::2].count(0)
     if not head or 4 * max(even, odd) < len(head) or min(even, odd):
         return None

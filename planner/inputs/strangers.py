@@ -57,7 +57,8 @@ _PIECE = re.compile(r".*\.gguf([-._](split|part)[-_.]?\w+|\.[a-z]{2}|\.\d{2,3})"
 
 
 def stranger(head: bytes, size: int) -> Stranger | None:
-    """Tell a file of `size` bytes that begins with `head` (a few kilobytes); None where that is not known."""
+    """Return what a file of `size` bytes is, from its beginning `head` (a few kilobytes); None where that is not
+    known."""
     for magic, found in _MAGICS.items():
         if head.startswith(magic):
             return found
@@ -80,7 +81,8 @@ def stranger(head: bytes, size: int) -> Stranger | None:
 
 
 def looks_like_a_piece(path: Path) -> bool:
-    """Return whether a name is that of one piece of a file that was cut, such as `x.gguf-split-a`."""
+    """Return whether a name is that of one piece of a file that was cut, to be joined again before use:
+    `x.gguf-split-a`."""
     return _PIECE.fullmatch(path.name) is not None
 
 
@@ -90,7 +92,8 @@ def _line(head: bytes) -> str:
 
 
 def is_legacy_imatrix(head: bytes) -> bool:
-    """Return whether a file begins as one: a number of entries, and a first one with a name that is text."""
+    """Return whether a file without a magic number begins as one: with a count of entries, and a first one named by
+    text."""
     if len(head) < 8:
         return False
     entries, length = struct.unpack_from("<ii", head)

@@ -1,4 +1,4 @@
-"""Threads that work on memory of llama.cpp's: none of them may still do so when that memory is freed or put back."""
+"""Thread pool that is idle before llama.cpp's memory is freed or put back."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ class Workers(Closing):
         self._pool.shutdown()
 
     def submit(self, work: Callable[[], R]) -> Future[R]:
-        """Have a thread do `work`."""
+        """Run `work` in a thread."""
         return self._pool.submit(work)
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Results of all items, in their order. However this is left, no thread is at work on any of them any more."""
+        """Return the results of all items, in their order. However this is left, no thread is at work on any of them
+        any more."""
         futures: list[Future[R]] = []
         try:
             futures.extend(self._pool.submit(work, item) for item in items)

@@ -1,5 +1,5 @@
-"""From a model to its state: sampled rows, ggml's kernels, the imatrix-weighted error, and facts of
-the structure."""
+"""Measure a model into its state: sampled rows, ggml's kernels, the imatrix-weighted error, and facts of the
+structure."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class BlockAnatomy:
     vectors: Mapping[str, Doubles]
 
     def norm_after(self, sublayer: Literal["attention", "ffn"]) -> Doubles | None:
-        """Weights of the norm that a sublayer's output passes before it is added to the stream, or None.
+        """Return the weights of the norm that a sublayer's output passes before it is added to the stream, or None.
 
         `post_attention_norm` alone, without an ffn_norm or a norm after the FFN, is the norm *before* the FFN
         (Qwen3-Next).
@@ -122,7 +122,7 @@ def read_anatomy(model: Model) -> Anatomy:
 
 
 def _vector(model: Model, tensor: Tensor) -> Doubles:
-    """The weights of a norm. Raises ModelError for those that are no numbers."""
+    """Read the weights of a norm. Raises ModelError for NaN and infinity."""
     values = model.rows(tensor, 0, 1)[0]
     if not np.isfinite(values).all():
         raise ModelError(
@@ -155,6 +155,7 @@ def _activation(model: Model) -> Activation:
 
 
 def _holds_gate(model: Model, up: Tensor) -> bool:
-    """Whether an ffn_up holds the gate too (Phi-3, GLM-4): it then has twice the rows that ffn_down has channels."""
+    """Return whether an ffn_up holds the gate too (Phi-3, GLM-4): it then has twice the rows that ffn_down has
+    channels."""
     down = model.by_name.get(up.name.replace("ffn_up", "ffn_down")) if ".ffn_up" in up.name else None
     return down is not None and up.rows_per_matrix == 2 * down.row_length

@@ -1,4 +1,4 @@
-"""Model + imatrix + state: what is known already, what is missing, and measuring it.
+"""Measure a model into a state: find what is known already and what is missing, and measure that.
 
 Everything kept has a key that covers all it depends on, so nothing stale is used and nothing valid is thrown away:
 
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from planner.digests import digest
+from planner.digests import digest, stamp
 from planner.errors import ModelError
 from planner.formats.ggml import Format
 from planner.formats.registry import FamilyName, all_formats, family_named, kernel_of
@@ -82,7 +82,7 @@ class Campaign:
 
     @property
     def notes(self) -> list[str]:
-        """What is worth saying about the model and its imatrix before anything is measured."""
+        """Notes on the model and its imatrix for before anything is measured."""
         return notes_on(self._blocks, self._coverage)
 
     def run(self, threads: int) -> Iterator[Step]:
@@ -90,20 +90,22 @@ class Campaign:
         total = sum(len(target.formats) for block in self._blocks for target in block.targets)
         for block in self._blocks:
             self._recall(block)
-        fresh = 0
-        yield self._step("", total, fresh)
+        fresh, left = 0, _missing(self._blocks)
+        yield Step("", total - left, total, fresh)
         for batch in batches([block for block in self._blocks if block.to_survey]):
+            left -= _missing(batch)  # nothing else changes before its end
             jobs: list[Job] = []
             for surveyed in in_threads(self._survey, batch, threads):
                 jobs += self._learn(*surveyed)
-                yield self._step("", total, fresh)
+                yield Step("", total - left - _missing(batch), total, fresh)
             targets = {target.tensor.name: target for block in batch for target in block.targets}
             for found in measure_jobs(self._model, jobs, self._settings, threads=threads):
                 target = targets[found.tensor.name]
                 self._store.add(self._records(target, found))
                 target.missing = tuple(fmt for fmt in target.missing if fmt.name not in found.rows)
                 fresh += len(found.rows)
-                yield self._step(found.tensor.name, total, fresh)
+                yield Step(found.tensor.name, total - left - _missing(batch), total, fresh)
+            left += _missing(batch)
         self._store.select(self._selection())
 
     def saved(self) -> int:
@@ -112,16 +114,7 @@ class Campaign:
             for target in block.targets:
                 if target.digest:
                     self._look_up(target)
-        return self._step("", sum(len(target.formats) for block in self._blocks for target in block.targets), 0).done
-
-    def _step(self, what: str, total: int, fresh: int) -> Step:
-        # Where facts are missing, the content is not known to be what was measured: nothing counts as done yet
-        missing = sum(
-            len(target.missing if target.digest else target.formats)
-            for block in self._blocks
-            for target in block.targets
-        )
-        return Step(what, total - missing, total, fresh)
+        return sum(len(target.formats) for block in self._blocks for target in block.targets) - _missing(self._blocks)
 
     # What there is to do
 
@@ -143,16 +136,15 @@ class Campaign:
         target.missing = tuple(fmt for key, fmt in keys.items() if key not in found)
 
     def _facts_basis(self, block: Block) -> list[str]:
-        """All that the facts of a block depend on. Files are known by size and time of change, as `make` knows
+        """Return all that the facts of a block depend on. Files are known by size and time of change, as `make` knows
         them; when these change the content is read again, and what was measured of the same content stays valid."""
         basis = [str(STRUCTURE_VERSION), str(METRIC_VERSION), repr(self._anatomy_of(block))]
         if any(is_expert(target.tensor.name) for target in block.targets):
             basis.append(EXPERTS_VERSION)
         for target in block.targets:
             tensor = target.tensor
-            file = self._model.parts[tensor.part].stat()
             basis += [tensor.name, repr(tensor.shape), tensor.format, str(tensor.offset)]
-            basis += [str(file.st_size), str(file.st_mtime_ns), self._entry_key(tensor)]
+            basis += [*map(str, stamp(self._model.parts[tensor.part])), self._entry_key(tensor)]
         return basis
 
     def _anatomy_of(self, block: Block) -> object:
@@ -244,10 +236,16 @@ class Campaign:
                 )
 
     def _selection(self) -> Iterator[str]:
-        """Keys of everything valid: the formats of this run, and those of runs before it."""
+        """Return the keys of everything valid: the formats of this run, and those of runs before it."""
         every = [fmt for fmt in all_formats().values() if fmt.for_weights]
         for block in self._blocks:
             for target in block.targets:
                 yield target.facts_key
                 if not target.kept:
                     yield from self._store.measurements(self._key(target, fmt) for fmt in every)
+
+
+def _missing(blocks: Sequence[Block]) -> int:
+    """Count the measurements that blocks still need."""
+    # Where facts are missing, the content is not known to be what was measured: nothing counts as done yet
+    return sum(len(target.missing if target.digest else target.formats) for block in blocks for target in block.targets)

@@ -6,13 +6,14 @@ error; `planner.sensitivity` sets them against the stream. docs/design.md has th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.measure.anatomy import Activation, Anatomy, BlockAnatomy
+from planner.measure.activation_moments import activation_moments, logit_variance, normed_moments
+from planner.measure.anatomy import Anatomy, BlockAnatomy
 from planner.measure.experts import Part, stack_experts
 from planner.measure.survey import Survey
 from planner.names.gguf import role_of
@@ -36,7 +37,7 @@ _WRITERS = {"attn_output": _ATTENTION, "attn_out": _ATTENTION, "ssm_out": _ATTEN
 
 
 def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
-    """Facts of a tensor outside the blocks: token_embd (the energy of a mean row, scaled as the model scales
+    """Return the facts of a tensor outside the blocks: token_embd (the energy of a mean row, scaled as the model scales
     it), and what computes the logits (`output`: in energies of the final stream)."""
     facts: Facts = {}
     name = survey.tensor.name
@@ -51,8 +52,8 @@ def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
 def block_facts(
     surveys: Sequence[Survey], anatomy: Anatomy, number: int, tokens: Mapping[str, float] | None = None
 ) -> dict[str, Facts]:
-    """Facts of one block's tensors, by name; those that the formulas cannot place are missing. `tokens`: how many each
-    tensor saw, by the imatrix."""
+    """Return the facts of one block's tensors, by name; those that the formulas cannot place are missing. `tokens`: how
+    many each tensor saw, by the imatrix."""
     block = anatomy.blocks.get(number)
     if block is None:
         return {}
@@ -83,7 +84,7 @@ def _part_of(facts: Facts, part: Part) -> Facts:
 
 
 def _share(survey: Survey, anatomy: Anatomy) -> float:
-    """What turns sums over experts, weighted by usage (mean 1), into energy per token: with k of n experts
+    """Return the factor from sums over experts, weighted by usage (mean 1), to energy per token: with k of n experts
     used, each serves usage k/n of the tokens, with a gate of about 1/k."""
     experts = survey.tensor.matrices
     return 1.0 if experts == 1 else 1.0 / (experts * anatomy.experts_used)
@@ -101,7 +102,7 @@ def _writer(survey: Survey, block: BlockAnatomy, anatomy: Anatomy, stage: int) -
 
 
 def _gain(survey: Survey, facts: Facts) -> float:
-    """How a writer's own output energy relates to what reaches the stream (scales and norms behind it)."""
+    """Return the ratio of the energy that reaches the stream to the writer's own (scales and norms are behind it)."""
     return facts["write"] / survey.energy if survey.energy > 0 else 0.0
 
 
@@ -140,7 +141,7 @@ _Part = tuple[Literal["q", "k", "v"], str, Doubles, Doubles]
 
 
 def _projections(known: Mapping[str, Survey], block: BlockAnatomy) -> list[_Part] | None:
-    """Means and variances of queries, keys and values, each with the role of the tensor that makes it."""
+    """Return means and variances of queries, keys and values, each with the role of the tensor that makes it."""
     widths = {
         "q": block.heads * block.key_length,
         "k": block.kv_heads * block.key_length,
@@ -173,38 +174,20 @@ def _projections(known: Mapping[str, Survey], block: BlockAnatomy) -> list[_Part
 
 
 def _sharp_energy(parts: list[_Part], block: BlockAnatomy, anatomy: Anatomy, varying: Doubles) -> float:
-    """Energy of the attention's varying part, each head's weighted by l / (l + 3), l its logits' variance over keys."""
+    """Return the energy of the attention's varying part, each head's weighted by l / (l + 3), l its logits' variance
+    over keys."""
     by_part = {part: (mean, var) for part, _, mean, var in parts}
     per_head = varying.reshape(block.heads, -1).sum(axis=1)
     if "q" not in by_part or "k" not in by_part:
         return float(per_head.sum())
     length = block.key_length
-    query = _normed(*by_part["q"], block.vectors.get("attn_q_norm"), length)
-    key = _normed(*by_part["k"], block.vectors.get("attn_k_norm"), length)
-    q_second, k_var = query[0] ** 2 + query[1], key[1]
-    k_var = np.repeat(k_var.reshape(block.kv_heads, length), block.heads // block.kv_heads, axis=0)
-    q_second = q_second.reshape(block.heads, length)
-    rotary = min(anatomy.rotary or length, length) // 2 * 2
-    pairs = _pairs(rotary, anatomy.neighbour_rope)
-    logits = (q_second[:, pairs].sum(axis=2) * k_var[:, pairs].sum(axis=2)).sum(axis=1) / (2 * length)
-    logits += (q_second[:, rotary:] * k_var[:, rotary:]).sum(axis=1) / length
+    q_mean, q_var = normed_moments(*by_part["q"], block.vectors.get("attn_q_norm"), length)
+    _, k_var = normed_moments(*by_part["k"], block.vectors.get("attn_k_norm"), length)
+    logits = logit_variance(
+        q_mean**2 + q_var, k_var, heads=block.heads, kv_heads=block.kv_heads,
+        rotary=min(anatomy.rotary or length, length), neighbours=anatomy.neighbour_rope,
+    )  # fmt: skip
     return float((per_head * logits / (logits + LOGITS_HALF)).sum())
-
-
-def _normed(mean: Doubles, var: Doubles, norm: Doubles | None, length: int) -> tuple[Doubles, Doubles]:
-    """Moments behind an RMS norm over each head (or over all channels), if there is one."""
-    if norm is None or len(norm) not in (length, len(mean)):
-        return mean, var
-    by_norm = (-1, len(norm))
-    second = (mean**2 + var).reshape(by_norm).mean(axis=1, keepdims=True)
-    scale = norm / np.sqrt(np.maximum(second, 1e-30))
-    return (mean.reshape(by_norm) * scale).reshape(-1), (var.reshape(by_norm) * scale**2).reshape(-1)
-
-
-def _pairs(rotary: int, neighbours: bool) -> NDArray[np.int64]:
-    """Channels of a head that rotate together, int64 [rotary / 2, 2]."""
-    order = np.arange(rotary)
-    return order.reshape(-1, 2) if neighbours else order.reshape(2, -1).T
 
 
 def _feed_forward(known: Mapping[str, Survey], facts: dict[str, Facts], suffix: str, anatomy: Anatomy) -> None:
@@ -229,10 +212,10 @@ def _feed_forward(known: Mapping[str, Survey], facts: dict[str, Facts], suffix: 
             return
         u_second = u[0] ** 2 + u[1]
         if g is None:
-            _, slope = _activated(*u, anatomy.activation)
+            _, slope = activation_moments(*u, anatomy.activation)
             up_energy += float((weight * slope * u_second).sum())
         else:
-            value, slope = _activated(*g, anatomy.activation)
+            value, slope = activation_moments(*g, anatomy.activation)
             up_energy += float((weight * value * u_second).sum())
             gate_energy += float((weight * slope * (g[0] ** 2 + g[1]) * u_second).sum())
     stage = float(_FFN)
@@ -244,40 +227,6 @@ def _feed_forward(known: Mapping[str, Survey], facts: dict[str, Facts], suffix: 
         total = scale * gate_energy
         facts[f"ffn_gate{suffix}"] = {"var": total, "mean": total, "massive": 0.0, "write": 0.0, "stage": stage}
 
-
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
-_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
-
-
-def _activated(mean: Doubles, var: Doubles, activation: Activation) -> tuple[Doubles, Doubles]:
-    """E[act(g)²] and E[act'(g)²] for Gaussian g, by Gauss-Hermite quadrature; each float64 like `mean`."""
-    g = mean[:, None] + np.sqrt(var)[:, None] * _NODES
-    value, slope = _ACTIVATIONS[activation](g)
-    return (value**2) @ _WEIGHTS, (slope**2) @ _WEIGHTS
-
-
-def _silu(g: Doubles) -> tuple[Doubles, Doubles]:
-    sigmoid = 0.5 * (1 + np.tanh(g / 2))
-    return g * sigmoid, sigmoid * (1 + g * (1 - sigmoid))
-
-
-def _gelu(g: Doubles) -> tuple[Doubles, Doubles]:
-    inner = np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)
-    tanh = np.tanh(inner)
-    slope = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * g**2)
-    return 0.5 * g * (1 + tanh), 0.5 * (1 + tanh) + 0.5 * g * (1 - tanh**2) * slope
-
-
-def _relu_squared(g: Doubles) -> tuple[Doubles, Doubles]:
-    positive = np.maximum(g, 0.0)
-    return positive**2, 2 * positive
-
-
-_ACTIVATIONS: dict[Activation, Callable[[Doubles], tuple[Doubles, Doubles]]] = {
-    "silu": _silu,
-    "gelu": _gelu,
-    "relu2": _relu_squared,
-}
 
 # Inner tensors of latent attention and of state-space layers, whose path to the writer is not worked out: the
 # writer's own energy, times what published measurements say of the role beside it (prior.json)

@@ -35,7 +35,7 @@ class Part:
 def stack_experts(
     surveys: Sequence[Survey], tokens: Mapping[str, float] | None
 ) -> tuple[list[Survey], dict[str, tuple[Part, ...]]]:
-    """The surveys of a block with the experts of each role in one, and the parts of each such by its tensor's name.
+    """Stack the experts of each role of a block: return its surveys, and the parts of each stack by the stack's name.
 
     `tokens`: how many each tensor saw, by the imatrix; experts that are not in it were not used. Where none was used,
     or where shapes differ, they stay apart.

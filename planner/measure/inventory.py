@@ -1,4 +1,4 @@
-"""What a state knows of a model: names, shapes and types, for plans made without it."""
+"""Take a model's inventory into the state: names, shapes and types, for plans made without it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["take_inventory"]
 
 
 def take_inventory(model: Model, imatrix: Imatrix | None, settings: Settings) -> Inventory:
-    """What a plan needs to know of a model when the model is not at hand."""
+    """Return what a plan needs to know of a model when the model is not at hand."""
     parameters = {key: model.parameter(key) for key in ("block_count", "expert_count", "expert_used_count")}
     return Inventory(
         model_name=model.metadata.text("general.name") or model.path.stem,

@@ -32,7 +32,7 @@ _KERNEL_WEIGHTS = 1 << 17  # weights handed to a kernel at once: a tenth of a se
 
 @dataclass(frozen=True)
 class Settings:
-    """What a measurement depends on besides model, imatrix and kernels.
+    """Settings that a measurement depends on besides model, imatrix and kernels.
 
     `tolerance`: sampling ends when each standard error is below this share of the error.
     """
@@ -51,7 +51,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a job found: an estimate for each format, or why there is none (`unusable`)."""
+    """The result of a job: an estimate for each format, or why there is none (`unusable`)."""
 
     tensor: Tensor
     estimates: dict[str, Estimate]
@@ -118,7 +118,7 @@ def _stage_errors(
     seconds: dict[str, float],
     stop: Callable[[], bool],
 ) -> dict[Format, NDArray[np.float64]]:
-    """Errors of the stage's rows in each format, float64 [3, rows], weighted by usage; adds to `seconds`."""
+    """Return the errors of the stage's rows in each format, float64 [3, rows], weighted by usage; adds to `seconds`."""
     errors = {fmt: np.zeros((3, len(stage.rows))) for fmt in fmts}
     for matrix, where in _chunks(survey.tensor, stage.rows):
         numbers = stage.rows[where].tolist()
@@ -140,7 +140,7 @@ def _check(stop: Callable[[], bool]) -> None:
 
 
 def _chunks(tensor: Tensor, rows: NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
-    """Slices of `rows` (ascending) of a bounded number of weights, none across matrices: (matrix, slice)."""
+    """Yield slices of `rows` (ascending) of a bounded number of weights, none across matrices: (matrix, slice)."""
     step = max(1, _KERNEL_WEIGHTS // tensor.row_length)
     matrices = rows // tensor.rows_per_matrix
     for matrix in np.unique(matrices).tolist():
@@ -154,7 +154,8 @@ def _restricted(job: Job, *, tables: bool) -> Job:
 
 
 def in_threads(work: Callable[[T, threading.Event], R], items: Sequence[T], threads: int) -> Iterator[R]:
-    """Results of `work` in threads, as they come. When the consumer stops, or is interrupted, workers stop soon."""
+    """Yield the results of `work` in threads, as they come. When the consumer stops, or is interrupted, workers stop
+    soon."""
     stop = threading.Event()
     results = Parallel(n_jobs=threads, prefer="threads", return_as="generator_unordered")(
         delayed(work)(item, stop) for item in items

@@ -38,7 +38,7 @@ class Estimate:
 
 
 def row_errors(survey: Survey, fmt: Format, matrix: int, rows: NDArray[np.float32]) -> Doubles:
-    """Expected squared output error of rows of one matrix after a round trip through a format.
+    """Return the expected squared output error of rows of one matrix after a round trip through a format.
 
     `rows` is float32 [r, n]; returns float64 [3, r]: varying part, mean part, massive channels.
     """
@@ -47,8 +47,8 @@ def row_errors(survey: Survey, fmt: Format, matrix: int, rows: NDArray[np.float3
 
 
 def errors_of(survey: Survey, matrix: int, difference: Doubles) -> Doubles:
-    """Expected squared output error of rows of one matrix that are off by `difference`, float64 [r, n], which is
-    used up; returns float64 [3, r] as `row_errors` does."""
+    """Return the expected squared output error of rows of one matrix that are off by `difference`, float64 [r, n],
+    which is used up; returns float64 [3, r] as `row_errors` does."""
     moments, massive = survey.moments, survey.massive[matrix]
     errors = np.zeros((3, len(difference)))
     if massive.any():
@@ -63,8 +63,8 @@ def errors_of(survey: Survey, matrix: int, difference: Doubles) -> Doubles:
 
 
 def relative(error: float, energy: float) -> float:
-    """An error as a share of the energy. Where weights are so small that their squares are none, an error that is
-    left is all that there is."""
+    """Return an error as a share of the energy. Where weights are so small that their squares vanish, any error counts
+    as all of it."""
     return error / energy if energy > 0 else float(error > 0)
 
 
@@ -95,7 +95,7 @@ class Tally:
         )
 
     def estimate(self) -> Estimate:
-        """The mean over draws, with the standard error of systematic draws taken as independent (which errs to
+        """Return the mean over draws, with the standard error of systematic draws taken as independent (which errs to
         the safe side).
 
         It is widened so that three of them hold with the probability of three standard deviations, although draws are
@@ -117,7 +117,8 @@ class Tally:
 
 
 def _standard_error(draws: Doubles) -> float:
-    """Standard error of the mean of `draws`, float64 [n], as a third of the half width of a 99.73 % interval.
+    """Return the standard error of the mean of `draws`, float64 [n], as a third of the half width of a 99.73 %
+    interval.
 
     Small samples: Student's t by its Cornish-Fisher expansion at z = 3. Skew: the second-order term
     |γ| (2 z² + 1) / (6 √n) of the quantile (Johnson, "Modified t tests and confidence intervals for asymmetrical

@@ -1,4 +1,4 @@
-"""What the imatrix says about the inputs of a tensor, in the terms of the error metric."""
+"""Moments of a tensor's inputs from the imatrix, as the error metric uses them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Moments:
 
 
 def moments(tensor: Tensor, imatrix: Imatrix | None) -> Moments:
-    """Moments from the tensor's imatrix entry; every channel alike (E[a²] = 1) when there is none.
+    """Return the moments from the tensor's imatrix entry; every channel alike (E[a²] = 1) when there is none.
 
     Zeros in an entry say that nothing was seen, not that nothing can be lost. A channel that no activation reached
     counts as the median of those of its matrix that were; a matrix without any, as an expert that was never used.

@@ -1,4 +1,4 @@
-"""What is lost where activations are rounded to 8 bits, as llama.cpp does on a CPU to multiply quantized weights.
+"""Errors of rounding activations to 8 bits, as llama.cpp does on a CPU to multiply quantized weights.
 
 Such an error adds to that of the weights: both make the product noisy, and the same sensitivity says what that costs.
 It does not shrink as the weights become better, and it depends on their format: those with blocks of 256 weights take
@@ -31,8 +31,8 @@ _LOGITS = ("output", "token_embd")
 
 
 def rounding_of(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Rounding:
-    """The errors to be expected of a tensor, zero for one that is not multiplied with activations. Massive channels,
-    which few tokens have, are left out."""
+    """Return the errors to be expected of a tensor, zero for one that is not multiplied with activations. Massive
+    channels, which few tokens have, are left out."""
     role, count = role_of(survey.tensor.name)[1], survey.tensor.matrices
     if "embd" in role and not (tied and role == "token_embd"):
         return NOT_ROUNDED
@@ -55,7 +55,7 @@ def rounding_of(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Rounding:
 
 
 def _noise(role: str, draws: int, channels: int) -> Doubles:
-    """How activations lie about their means, f64[draws, channels] of variance 1, the same every time.
+    """Draw how activations lie about their means, f64[draws, channels] of variance 1, the same every time.
 
     Sums of many terms, which most are, are Gaussian. The product that a gated feed-forward makes has longer tails:
     with three factors, errors came out at 0.6 to 1.1 of those that two models have. Likewise the last norm's output.
@@ -69,7 +69,7 @@ def _noise(role: str, draws: int, channels: int) -> Doubles:
 
 
 def rounded(activations: Doubles, block: int) -> Doubles:
-    """Activations f64[r, n] in 8 bits, in blocks with a common scale; what does not fill one makes a shorter one."""
+    """Round activations f64[r, n] to 8 bits, in blocks with a common scale; the last block may be shorter."""
     count, width = activations.shape
     padded = np.zeros((count, -(-width // block) * block))
     padded[:, :width] = activations

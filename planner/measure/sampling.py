@@ -1,4 +1,4 @@
-"""Which rows are measured.
+"""Draw the rows to measure.
 
 Rows are drawn systematically, with probability proportional to the error that each is expected to have
 (`Survey.guess`). Drawn rows then weigh about the same in the sum, so a few hundred suffice even where energies span
@@ -73,5 +73,5 @@ def _normalized(guess: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _uniform(seed: int, name: str) -> float:
-    """A number in [0, 1) from the seed and the tensor's name, the same on every machine."""
+    """Return a number in [0, 1) from the seed and the tensor's name, the same on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:6], "big") / 2**48

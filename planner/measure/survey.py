@@ -1,4 +1,4 @@
-"""One look at all rows of a tensor: the energy of each output, the weight of each input channel.
+"""Survey all rows of a tensor in one pass: the energy of each output, the weight of each input channel.
 
 What the sampler and the structure of the model need to know is a few dot products per row, so this runs at the
 speed of reading; the kernels then run on a sample.
@@ -28,12 +28,12 @@ _MASSIVE_SHARE = 0.05
 
 
 class Stopped(Exception):
-    """A worker was asked to stop; nobody waits for its result."""
+    """Raised in a cancelled worker, whose result nobody waits for."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What all rows of a tensor say; `rows` = matrices x rows_per_matrix, n = row length.
+    """Sums over all rows of a tensor; `rows` = matrices x rows_per_matrix, n = row length.
 
     `out_mean` = Σ_j m_j W_ij and `out_var` = Σ_j var_j W_ij², float64 [matrices, rows_per_matrix], without massive
     channels: mean and variance of the tensor's outputs. `massive` marks massive input channels, bool [matrices, n];
@@ -55,7 +55,7 @@ class Survey:
     massive_guess: Doubles
 
     def slim(self) -> Survey:
-        """The same without what only the structure of the block needs; `energy` is kept as one number a matrix."""
+        """Return a smaller survey, without the outputs of single rows; `energy` is kept as one number a matrix."""
         energy = (self.out_var + self.out_mean**2).sum(axis=1, keepdims=True)
         return replace(self, out_var=energy, out_mean=np.zeros_like(energy))
 
@@ -90,7 +90,7 @@ def survey_tensor(
 
 
 def massive_channels(moments: Moments, columns: Doubles) -> NDArray[np.bool_]:
-    """Input channels that carry a massive activation, bool [matrices, n]."""
+    """Return which input channels carry a massive activation, bool [matrices, n]."""
     energy = moments.usage[:, None] * moments.second * columns
     total = float(energy.sum())
     others = (total - energy) / max(energy.size - 1, 1)
@@ -165,7 +165,7 @@ def _check_finite(tensor: Tensor, columns: Doubles, others: Iterable[Doubles]) -
 
 
 def _smooth(values: Doubles) -> NDArray[np.float32]:
-    """Each channel's value replaced by the mean of its block, float32 [matrices, n]."""
+    """Replace each channel's value by the mean of its block, float32 [matrices, n]."""
     width = _BLOCK if values.shape[1] % _BLOCK == 0 else 1
     means: Doubles = values.reshape(len(values), -1, width).mean(axis=2)
     return means.repeat(width, axis=1).astype(np.float32)

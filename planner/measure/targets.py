@@ -1,4 +1,4 @@
-"""What there is to measure of a model: blocks of tensors that explain each other, and the formats each may take."""
+"""List what to measure of a model: blocks of tensors that are surveyed together, and the formats that each may take."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def find_blocks(
     family: Family,
     allow_requantize: bool,
 ) -> list[Block]:
-    """All tensors that llama.cpp would quantize, by block, with what can be measured of each.
+    """Return all tensors that llama.cpp would quantize, by block, with what can be measured of each.
 
     In a model that is quantized in part (gpt-oss: experts in mxfp4), the part that is stays as it is, unless
     `allow_requantize`. Raises ModelError where that is everything, UsageError where no format is possible.
@@ -115,7 +115,8 @@ def _usable(
 
 
 def notes_on(blocks: Iterable[Block], coverage: Coverage | None) -> list[str]:
-    """What a user should know before anything is measured: what stays as it is, what goes without an imatrix entry."""
+    """Return what a user should know before anything is measured: what stays as it is, what goes without an imatrix
+    entry."""
     notes = []
     kept = Counter(target.tensor.format for block in blocks for target in block.targets if target.kept)
     if kept:
@@ -133,7 +134,7 @@ def notes_on(blocks: Iterable[Block], coverage: Coverage | None) -> list[str]:
 
 
 def batches(blocks: Iterable[Block]) -> Iterator[list[Block]]:
-    """Blocks to be surveyed together, so many that memory is bounded."""
+    """Yield batches of blocks to survey together, so small that memory is bounded."""
     batch: list[Block] = []
     rows = 0
     for block in blocks:

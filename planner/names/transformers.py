@@ -1,7 +1,7 @@
-"""Module paths of a model's tensors in Hugging Face's transformers: gguf's map of tensor names, inverted.
+"""Module paths of a model's tensors in Hugging Face's transformers, from tables by architecture.
 
-The map leads from the names of all implementations to the GGUF's, so a tensor has many; what a model of an
-architecture really has is in the tables here, and gguf's map has to agree.
+The gguf package maps the names of all implementations to the GGUF's, so a tensor has many there; the tables here say
+which of them a model of an architecture has, and a test holds them against that map.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What people look at: tables."""
+"""Results as text, JSON facts and tables."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""Plain text for a terminal of 80 columns: strangers' words made safe, labelled lines, tables."""
+"""Plain text for a terminal of 80 columns: untrusted text escaped, labelled lines, and every table."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 from rich.cells import cell_len, set_cell_size
 
@@ -12,6 +14,8 @@ from planner.text import plain
 
 __all__ = [
     "WIDTH",
+    "Column",
+    "beside",
     "by_role",
     "counted",
     "labelled",
@@ -19,8 +23,8 @@ __all__ = [
     "role_name",
     "shape_text",
     "shown",
-    "some",
     "table",
+    "tabulate",
     "wrapped",
 ]
 
@@ -28,10 +32,20 @@ WIDTH = 80
 _LABEL = 12
 _LEAST = 12  # columns of a column that gives way
 _LONGEST = 4096  # characters of a text that are looked at
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Column(Generic[T]):
+    """One column of a table: its heading, the text of an item's cell, and the side that the cells are aligned to."""
+
+    heading: str
+    cell: Callable[[T], str]
+    align: Literal["<", ">"] = ">"
 
 
 def shown(text: str, width: int = WIDTH) -> str:
-    """A text from a file, fit for one line: no character that a terminal would act on, at most `width` columns.
+    """Return a text from a file as one safe line: no character that a terminal would act on, at most `width` columns.
 
     >>> shown("a\\x1b[31m\\nb"), shown("very long", 6)
     ('a\\\\x1b[31m\\\\nb', 'very…')
@@ -43,14 +57,8 @@ def shown(text: str, width: int = WIDTH) -> str:
     return set_cell_size(safe[: 4 * width], width - 1).rstrip() + "…"
 
 
-def some(names: Iterable[str], count: int, most: int = 3) -> str:
-    """The first of `count` names, and how many more there are."""
-    listed = [shown(name, 40) for _, name in zip(range(most), names, strict=False)]
-    return ", ".join(listed) + (f" and {count - most:,} more" if count > most else "")
-
-
 def by_role(names: Iterable[str], most: int = 12) -> str:
-    """Names of tensors without their block index: `output, attn_q*8`."""
+    """List names of tensors without their block index: `output, attn_q*8`."""
     roles = Counter(map(role_name, names))
     listed = [shown(role, 40) + (f"*{count}" if count > 1 else "") for role, count in roles.items()]
     more = f" and {len(listed) - most:,} more" if len(listed) > most else ""
@@ -58,7 +66,7 @@ def by_role(names: Iterable[str], most: int = 12) -> str:
 
 
 def role_name(name: str) -> str:
-    """The name without its block index, finer than a sensitivity's role: towers and biases apart.
+    """Return the name without its block index, finer than a sensitivity's role: towers and biases apart.
 
     >>> role_name("blk.3.attn_q.weight"), role_name("v.blk.0.attn_q.bias")
     ('attn_q', 'v.attn_q.bias')
@@ -68,18 +76,18 @@ def role_name(name: str) -> str:
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """`q4_K*7 q6_K`: how often each, the most frequent first."""
+    """Format counts as `q4_K*7 q6_K`, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     return " ".join(shown(name, 16) + (f"*{count}" if len(counts) > 1 else "") for name, count in ordered)
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """`256×768`, row length first."""
+    """Format a shape as `256×768`, row length first."""
     return "×".join(map(str, shape))
 
 
 def percent(part: float, whole: float) -> str:
-    """A share with about three digits that say something.
+    """Format a share with about three significant digits.
 
     >>> percent(1, 3), percent(1, 100_000), percent(0, 5), percent(7, 7)
     ('33.3 %', '0.001 %', '0 %', '100 %')
@@ -91,7 +99,7 @@ def percent(part: float, whole: float) -> str:
 
 
 def labelled(label: str, text: str) -> list[str]:
-    """A label and what it names, wrapped under itself."""
+    """Lay out a label and its text, which wraps beside it."""
     return [
         f"{head:<{_LABEL}}{line}".rstrip()
         for head, line in zip(_once(label), wrapped(text, WIDTH - _LABEL), strict=False)
@@ -99,7 +107,7 @@ def labelled(label: str, text: str) -> list[str]:
 
 
 def wrapped(text: str, width: int = WIDTH) -> list[str]:
-    """Lines of at most `width` columns, broken at spaces; a longer word is broken anywhere."""
+    """Wrap a text to lines of at most `width` columns, at spaces; a longer word is broken anywhere."""
     lines, line = [], ""
     for word in text.split(" "):
         if line and cell_len(line) + 1 + cell_len(word) > width:
@@ -116,9 +124,18 @@ def wrapped(text: str, width: int = WIDTH) -> list[str]:
     return [*lines, line]
 
 
+def tabulate(columns: Sequence[Column[T]], items: Iterable[T]) -> list[str]:
+    """Lay out the headings and a row for every item, by the rules of `table`."""
+    rows = [[column.heading for column in columns]]
+    rows += [[column.cell(item) for column in columns] for item in items]
+    return table(rows, "".join(column.align for column in columns))
+
+
 def table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
-    """Rows of cells under each other; `align` has `<` or `>` for each column. A last `<` wraps, at spaces.
-    Where there is no room for it, the first column is cut."""
+    """Lay out rows of cells; `align` has `<` or `>` for each column. A last `<` wraps, at spaces.
+
+    Where there is no room for it, the first column is cut.
+    """
     if align.endswith(">"):
         return table([(*row, "") for row in rows], align + "<")
     widths = [max(cell_len(row[column]) for row in rows) for column in range(len(align) - 1)]
@@ -127,17 +144,27 @@ def table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
     if excess > 0 and widths[0] > _LEAST:
         widths[0] = max(_LEAST, widths[0] - excess)
         rows = [(shown(row[0], widths[0]), *row[1:]) for row in rows]
-    indent = sum(widths) + 2 * len(widths)
+    widths.append(max(WIDTH - sum(widths) - 2 * len(widths), _LEAST))
+    return [
+        line
+        for row in rows
+        for line in beside([*([cell] for cell in row[:-1]), wrapped(row[-1], widths[-1])], widths, align)
+    ]
+
+
+def beside(cells: Sequence[Sequence[str]], widths: Sequence[int], align: str, gap: str = "  ") -> list[str]:
+    """Set cells, each a list of lines, beside each other in columns of these widths."""
     lines = []
-    for row in rows:
-        cells = [
-            (cell + " " * (width - cell_len(cell))) if side == "<" else (" " * (width - cell_len(cell)) + cell)
-            for cell, width, side in zip(row[:-1], widths, align, strict=False)
-        ]
-        first, *others = wrapped(row[-1], max(WIDTH - indent, _LEAST))
-        lines.append("  ".join([*cells, first]).rstrip())
-        lines += [" " * indent + other for other in others]
+    for number in range(max(map(len, cells))):
+        texts = (cell[number] if number < len(cell) else "" for cell in cells)
+        padded = (_padded(text, width, side) for text, width, side in zip(texts, widths, align, strict=True))
+        lines.append(gap.join(padded).rstrip())
     return lines
+
+
+def _padded(text: str, width: int, side: str) -> str:
+    space = " " * (width - cell_len(text))
+    return text + space if side == "<" else space + text
 
 
 def _once(label: str) -> Iterable[str]:

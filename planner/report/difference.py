@@ -1,4 +1,4 @@
-"""Two mixes of one model beside each other: by role, and as a map of layers and roles. Plain text, 80 columns."""
+"""Compare two mixes of one model, by role and as a map of layers and roles. Plain text, 80 columns."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from math import prod
 
 from planner.formats.registry import all_formats
 from planner.names.gguf import role_of
+from planner.report.columns import WIDTH, beside, table
 from planner.text import plain
 
 __all__ = ["GLYPHS", "PLAIN_GLYPHS", "Cell", "Side", "difference"]
 
-_WIDTH = 80
 _LEAST = 8  # of it for a name, whatever the numbers take
 _COLUMNS = 60  # layers side by side
 _TYPES = 25
@@ -57,7 +57,7 @@ class Side:
 
 
 def difference(a: Side, b: Side, *, source: str | None = None, glyphs: str = GLYPHS) -> str:
-    """What changes from A to B. `source` says what losses are by, None where there are none."""
+    """Describe what changes from A to B. `source` names the source of the sensitivities; None leaves losses out."""
     common = [name for name in a.tensors if name in b.tensors]
     other = [name for name in common if a.tensors[name].format != b.tensors[name].format]
     parts = [_head(a, b, source), _counts(a, b, common, other)]
@@ -75,7 +75,7 @@ def _head(a: Side, b: Side, source: str | None) -> str:
     for letter, side in (("A", a), ("B", b)):
         loss = "" if source is None else f"  loss {_number(side.loss)}"
         numbers = f"{side.size:>{width},} bytes  {side.bpw:.4f} bpw{loss}"
-        room = max(_WIDTH - len(numbers) - 5, _LEAST)
+        room = max(WIDTH - len(numbers) - 5, _LEAST)
         lines.append(f"{letter}  {_cut(side.label, room):<{room}}  {numbers}")
     change = f"B is {_larger(a.size, b.size)}"
     if source is not None:
@@ -83,7 +83,7 @@ def _head(a: Side, b: Side, source: str | None) -> str:
         more = f", and its loss {_change(a.loss or 0, b.loss or 0)} (by {source})"
         change += more if known else "; losses are not all known"
     indent = " " * 3
-    return "\n".join([*lines, *textwrap.wrap(f"{change}.", _WIDTH, initial_indent=indent, subsequent_indent=indent)])
+    return "\n".join([*lines, *textwrap.wrap(f"{change}.", WIDTH, initial_indent=indent, subsequent_indent=indent)])
 
 
 def _counts(a: Side, b: Side, common: Sequence[str], other: Sequence[str]) -> str:
@@ -97,25 +97,23 @@ def _counts(a: Side, b: Side, common: Sequence[str], other: Sequence[str]) -> st
         only = [plain(name) for name in one.tensors if name not in two.tensors]
         if only:
             text += f" Only in {letter}: {', '.join(only[:3])}{f' and {len(only) - 3} more' if len(only) > 3 else ''}."
-    return textwrap.fill(text, _WIDTH, break_on_hyphens=False)
+    return textwrap.fill(text, WIDTH, break_on_hyphens=False)
 
 
 def _roles(a: Side, b: Side, other: Sequence[str], *, with_loss: bool) -> str:
     roles: dict[str, list[str]] = {}
     for name in other:
         roles.setdefault(role_of(name)[1], []).append(name)
-    width = min(16, max(4, *(len(plain(role)) for role in roles)))
-    types = min(_TYPES, (_WIDTH - width - (21 if with_loss else 12)) // 2)
-    head = f"{'changed':<{width}}  {'A':<{types}} {'B':<{types}} {'bytes':>8}"
-    lines = [head + (f" {'loss':>8}" if with_loss else "")]
+    width = min(16, max(len("changed"), *(len(plain(role)) for role in roles)))
+    types = min(_TYPES, (WIDTH - width - (21 if with_loss else 12)) // 2)
+    heads = ["changed", "A", "B", "bytes", *(["loss"] if with_loss else [])]
+    widths, align = [width + 1, types, types, 8, 8][: len(heads)], "<<<>>"[: len(heads)]
+    lines = beside([[head] for head in heads], widths, align, " ")
     for role, names in sorted(roles.items(), key=lambda item: -_gain(a, b, item[1])):
         left, right = (_filled([side.tensors[name] for name in names], types) for side in (a, b))
         before, after = (sum(side.tensors[name].bytes for name in names) for side in (a, b))
-        tail = f" {_share(before, after):>8}" + (f" {_loss_change(a, b, names):>8}" if with_loss else "")
-        for number in range(max(len(left), len(right))):
-            one, two = (column[number] if number < len(column) else "" for column in (left, right))
-            start = _cut(plain(role), width) if number == 0 else ""
-            lines.append(f"{start:<{width}}  {one:<{types}} {two:<{types}}{'' if number else tail}".rstrip())
+        changes = [[_share(before, after)], *([[_loss_change(a, b, names)]] if with_loss else [])]
+        lines += beside([[_cut(plain(role), width)], left, right, *changes], widths, align, " ")
     return "\n".join(lines)
 
 
@@ -166,7 +164,7 @@ def _glyph(a: Cell, b: Cell, glyphs: str) -> str:
 
 
 def _reasons(a: Side, b: Side, other: Sequence[str]) -> list[str]:
-    """The tensors that change the loss most."""
+    """List the tensors that change the loss most."""
     changes = {
         name: (b.tensors[name].loss or 0.0) - (a.tensors[name].loss or 0.0)
         for name in other
@@ -179,9 +177,7 @@ def _reasons(a: Side, b: Side, other: Sequence[str]) -> list[str]:
         (_cut(plain(name), 36), f"{a.tensors[name].format} → {b.tensors[name].format}", f"{changes[name]:+.3g}")
         for name in most
     ]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in rows]
-    return ["\n".join(["loss changes most in", *lines])]
+    return ["\n".join(["loss changes most in", *table(rows, "<<<")])]
 
 
 def _loss_change(a: Side, b: Side, names: Sequence[str]) -> str:
@@ -222,6 +218,6 @@ def _number(value: float | None) -> str:
 
 
 def _cut(text: str, room: int) -> str:
-    """The end of a long text: paths and names differ there."""
+    """Cut a long text at its start: paths and names differ at the end."""
     text = plain(text)
     return text if len(text) <= room else f"…{text[len(text) - room + 1 :]}"

@@ -1,4 +1,4 @@
-"""What `planner evaluate` and `planner bench` tell: facts of every file for JSON, and tables of 80 columns."""
+"""The output of `planner evaluate` and `planner bench`: facts of every file for JSON, and tables of 80 columns."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.gguf import open_model
-from planner.report.columns import shown, table
+from planner.report.columns import Column, shown, table, tabulate
 from planner.sizes import format_size
 
 if TYPE_CHECKING:
     from planner.llama.evaluate.bench import Speed
-    from planner.llama.evaluate.statistics import Estimate, Statistics
+    from planner.llama.evaluate.statistics import Estimate, Shown, Statistics, Table
     from planner.llama.evaluate.tasks import Score
 
 __all__ = ["Evaluated", "ModelSize", "evaluation_facts", "evaluation_text", "measured", "model_size", "speed_table"]
@@ -32,7 +33,7 @@ class ModelSize:
 
 @dataclass(slots=True)
 class Evaluated:
-    """What has been found out about a file: the original has a perplexity, the others statistics against it."""
+    """Results for one file: the original has a perplexity, the others statistics against it."""
 
     size: ModelSize | None  # None: the original is a file of log-probabilities
     name: str
@@ -49,7 +50,7 @@ def model_size(path: Path) -> ModelSize:
 
 
 def measured(value: float, error: float) -> str:
-    """A value with its error, to two digits of the error.
+    """Format a value with its error, to two digits of the error.
 
     >>> measured(101.8398, 2.738), measured(0.000261016, 0.0000066), measured(0.5, 0)
     ('101.8 ± 2.7', '2.610e-04 ± 6.6e-06', '0.5')
@@ -64,14 +65,16 @@ def measured(value: float, error: float) -> str:
 
 
 def evaluation_text(files: Sequence[Evaluated], context: int | None, windows: int | None) -> str:
-    """Tables of all files, the original first; `context` and `windows` are those of the text, if there was one."""
+    """Lay out the tables of all files, the original first; `context` and `windows` are those of the text, if there was
+    one."""
     blocks = []
     names = _names([file.name for file in files])
     if context is not None:
         blocks.append(_summary(files, names))
         compared = [(name, file.statistics) for name, file in zip(names, files, strict=True) if file.statistics]
         if compared:
-            blocks += [_change(compared), _distribution(compared)]
+            blocks += [_statistics_table("file", "change", compared)]
+            blocks += [_statistics_table("KLD of a token", "distribution", compared)]
             count = compared[0][1].tokens
             blocks.append(f"{count:,} predictions in {windows} windows of {context} tokens; KLD in nats")
     kinds = {kind: None for file in files for kind in file.scores}
@@ -91,21 +94,19 @@ def _summary(files: Sequence[Evaluated], names: Sequence[str]) -> str:
     return "\n".join(table(rows, "<>>>>"))
 
 
-def _change(files: Sequence[tuple[str, Statistics]]) -> str:
-    rows: list[tuple[str, ...]] = [("file", "ln PPL ratio", "RMS Δp %", "same top %", "flips: worse", "better")]
-    for name, found in files:
-        shares = (measured(100 * part.value, 100 * part.error) for part in (found.p_diff_rms, found.same_top))
-        flips = f"{found.right_to_wrong:,}", f"{found.wrong_to_right:,}"
-        rows.append((name, _estimate(found.ln_ppl_ratio), *shares, *flips))
-    return "\n".join(table(rows, "<>>>>>"))
+def _statistics_table(label: str, name: Table, files: Sequence[tuple[str, Statistics]]) -> str:
+    from planner.llama.evaluate.statistics import shown_in
+
+    columns: list[Column[tuple[str, Statistics]]] = [Column(label, lambda file: file[0], "<")]
+    columns += [Column(how.heading, partial(_cell, entry, how)) for entry, how in shown_in(name).items()]
+    return "\n".join(tabulate(columns, files))
 
 
-def _distribution(files: Sequence[tuple[str, Statistics]]) -> str:
-    rows: list[tuple[str, ...]] = [("KLD of a token", "median", "90 %", "95 %", "99 %", "99.9 %", "maximum")]
-    for name, found in files:
-        values = found.kld_median, found.kld_90, found.kld_95, found.kld_99, found.kld_999, found.kld_max
-        rows.append((name, *(f"{value:.3g}" for value in values)))
-    return "\n".join(table(rows, "<>>>>>>"))
+def _cell(name: str, how: Shown, file: tuple[str, Statistics]) -> str:
+    value = getattr(file[1], name)
+    if isinstance(value, int | float):
+        return format(how.scale * value, how.format)
+    return measured(how.scale * value.value, how.scale * value.error)
 
 
 def _task_table(kind: str, files: Sequence[Evaluated], names: Sequence[str]) -> str:
@@ -125,7 +126,7 @@ def _task_table(kind: str, files: Sequence[Evaluated], names: Sequence[str]) -> 
 
 
 def speed_table(rows: Sequence[tuple[ModelSize, Sequence[Speed]]]) -> str:
-    """Tokens per second, a line for each model and test, as in llama-bench."""
+    """Lay out tokens per second, a line for each model and test, as in llama-bench."""
     lines = [("model", "size", "bpw", "test", "tokens/s")]
     names = _names([str(size.path) for size, _ in rows])
     for name, (size, speeds) in zip(names, rows, strict=True):
@@ -136,7 +137,7 @@ def speed_table(rows: Sequence[tuple[ModelSize, Sequence[Speed]]]) -> str:
 
 
 def evaluation_facts(files: Sequence[Evaluated]) -> list[dict[str, Any]]:
-    """The same for JSON, to full precision; what is infinite is None."""
+    """Return the results for JSON, to full precision; infinite values are None."""
     return [
         {
             "path": file.name,
@@ -167,7 +168,7 @@ def _estimate(estimate: Estimate) -> str:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """What files are called in a table: their names where these differ, else their paths."""
+    """Return the files' names in a table: the last part of their paths where these differ, else the paths."""
     short = [Path(path).name for path in paths]
     return [shown(name) for name in (short if len({*short}) == len({*paths}) else paths)]
 

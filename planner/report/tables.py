@@ -1,16 +1,18 @@
-"""Tables in plain text, 80 columns wide."""
+"""Recipes and plans in plain text, 80 columns wide."""
 
 from __future__ import annotations
 
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.formats.registry import family_named
 from planner.names.gguf import role_of
 from planner.recipe import Choice, Recipe
+from planner.report.columns import WIDTH, Column, tabulate
 from planner.sizes import format_size
 from planner.text import command, plain
 
@@ -19,12 +21,29 @@ if TYPE_CHECKING:
 
 __all__ = ["explanation", "limit_line", "next_step", "role_table", "size_line"]
 
-_WIDTH = 80
 _LONGEST_PATH = 4096  # PATH_MAX of Linux
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The tensors of one role, and the recipe's loss, of which theirs is a share."""
+
+    role: str
+    choices: Sequence[Choice]
+    whole: float | None  # None: not known, or not asked for
+
+
+_COLUMNS = (
+    Column[_Group]("role", lambda group: group.role, "<"),
+    Column[_Group]("n", lambda group: str(len(group.choices))),
+    Column[_Group]("size", lambda group: format_size(sum(choice.bytes for choice in group.choices))),
+    Column[_Group]("loss", lambda group: _share(group)),
+    Column[_Group]("types", lambda group: _types(group.choices), "<"),
+)
+
+
 def role_table(recipe: Recipe) -> str:
-    """A recipe by role: how many tensors in which formats, their bytes, bits per weight and share of the loss."""
+    """Lay out a recipe by role: tensors, bytes, share of the loss and formats; one line of `_COLUMNS` a column."""
     roles: dict[str, list[Choice]] = {}
     kept: list[Choice] = []
     for choice in recipe.tensors:
@@ -32,22 +51,21 @@ def role_table(recipe: Recipe) -> str:
             kept.append(choice)
         else:
             roles.setdefault(role_of(choice.name)[1], []).append(choice)
-    rows = [("role", "n", "size", "loss", "types")]
-    for role, choices in sorted(roles.items(), key=lambda item: -sum(choice.loss or 0 for choice in item[1])):
-        rows.append((plain(role), str(len(choices)), _size(choices), _share(recipe, choices), _types(choices)))
+    groups = [_Group(plain(role), choices, recipe.loss) for role, choices in roles.items()]
+    groups.sort(key=lambda group: -_loss(group))
     if kept:
-        rows.append(("left alone", str(len(kept)), _size(kept), "", _types(kept)))
-    return "\n".join(_lines(rows))
+        groups.append(_Group("left alone", kept, None))
+    return "\n".join(tabulate(_COLUMNS, groups))
 
 
 def size_line(recipe: Recipe) -> str:
-    """What the recipe's file weighs; of MLX's, the tensors in it."""
+    """Format the size of the recipe's file; for MLX, of the tensors in it."""
     label, what = ("File", "") if family_named(recipe.family).whole_file else ("Data", " of tensors")
     return f"{label:<10} {recipe.size:,} bytes ({format_size(recipe.size)}){what}, {recipe.bpw:.4f} bpw"
 
 
 def next_step(recipe: Recipe, path: Path, model: Path | None = None) -> str:
-    """The command that makes something of a recipe, of `model` or the one that it names."""
+    """Return the command that applies a recipe to `model`, or to the model that it names."""
     dialect = family_named(recipe.family).exported_to
     if dialect is not None:
         return command("planner", "export", path, "--to", dialect)
@@ -56,16 +74,15 @@ def next_step(recipe: Recipe, path: Path, model: Path | None = None) -> str:
     return command("planner", "quantize", model or named, path, "OUT.gguf")
 
 
-def _share(recipe: Recipe, choices: Sequence[Choice]) -> str:
-    """Of the loss; nothing where losses are not known."""
-    if recipe.loss is None:
+def _loss(group: _Group) -> float:
+    return sum(choice.loss or 0 for choice in group.choices)
+
+
+def _share(group: _Group) -> str:
+    """Format the group's share of the loss; nothing where losses are not known."""
+    if group.whole is None:
         return ""
-    part = sum(choice.loss or 0 for choice in choices)
-    return f"{100 * part / recipe.loss if recipe.loss > 0 else 0.0:.1f} %"
-
-
-def _size(choices: Sequence[Choice]) -> str:
-    return format_size(sum(choice.bytes for choice in choices))
+    return f"{100 * _loss(group) / group.whole if group.whole > 0 else 0.0:.1f} %"
 
 
 def _types(choices: Sequence[Choice]) -> str:
@@ -76,24 +93,8 @@ def _types(choices: Sequence[Choice]) -> str:
     )
 
 
-def _lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    last = _WIDTH - sum(widths) - 8
-    lines = []
-    for row in rows:
-        head = f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}  "
-        words, text = row[4].split(), ""
-        for word in words:
-            if text and len(text) + 1 + len(word) > last:
-                lines.append(head + text)
-                head, text = " " * len(head), ""
-            text = f"{text} {word}".strip()
-        lines.append(head + text)
-    return lines
-
-
 def limit_line(limit: LimitUse) -> str:
-    """A limit at the answer: how much is used and what is left."""
+    """Format a limit at the solution: how much is used and what is left."""
     if limit.name == "bpw":
         return f"bpw: {limit.capacity - limit.used:,} bits under it"
     used, left = format_size(limit.used), limit.capacity - limit.used
@@ -101,7 +102,7 @@ def limit_line(limit: LimitUse) -> str:
 
 
 def explanation(plan: Plan, tensor: str) -> str:
-    """Why a tensor has its format: what the next better and worse one would change, and the prices.
+    """Explain a tensor's format: what the next better and worse one would change, and the prices.
 
     Bytes, losses and whether a step fits are of all that is tied together. `net` is the loss that a step adds and what
     its bytes cost at the prices: above 0, the step is a bad bargain.
@@ -125,8 +126,8 @@ def explanation(plan: Plan, tensor: str) -> str:
 
 
 def _filled(word: str, text: str) -> list[str]:
-    """Text within the width, beside a word that says what it is."""
+    """Wrap a text beside its label."""
     return textwrap.wrap(
-        text, _WIDTH, initial_indent=f"  {word:6}  ", subsequent_indent=" " * 10, break_on_hyphens=False,
+        text, WIDTH, initial_indent=f"  {word:6}  ", subsequent_indent=" " * 10, break_on_hyphens=False,
         break_long_words=False, drop_whitespace=True,
     )  # fmt: skip

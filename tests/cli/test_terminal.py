@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner import files
 from planner.cli import terminal
 from planner.cli.messages import explain, wrapped
 from planner.errors import OutputError
@@ -183,10 +182,17 @@ def test_devices_and_pipes_are_written_to_and_not_replaced(tmp_path, monkeypatch
     os.close(reader)
     assert (tmp_path / "pipe").is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
-    assert files._is_stream(Path(os.devnull))
-    assert not files._is_stream(tmp_path / "new")
     with pytest.raises(OutputError):
         write_atomically(tmp_path / "no" / "file", b"")
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="no names for open files")
+def test_an_open_file_is_written_to_by_its_number(tmp_path):
+    """As /dev/stdout is, sent to a file by a shell."""
+    with (tmp_path / "out").open("wb") as file:
+        write_atomically(Path(f"/dev/fd/{file.fileno()}"), b"text")
+        assert (tmp_path / "out").stat().st_ino == os.fstat(file.fileno()).st_ino
+    assert (tmp_path / "out").read_bytes() == b"text"
 
 
 def test_what_a_terminal_would_act_on_is_escaped():

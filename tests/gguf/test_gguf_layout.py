@@ -120,7 +120,7 @@ def test_shards_stay_below_their_limit(model, tmp_path, recipe, limit, extra):
         paths[-1].write_bytes(b"".join(shard.header()) + bytes(shard.nbytes - shard.header_bytes))
         assert shard.tensors
     with open_model(paths[0]) as again:  # which checks split.no, split.count and split.tensors.count
-        assert again.split_count == len(shards)
+        assert len(again.parts) == len(shards)
         assert [tensor.name for tensor in again.tensors] == [placed.tensor.name for placed in whole.tensors]
 
 

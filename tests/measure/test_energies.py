@@ -7,6 +7,7 @@ import pytest
 
 from planner.gguf import open_model, read_imatrix
 from planner.measure import energies, moments, survey_tensor
+from planner.measure.activation_moments import ACTIVATIONS, logit_variance
 from planner.measure.anatomy import read_anatomy
 from planner.measure.energies import block_facts, global_facts
 from planner.names.gguf import role_of
@@ -48,87 +49,34 @@ def shares_of(maker, folder, **imatrix):
     return stream_shares(facts_of(maker, folder, **imatrix))
 
 
-# Activations
-
-
-@pytest.mark.parametrize("activation", ["silu", "gelu", "relu2"])
-def test_moments_of_activations_against_simulation(activation):
-    mean, var = (x.reshape(-1) for x in np.meshgrid([-2.0, -0.3, 0.0, 0.5, 3.0], [0.01, 0.5, 4.0]))
-    value, slope = energies._activated(mean, var, activation)
-    draws = np.random.default_rng(0).standard_normal(400_000)
-    for index, (m, v) in enumerate(zip(mean, var, strict=True)):
-        act, derivative = energies._ACTIVATIONS[activation](m + np.sqrt(v) * draws)
-        assert value[index] == pytest.approx(np.square(act).mean(), rel=0.04, abs=1e-4)
-        assert slope[index] == pytest.approx(np.square(derivative).mean(), rel=0.04, abs=1e-4)
-
-
-@pytest.mark.parametrize("activation", ["silu", "gelu", "relu2"])
-def test_slopes_are_derivatives(activation):
-    g, step = np.linspace(-5, 5, 101) + 1e-3, 1e-5
-    act = energies._ACTIVATIONS[activation]
-    numeric = (act(g + step)[0] - act(g - step)[0]) / (2 * step)
-    assert act(g)[1] == pytest.approx(numeric, abs=1e-4)
-
-
-def test_activations_are_the_usual_ones():
-    one = np.array([1.0, -1.0])
-    assert energies._silu(one)[0] == pytest.approx([0.731059, -0.268941], abs=1e-5)
-    assert energies._gelu(one)[0] == pytest.approx([0.841192, -0.158808], abs=1e-5)
-    assert energies._relu_squared(2 * one)[0].tolist() == [4, 0]
-
-
 # Attention
 
 
-def test_channels_that_rotate_together():
-    assert energies._pairs(8, True).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert energies._pairs(8, False).tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+def test_queries_and_keys_count_by_the_variance_of_their_logits(tmp_path):
+    """What the error of attn_q adds beside the block's writer, by hand."""
 
+    def change(name, second, means):
+        second[:], means[:] = 2.0, 0.5
+        if "attn_output" in name:
+            second[:] = np.linspace(1, 2, second.shape[1])
 
-@pytest.mark.parametrize("neighbours", [True, False])
-@pytest.mark.parametrize("rotary", [0, 8])
-def test_the_variance_of_logits_against_simulation(neighbours, rotary, tmp_path):
-    """One head of 16 channels (all or 8 of them rotary), random queries, keys and distances."""
-    rng = np.random.default_rng(1)
-    length = 16
-    q_mean, q_var, k_var = rng.normal(0, 1, length), rng.lognormal(0, 1, length), rng.lognormal(0, 1, length)
-    maker = dense()
-    maker.pairs |= {"attention.head_count": 1, "attention.head_count_kv": 1}
-    maker.pairs |= {"attention.key_length": 16, "attention.value_length": 16}
-    if rotary:
-        maker.pairs["rope.dimension_count"] = rotary
-    maker.architecture = "llama" if neighbours else "qwen2"
+    maker = dense(blocks=1)
+    shares = shares_of(maker, tmp_path, change=change)
+    q, k, output = (maker.arrays[f"blk.0.attn_{role}.weight"].astype(np.float64) for role in ("q", "k", "output"))
+    second = 1.75 * np.square(q).sum(axis=1) + (0.5 * q.sum(axis=1)) ** 2
     anatomy = anatomy_of(maker, tmp_path)
-    assert anatomy.neighbour_rope is neighbours
-    parts = [("q", "attn_q", q_mean, q_var), ("k", "attn_k", np.zeros(length), k_var)]
-    energy = energies._sharp_energy(parts, anatomy.blocks[0], anatomy, np.full(length, 1.0))
-    share = energy / length
-    estimate = energies.LOGITS_HALF * share / (1 - share)
-
-    draws = 300_000
-    q = q_mean + np.sqrt(q_var) * rng.standard_normal((draws, length))
-    k = np.sqrt(k_var) * rng.standard_normal((draws, length))
-    turned = k.copy()
-    for one, other in energies._pairs(rotary or length, neighbours):
-        angle = rng.uniform(0, 2 * np.pi, draws)
-        turned[:, one] = np.cos(angle) * k[:, one] - np.sin(angle) * k[:, other]
-        turned[:, other] = np.sin(angle) * k[:, one] + np.cos(angle) * k[:, other]
-    logits = (q * turned).sum(axis=1) / np.sqrt(length)
-    assert estimate == pytest.approx(np.square(logits).mean(), rel=0.03)
-
-
-def test_norms_of_heads():
-    rng = np.random.default_rng(2)
-    mean, var = rng.normal(0, 3, 32), rng.lognormal(2, 0.1, 32)
-    weights = rng.lognormal(0, 0.3, 16)
-    draws = mean + np.sqrt(var) * rng.standard_normal((200_000, 32))
-    by_head = draws.reshape(-1, 2, 16)
-    normed = (by_head / np.sqrt(np.square(by_head).mean(axis=2, keepdims=True)) * weights).reshape(-1, 32)
-    second = sum(part**power for part, power in zip(energies._normed(mean, var, weights, 16), (2, 1), strict=True))
-    assert second == pytest.approx(np.square(normed).mean(axis=0), rel=0.15)
-    assert second.sum() == pytest.approx(np.square(normed).mean(axis=0).sum(), rel=0.02)
-    assert energies._normed(mean, var, None, 16) == (pytest.approx(mean), pytest.approx(var))
-    assert energies._normed(mean, var, np.ones(7), 16) == (pytest.approx(mean), pytest.approx(var))
+    logits = logit_variance(
+        second, 1.75 * np.square(k).sum(axis=1), heads=4, kv_heads=2, rotary=anatomy.rotary or 64,
+        neighbours=anatomy.neighbour_rope,
+    )  # fmt: skip
+    entry = read_imatrix(tmp_path / "x.imatrix").entries["blk.0.attn_output.weight"]
+    means, squares = (values[0].astype(np.float64) for values in (entry.means, entry.values))
+    varying = (np.square(output).sum(axis=0) * (squares - means**2)).reshape(4, 64).sum(axis=1)
+    energy = energies.ATTENTION_LOGITS * (varying * logits / (logits + energies.LOGITS_HALF)).sum()
+    writer = energy_by_hand(output, squares, means)
+    for role in ("attn_q", "attn_k"):
+        ratio = shares[f"blk.0.{role}.weight"][0] / shares["blk.0.attn_output.weight"][0]
+        assert ratio == pytest.approx(energy / writer, rel=1e-4)
 
 
 @pytest.mark.parametrize("averaging", [0.1, 3000.0])
@@ -231,7 +179,7 @@ def test_feed_forward_against_simulation(tmp_path):
         a = m + np.sqrt(np.maximum(v - m**2, 0)) * rng.standard_normal((20_000, 64))
         out[role] = a @ rows[role].T
     columns = np.square(rows["down"]).sum(axis=0)
-    act, slope = energies._silu(out["gate"])
+    act, slope = ACTIVATIONS["silu"](out["gate"])
     up = energies.FEED_FORWARD * (columns * np.square(act).mean(axis=0) * np.square(out["up"]).mean(axis=0)).sum()
     gate = (
         energies.FEED_FORWARD

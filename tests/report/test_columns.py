@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from planner.report import columns
-from planner.report.columns import percent, shown, table, wrapped
+from planner.report.columns import Column, beside, percent, shown, table, tabulate, wrapped
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
@@ -40,6 +40,17 @@ def test_tables_keep_to_80_columns(rows: list[tuple[str, str, str]]) -> None:
     lines = table(rows, "<><")
     assert len(lines) >= len(rows)
     assert all(cell_len(line) <= 80 for line in lines)
+
+
+def test_a_column_is_a_heading_and_a_cell():
+    columns = (Column[str]("word", str, "<"), Column[str]("n", lambda word: str(len(word))))
+    assert tabulate(columns, ["a", "seven"]) == ["word   n", "a      1", "seven  5"]
+    assert tabulate([*columns, Column[str]("upper", str.upper, "<")], ["a"]) == ["word  n  upper", "a     1  A"]
+
+
+def test_cells_of_several_lines_stand_beside_each_other():
+    lines = beside([["role"], ["q4_K*3", "q6_K"], ["1"]], [6, 7, 4], "<<>", " ")
+    assert lines == ["role   q4_K*3     1", "       q6_K"]
 
 
 @given(st.integers(0, 10**12), st.integers(1, 10**12))

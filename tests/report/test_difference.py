@@ -49,6 +49,14 @@ def test_where_the_loss_comes_from():
     assert [line.split()[-1] for line in changes] == ["+0.95", "-0.2"]
 
 
+def test_short_roles_stand_under_their_heading():
+    a, b = (side(name, layers("attn_q", [fmt])) for name, fmt in (("a", "q4_K"), ("b", "q6_K")))
+    heading, row = difference(a, b).split("\n\n")[2].splitlines()
+    assert heading.index("A") == row.index("q4_K")
+    assert heading.index("B") == row.index("q6_K")
+    assert len(heading) == len(row)
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.dictionaries(

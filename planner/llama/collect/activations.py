@@ -1,4 +1,4 @@
-"""What goes into the weights while a model runs, as the engine's observers see it."""
+"""Activations that go into the weights while a model runs, as the engine's observers see them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Group:
 
 
 def activations_of(node: Node) -> list[Group]:
-    """The activations of a multiplication, MUL_MAT or MUL_MAT_ID, by matrix of its weight. They are float32."""
+    """Return the activations of a multiplication, MUL_MAT or MUL_MAT_ID, by matrix of its weight. They are float32."""
     return _of_experts(node) if node.operation == "MUL_MAT_ID" else _of_matrices(node)
 
 
@@ -64,5 +64,5 @@ def _of_experts(node: Node) -> list[Group]:
 
 
 def _array(tensor: Tensor, dtype: DTypeLike) -> NDArray[np.generic]:
-    """The tensor's values in numpy's order of dimensions, however they are laid out."""
+    """Return the tensor's values in numpy's order of dimensions, however they are laid out."""
     return np.ndarray(tensor.shape[::-1], dtype, tensor.read(), strides=tensor.strides[::-1])

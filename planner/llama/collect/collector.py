@@ -1,4 +1,4 @@
-"""Sums for an importance matrix, added up while a model reads a text.
+"""Add up the sums of an importance matrix while a model reads a text.
 
 What counts, and how, follows `collect_imatrix` in llama.cpp's `tools/imatrix/imatrix.cpp`: every multiplication of a
 weight of a block with at least 16 columns, and every multiplication with chosen experts. Beside the squares, the
@@ -60,7 +60,7 @@ class Collector:
         self._seen: set[str] = set()  # weights since activations were last known to be new
 
     def wants(self, node: Node) -> bool:
-        """Whether the node multiplies a weight that an importance matrix has."""
+        """Return whether the node multiplies a weight that an importance matrix has."""
         if node.operation == "MUL_MAT_ID":
             return node.sources[1].type == _F32
         if node.operation != "MUL_MAT":
@@ -128,7 +128,7 @@ def collect(engine: Engine, texts: Sequence[Text], start: int = 0) -> Iterator[i
 
 
 def _totals(entry: TensorSums, matrices: NDArray[np.intp], width: int) -> Floats:
-    """f32[matrices, 2, n]: sums of squares and of activations so far, zeros where these are not known."""
+    """Return f32[matrices, 2, n]: sums of squares and of activations so far, zeros where these are not known."""
     sum2 = entry.sum2.reshape(-1, width)[matrices]
     sums = np.zeros_like(sum2) if entry.sums is None else entry.sums.reshape(-1, width)[matrices]
     return np.stack([sum2, sums], axis=1)

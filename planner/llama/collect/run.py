@@ -1,4 +1,4 @@
-"""A whole run of `planner imatrix`: texts to tokens, the model over them, and progress kept on the way."""
+"""Run `planner imatrix`: texts to tokens, the model over them, and progress kept on the way."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.closing import Closing
+from planner.digests import stamp
 from planner.errors import UsageError
 from planner.gguf import Imatrix, Model
 from planner.gguf.sums import merge_imatrices
@@ -30,8 +31,8 @@ _SAVE_SHARE = 20  # saving takes at most one part in so many of the time
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for. `context` tokens are a chunk; at most `chunks` are read of each text; `earlier` matrices are
-    added; `output`: for output.weight too. The file will be `destination`."""
+    """The request: `context` tokens are a chunk; at most `chunks` are read of each text; `earlier` matrices are added;
+    `output`: for output.weight too. The file will be `destination`."""
 
     model: Model
     texts: tuple[Path, ...]
@@ -97,7 +98,7 @@ class Gathering(Closing):
             yield done
 
     def forget(self) -> None:
-        """The result is written: progress is of no more use."""
+        """Remove the progress of a run whose result is written."""
         self._checkpoint.remove()
 
     def _save(self) -> None:
@@ -129,8 +130,8 @@ def _text(path: Path, tokens: NDArray[np.int32], request: Request) -> Text:
 
 
 def _identity(request: Request, texts: list[Text], engine: Engine) -> dict[str, str]:
-    """All that the result depends on: the sums of two runs may be added if it is the same."""
-    files = [(part.name, part.stat().st_size, part.stat().st_mtime_ns) for part in request.model.parts]
+    """Return all that the result depends on: the sums of two runs may be added if it is the same."""
+    files = [(part.name, *stamp(part)) for part in request.model.parts]
     model = hashlib.sha256(f"{request.model.digest}{files}".encode()).hexdigest()
     words = hashlib.sha256()
     for text in texts:

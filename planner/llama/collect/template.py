@@ -1,4 +1,4 @@
-"""Chat templates: Jinja as Hugging Face's `apply_chat_template` runs it, which is code of strangers.
+"""Chat templates: Jinja as Hugging Face's `apply_chat_template` runs it, which is untrusted code.
 
 A sandbox, whitespace control, `tojson` without escapes for HTML, `raise_exception`, `strftime_now`, and
 `{% generation %}` passed through. What a template may take is limited twice: here, where an operation says beforehand
@@ -50,7 +50,7 @@ class Template:
         self._template = _environment().from_string(source)
 
     def render(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
-        """A conversation as text, without a prompt for an answer. Raises whatever the template does."""
+        """Render a conversation as text, without a prompt for an answer. Raises whatever the template does."""
         failure: Exception | None = None
         # templates want arguments of tool calls as objects, most of them; OpenAI's form has JSON text
         for some in _with_arguments(messages), messages:
@@ -118,7 +118,7 @@ def _limit_memory() -> None:
 
 
 def _with_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages whose tool calls have their arguments as objects instead of JSON text."""
+    """Return messages whose tool calls have their arguments as objects instead of JSON text."""
 
     def parsed(call: Any) -> Any:
         try:
@@ -149,7 +149,7 @@ class _Generation(jinja2.ext.Extension):  # type: ignore[misc, unused-ignore]
 
 class _Generator(jinja2.compiler.CodeGenerator):  # type: ignore[misc, unused-ignore]
     def visit_Concat(self, node: Any, frame: Any) -> None:  # noqa: N802
-        """`a ~ b`, counted before it is made."""
+        """Compile `a ~ b`, counted before it is made."""
         self.write("environment.concatenated((")
         for part in node.nodes:
             self.visit(part, frame)
@@ -177,13 +177,13 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):  # type: ignor
         return super().call_binop(context, operator, left, right)
 
     def concatenated(self, parts: tuple[Any, ...]) -> str:
-        """Text of the parts, one after the other."""
+        """Join the text of the parts."""
         texts = [str(part) for part in parts]
         _check(sum(map(len, texts)))
         return "".join(texts)
 
     def wrap_str_format(self, value: Any) -> Any:
-        """`text.format`, where it is asked for."""
+        """Wrap `text.format` where it is used. Raises TooMuch."""
         wrapped = super().wrap_str_format(value)
         if wrapped is not None and _BRACE_WIDTH.search(str(value.__self__).replace("{{", "").replace("}}", "")):
             raise TooMuch(_WIDE)
@@ -207,7 +207,7 @@ def _environment() -> _Environment:
 
 
 def _narrow(filter_: Any) -> Any:
-    """A filter whose numbers are checked; what Jinja passes besides stays as it is."""
+    """Return a filter whose numbers are checked; what Jinja passes besides stays as it is."""
 
     @functools.wraps(filter_)
     def checked(*arguments: Any, **named: Any) -> Any:

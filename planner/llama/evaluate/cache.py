@@ -1,4 +1,4 @@
-"""Log-probabilities that are kept between runs: used again while all that they depend on is the same.
+"""Cache log-probabilities between runs: they are used again while all that they depend on is the same.
 
 Beside the file (which has no room for it) lies a note, `FILE.json`, of what it was made from and of the file's own size
 and time. A file without a note that fits is somebody else's, and is not written over.
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.digests import digest
+from planner.digests import digest, stamp
 from planner.errors import BaselineError, OutputError
 from planner.files import write_atomically
 from planner.gguf import open_model
@@ -39,13 +39,13 @@ class Request:
     chunks: int | None
 
     def key(self) -> str:
-        """SHA-256 (hex) over all that they depend on. Weights count by their files' sizes and times of change."""
+        """Return the SHA-256 (hex) of all that they depend on. Weights count by their files' sizes and times of
+        change."""
         parts = [self.text, str(self.context), str(self.chunks), llama_version()]
         with open_model(self.model) as model:
             parts.append(model.digest)
             for part in model.parts:
-                status = part.stat()
-                parts += [str(status.st_size), str(status.st_mtime_ns)]
+                parts += map(str, stamp(part))
         return digest(*parts)
 
 
@@ -60,14 +60,14 @@ def check_length(request: Request) -> None:
 
 
 def kept(request: Request, path: Path) -> Baseline | None:
-    """What is at `path`, if it was made for this request; None where something else of ours is there, or nothing.
+    """Return the cached log-probabilities if they are this request's; None where others are, or nothing.
 
     Raises OutputError for a file that was not kept by us, or has been changed since.
     """
     if not path.exists():
         return None
     note = _note(path)
-    if note.get("file") != _stamp(path):
+    if note.get("file") != [*stamp(path)]:
         raise OutputError(
             f"{path} was not written by planner, or has changed since.",
             "To compare with what it holds, give it in place of the model: "
@@ -77,8 +77,8 @@ def kept(request: Request, path: Path) -> Baseline | None:
 
 
 def record_kept(request: Request, engine: Engine, path: Path, progress: Progress | None = None) -> Baseline:
-    """Compute them, and keep them at `path`. Raises BaselineError for a text that is too short, OutputError where
-    there is no room."""
+    """Compute the log-probabilities and keep them at `path`. Raises BaselineError for a text that is too short,
+    OutputError where there is no room."""
     tokens = engine.tokenize(request.text)
     windows = cut(tokens, request.context, request.chunks)
     if not len(windows):
@@ -94,7 +94,7 @@ def record_kept(request: Request, engine: Engine, path: Path, progress: Progress
             )
     key = request.key()
     baseline = record(engine, windows, path, progress)
-    note = {"key": key, "file": _stamp(path), "model": str(request.model)}
+    note = {"key": key, "file": stamp(path), "model": str(request.model)}
     write_atomically(_beside(path), (json.dumps(note, indent=2) + "\n").encode())
     return baseline
 
@@ -110,13 +110,8 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
 def _note(path: Path) -> dict[str, object]:
-    """The note beside a file; empty where there is none that can be read."""
+    """Read the note beside a file; empty where there is none that can be read."""
     try:
         note = json.loads(_beside(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

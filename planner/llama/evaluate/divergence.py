@@ -1,4 +1,4 @@
-"""How far a model's predictions are from the original's, token by token: what `llama-perplexity` computes."""
+"""Divergence of a model's predictions from the original's, token by token, as `llama-perplexity` computes it."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def compare(
 
 
 def join(parts: Sequence[Divergence]) -> Divergence:
-    """One after the other."""
+    """Concatenate divergences."""
     return Divergence(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Divergence)))
 
 
 def _compare(logits: NDArray[np.float32], base: NDArray[np.uint16], tokens: NDArray[np.int32]) -> Divergence:
-    """As the loop in llama-perplexity does it, step by step in float32: where models hardly differ, a token's
+    """Compare as the loop in llama-perplexity does, step by step in float32: where models hardly differ, a token's
     divergence is not much more than what is lost in rounding, and the same inputs shall give the same numbers."""
     rows, vocabulary = np.arange(len(tokens)), logits.shape[1]
     with np.errstate(invalid="ignore", over="ignore"):  # a broken model's statistics are NaN

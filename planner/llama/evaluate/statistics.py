@@ -1,16 +1,25 @@
-"""What evaluation says of a model: the statistics of `llama-perplexity --kl-divergence`, and flips."""
+"""The statistics of a model's predictions: those of `llama-perplexity --kl-divergence`, and flips.
+
+A field of `Statistics` is all that there is to a statistic: how it is computed, and its place in the tables. Its name
+is its name in JSON.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.llama.evaluate.divergence import Divergence
 
-__all__ = ["Estimate", "Statistics", "perplexity", "statistics"]
+__all__ = ["Estimate", "Shown", "Statistics", "Table", "perplexity", "shown_in", "statistics"]
+
+Table = Literal["change", "distribution"]
 
 _MOST = 700.0  # nats, whose exponential is still a float64
 
@@ -25,6 +34,42 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """A statistic's column: in which table, its heading, the format of a number (an estimate has digits by its error),
+    and what values are multiplied with."""
+
+    table: Table
+    heading: str
+    format: str = ""
+    scale: int = 1
+
+
+class _Predictions:
+    """A divergence as statistics use it, each array [n] and computed once."""
+
+    def __init__(self, divergence: Divergence) -> None:
+        self.nll, self.nll_base = divergence.nll.astype(np.float64), divergence.nll_base.astype(np.float64)
+        self.kld = divergence.kld
+        self.p_diff = divergence.p_diff.astype(np.float64)
+        self.right, self.right_base = divergence.top == divergence.tokens, divergence.top_base == divergence.tokens
+        self.same_top = divergence.top == divergence.top_base
+
+    @cached_property
+    def ordered(self) -> NDArray[np.float32]:
+        """The divergences, ascending."""
+        return np.sort(self.kld)
+
+
+def _statistic(of: Callable[[_Predictions], Estimate | float], *shown: Any, **more: Any) -> Any:
+    """Declare a field of `Statistics`: its function, and the arguments of `Shown` if it has a column."""
+    return field(metadata={"of": of, "shown": Shown(*shown, **more) if shown else None})
+
+
+def _kld_at(share: float, heading: str) -> Any:
+    return _statistic(lambda found: _quantile(found.ordered, share), "distribution", heading, ".3g")
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """Of `tokens` predictions; KL divergences (kld) and logarithms in nats, everything else as shares of 1.
 
@@ -34,55 +79,45 @@ class Statistics:
     on top.
     """
 
-    tokens: int
-    ppl: Estimate
-    ppl_base: Estimate
-    ln_ppl_ratio: Estimate
-    kld: Estimate
-    kld_median: float
-    kld_90: float
-    kld_95: float
-    kld_99: float
-    kld_999: float
-    kld_max: float
-    p_diff: Estimate
-    p_diff_rms: Estimate
-    same_top: Estimate
-    right_to_wrong: int
-    wrong_to_right: int
+    tokens: int = _statistic(lambda found: len(found.nll))
+    ppl: Estimate = _statistic(lambda found: perplexity(found.nll))
+    ppl_base: Estimate = _statistic(lambda found: perplexity(found.nll_base))
+    ln_ppl_ratio: Estimate = _statistic(lambda found: _mean(found.nll - found.nll_base), "change", "ln PPL ratio")
+    kld: Estimate = _statistic(lambda found: _mean(found.kld.astype(np.float64)))
+    kld_median: float = _statistic(lambda found: float(np.median(found.ordered)), "distribution", "median", ".3g")
+    kld_90: float = _kld_at(0.9, "90 %")
+    kld_95: float = _kld_at(0.95, "95 %")
+    kld_99: float = _kld_at(0.99, "99 %")
+    kld_999: float = _kld_at(0.999, "99.9 %")
+    kld_max: float = _statistic(lambda found: float(found.ordered[-1]), "distribution", "maximum", ".3g")
+    p_diff: Estimate = _statistic(lambda found: _mean(found.p_diff))
+    p_diff_rms: Estimate = _statistic(lambda found: _root_mean_square(found.p_diff), "change", "RMS Δp %", scale=100)
+    same_top: Estimate = _statistic(
+        lambda found: _mean(found.same_top.astype(np.float64)), "change", "same top %", scale=100
+    )
+    right_to_wrong: int = _statistic(
+        lambda found: int((found.right_base & ~found.right).sum()), "change", "flips: worse", ","
+    )
+    wrong_to_right: int = _statistic(
+        lambda found: int((found.right & ~found.right_base).sum()), "change", "better", ","
+    )
+
+
+def shown_in(table: Table) -> dict[str, Shown]:
+    """Return the columns of a table, by the names of their statistics."""
+    columns = {entry.name: entry.metadata["shown"] for entry in fields(Statistics)}
+    return {name: shown for name, shown in columns.items() if shown is not None and shown.table == table}
 
 
 def statistics(divergence: Divergence) -> Statistics:
     """Sum up a divergence of at least one token, by the definitions of `kl_divergence` in llama.cpp's
     tools/perplexity/perplexity.cpp."""
-    nll, nll_base = divergence.nll.astype(np.float64), divergence.nll_base.astype(np.float64)
-    difference = divergence.p_diff.astype(np.float64)
-    square = _mean(difference**2)
-    rms = square.value**0.5
-    right, right_base = divergence.top == divergence.tokens, divergence.top_base == divergence.tokens
-    ordered = np.sort(divergence.kld)
-    return Statistics(
-        tokens=len(nll),
-        ppl=perplexity(nll),
-        ppl_base=perplexity(nll_base),
-        ln_ppl_ratio=_mean(nll - nll_base),
-        kld=_mean(divergence.kld.astype(np.float64)),
-        kld_median=float(np.median(ordered)),
-        kld_90=_quantile(ordered, 0.9),
-        kld_95=_quantile(ordered, 0.95),
-        kld_99=_quantile(ordered, 0.99),
-        kld_999=_quantile(ordered, 0.999),
-        kld_max=float(ordered[-1]),
-        p_diff=_mean(difference),
-        p_diff_rms=Estimate(rms, 0.5 / rms * square.error if rms else 0.0),
-        same_top=_mean((divergence.top == divergence.top_base).astype(np.float64)),
-        right_to_wrong=int((right_base & ~right).sum()),
-        wrong_to_right=int((right & ~right_base).sum()),
-    )
+    found = _Predictions(divergence)
+    return Statistics(**{entry.name: entry.metadata["of"](found) for entry in fields(Statistics)})
 
 
 def perplexity(nll: NDArray[np.floating]) -> Estimate:
-    """Perplexity of negative log-likelihoods [n] in nats; its error is that of their mean, carried over."""
+    """Return the perplexity of negative log-likelihoods [n] in nats; its error is that of their mean, carried over."""
     mean = _mean(nll.astype(np.float64))
     if mean.value >= _MOST:
         return Estimate(math.inf, math.inf)
@@ -91,7 +126,8 @@ def perplexity(nll: NDArray[np.floating]) -> Estimate:
 
 
 def _quantile(ordered: NDArray[np.float32], share: float) -> float:
-    """Between neighbours, linearly. In float32 as there: among many tokens, the place is another than in float64."""
+    """Interpolate linearly between neighbours, in float32 as llama.cpp: among many tokens, float64 gives another
+    place."""
     place = np.float32(share) * np.float32(len(ordered) - 1)
     below = min(int(place), len(ordered) - 1)
     part = np.float32(place - np.float32(below))
@@ -99,8 +135,14 @@ def _quantile(ordered: NDArray[np.float32], share: float) -> float:
     return float((1 - part) * low + part * high if part else low)  # 0 times infinity is NaN
 
 
+def _root_mean_square(values: NDArray[np.float64]) -> Estimate:
+    square = _mean(values**2)
+    root = square.value**0.5
+    return Estimate(root, 0.5 / root * square.error if root else 0.0)
+
+
 def _mean(values: NDArray[np.float64]) -> Estimate:
-    """Mean of [n] and its standard error (0 of a single value), tokens taken as independent."""
+    """Return the mean of [n] and its standard error (0 of a single value), tokens taken as independent."""
     count = len(values)
     if np.isinf(values).any():
         return Estimate(math.inf, math.inf)

@@ -68,7 +68,7 @@ def _winogrande(path: Path) -> list[Task]:
 
 
 def _split(line: str) -> list[str] | None:
-    """The five fields of a line; only the sentence may be in quotes, whose doubling means nothing, as there."""
+    """Split a line into its five fields; only the sentence may be in quotes, whose doubling means nothing, as there."""
     quoted, commas = False, []
     for place, character in enumerate(line):
         if character == '"':
@@ -145,7 +145,7 @@ READERS: Mapping[Kind, Callable[[Path], list[Task]]] = {
 
 
 def select(kind: Kind, tasks: Sequence[Task], count: int | None) -> list[Task]:
-    """`count` of the tasks at random, the same ones that llama-perplexity takes (built with GCC 11 or later)."""
+    """Select `count` of the tasks at random, the same ones that llama-perplexity takes (built with GCC 11 or later)."""
     if count is None or count >= len(tasks):
         return list(tasks)
     generator, left, chosen = np.random.RandomState(1), list(tasks), []

@@ -1,4 +1,4 @@
-"""Multiple-choice tasks: which answer a model finds most likely, scored as llama-perplexity scores them."""
+"""Run multiple-choice tasks, scored as llama-perplexity scores them: by the answer that a model finds most likely."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class _Prompt:
 
 
 def branches_for(tasks: Sequence[Task]) -> int:
-    """Sequences that an engine for these tasks needs."""
+    """Return how many sequences an engine for these tasks needs."""
     return max(_BRANCHES, max(len(task.texts) for task in tasks))
 
 
@@ -124,7 +124,7 @@ def _prompt(engine: Engine, task: Task) -> _Prompt:
 def _after_choice(
     engine: Engine, task: Task, sequences: list[NDArray[np.int32]], prefix: int
 ) -> list[list[tuple[int, int]]]:
-    """What WinoGrande is scored by: tokens after the choice, where there are enough, without the last one."""
+    """Return what WinoGrande is scored by: tokens after the choice, where there are enough, without the last one."""
     skips = all(len(sequence) - prefix > _TRAILING for sequence in sequences)
     wanted, row = [], 0
     for head, sequence in zip(task.heads, sequences, strict=True):
@@ -139,7 +139,7 @@ def _after_choice(
 
 
 def _batches(engine: Engine, prompts: Sequence[_Prompt]) -> Iterator[list[_Prompt]]:
-    """As many at a time as fit the memory, the sequences and the room for logits."""
+    """Batch as many prompts as fit the memory, the sequences and the room for logits."""
     most = _LOGITS_BYTES // (4 * engine.vocabulary_size)
     some: list[_Prompt] = []
     for prompt in prompts:
@@ -157,7 +157,7 @@ def _batches(engine: Engine, prompts: Sequence[_Prompt]) -> Iterator[list[_Promp
 
 
 def _run(engine: Engine, prompts: Sequence[_Prompt]) -> list[dict[tuple[int, int], float]]:
-    """Log-probabilities of what is wanted of each prompt."""
+    """Return the log-probabilities of the wanted predictions of each prompt."""
     columns = _layout(prompts).T
     targets = iter([prompt.targets[row] for prompt in prompts for row in sorted(prompt.targets)])
     found: list[dict[int, float]] = []
@@ -178,7 +178,8 @@ def _run(engine: Engine, prompts: Sequence[_Prompt]) -> list[dict[tuple[int, int
 
 
 def _layout(prompts: Sequence[_Prompt]) -> NDArray[np.int32]:
-    """A batch, i32[tokens, 5]: token, position, first sequence, sequences that share it, whether logits are wanted."""
+    """Return a batch, i32[tokens, 5]: token, position, first sequence, sequences that share it, whether logits are
+    wanted."""
     lines: list[tuple[int, int, int, int, bool]] = []
     sequence = 0
     for prompt in prompts:

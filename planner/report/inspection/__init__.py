@@ -1,4 +1,4 @@
-"""What `planner inspect` tells of a file: facts as plain records (also for JSON), and their text."""
+"""The output of `planner inspect`: facts of a file as plain records (also for JSON), and their text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an importance matrix covers."""
+"""Facts of an importance matrix: its entries, and how much of a model they cover."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from planner.errors import ImatrixError
 from planner.gguf import Coverage, Entry, Imatrix, Model, why_left_alone
-from planner.report.columns import by_role, labelled, percent, role_name, shown, some, table, wrapped
+from planner.report.columns import by_role, labelled, percent, role_name, shown, table, wrapped
+from planner.text import some
 
 __all__ = [
     "CoverageFacts",
@@ -76,7 +77,7 @@ class ImatrixFacts:
 
 
 def imatrix_facts(imatrix: Imatrix, model: Model | None = None) -> ImatrixFacts:
-    """Facts of an imatrix and, with a model, of how they fit together."""
+    """Collect the facts of an imatrix and, with a model, of how they fit together."""
     entries = [_entry_facts(name, entry) for name, entry in imatrix.entries.items()]
     return ImatrixFacts(
         kind="imatrix",
@@ -93,7 +94,7 @@ def imatrix_facts(imatrix: Imatrix, model: Model | None = None) -> ImatrixFacts:
 
 
 def _entry_facts(name: str, entry: Entry) -> EntryFacts:
-    """Facts of one entry."""
+    """Collect the facts of one entry."""
     counts = entry.counts
     idle = tuple(int(expert) for expert in np.flatnonzero(counts == 0))
     span = int(counts.min()), int(counts.max())
@@ -121,7 +122,7 @@ def _coverage(coverage: Coverage, imatrix: Imatrix, model: Model) -> CoverageFac
 
 
 def imatrix_summary(facts: ImatrixFacts) -> str:
-    """What an imatrix is and how it fits the model, without its entries."""
+    """Describe an imatrix and how it fits the model, without its entries."""
     lines = _head(facts)
     if facts.coverage is not None:
         lines += _coverage_text(facts.coverage)
@@ -129,7 +130,7 @@ def imatrix_summary(facts: ImatrixFacts) -> str:
 
 
 def imatrix_text(facts: ImatrixFacts, *, every_tensor: bool = False) -> str:
-    """The facts as lines of 80 columns."""
+    """Format the facts as lines of 80 columns."""
     lines = _head(facts)
     if facts.coverage is not None:
         lines += ["", *_coverage_text(facts.coverage)]
@@ -143,7 +144,8 @@ def imatrix_text(facts: ImatrixFacts, *, every_tensor: bool = False) -> str:
 
 
 def unseen_text(imatrix: Imatrix, names: Iterable[str]) -> str:
-    """The tensors among `names` with channels that no activation reached, and what that means; "" without any."""
+    """List the tensors among `names` with channels that no activation reached, and say what that means; "" without
+    any."""
     known = imatrix.entries
     return "\n".join(_unseen(_entry_facts(name, known[name]) for name in names if name in known))
 
@@ -168,7 +170,7 @@ def _section(lines: list[str]) -> list[str]:
 def _head(facts: ImatrixFacts) -> list[str]:
     lines = labelled("Imatrix", shown(facts.path, 400))
     lines += labelled("Kind", "legacy (.dat)" if facts.legacy else "GGUF")
-    lines += labelled("Made from", some(facts.datasets, len(facts.datasets)) or "not said")
+    lines += labelled("Made from", some([shown(name, 40) for name in facts.datasets]) or "not said")
     size = f" of {facts.chunk_size:,} tokens: {facts.tokens or 0:,}" if facts.chunk_size else ""
     lines += labelled("Chunks", f"{facts.chunks:,}{size}" if facts.chunks > 0 else "not said")
     experts = sum(entry.experts > 1 for entry in facts.entries)

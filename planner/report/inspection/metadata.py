@@ -37,7 +37,7 @@ class Entry:
 
 
 def entries_of(metadata: Metadata) -> dict[str, Entry]:
-    """Key → entry, in file order."""
+    """Return key → entry, in file order."""
     return {key: _entry(metadata, key) for key in metadata}
 
 
@@ -70,7 +70,7 @@ def _file_type(value: int) -> str | None:
 
 
 def metadata_text(entries: dict[str, Entry]) -> list[str]:
-    """One line a pair: `key = value`."""
+    """Format one line a pair: `key = value`."""
     width = min(max((len(key) for key in entries), default=0), _WIDEST_KEY)
     lines = []
     for key, entry in entries.items():

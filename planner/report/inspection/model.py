@@ -1,4 +1,4 @@
-"""What a model is made of, and what its conversion to F16 may have cost it."""
+"""Facts of a model: its tensors, and values that its conversion to F16 may have damaged."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from planner.gguf import Health, Model, Tensor, ids_beyond, vocabulary_fault, why_left_alone
-from planner.report.columns import counted, labelled, percent, role_name, shape_text, shown, some, table
+from planner.report.columns import counted, labelled, percent, role_name, shape_text, shown, table
 from planner.report.inspection.metadata import Entry, entries_of, metadata_text
 from planner.sizes import format_size
+from planner.text import some
 
 __all__ = ["ModelFacts", "RoleFacts", "TensorFacts", "model_facts", "model_text"]
 
@@ -74,7 +75,7 @@ class ModelFacts:
 
 
 def model_facts(model: Model, healths: Mapping[str, Health | None] | None) -> ModelFacts:
-    """Facts of a model; `healths` by tensor, or None if the values were not read."""
+    """Collect the facts of a model; `healths` by tensor, or None if the values were not read."""
     tensors = tuple(_tensor(model, tensor, (healths or {}).get(tensor.name)) for tensor in model.tensors)
     elements = sum(tensor.elements for tensor in model.tensors)
     return ModelFacts(
@@ -170,7 +171,7 @@ def _warnings(tensors: Iterable[TensorFacts]) -> list[str]:
 
 
 def _tensors(names: list[str]) -> str:
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({some(names, len(names), 2)})"
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({some([shown(name, 40) for name in names], 2)})"
 
 
 def _kinds(tensors: Iterable[tuple[TensorFacts, Health]], names: list[str]) -> str:
@@ -181,7 +182,7 @@ def _kinds(tensors: Iterable[tuple[TensorFacts, Health]], names: list[str]) -> s
 
 
 def model_text(facts: ModelFacts, *, every_tensor: bool = False) -> str:
-    """The facts as lines of 80 columns."""
+    """Format the facts as lines of 80 columns."""
     lines = _head(facts)
     for warning in facts.warnings:
         lines += labelled("Warning", warning)
@@ -230,7 +231,7 @@ def _values(facts: ModelFacts) -> str:
 
 
 def _suspects(facts: ModelFacts, most: int = 20) -> list[str]:
-    """The tensors that the warnings are about, with their counts."""
+    """List the tensors that the warnings are about, with their counts."""
     rows = [("tensor", "type", "NaN", "Inf", "≥65,504", "subnormal")]
     suspects = [
         (tensor, tensor.values)

@@ -1,4 +1,4 @@
-"""What a recipe says of itself."""
+"""Facts of a recipe: its origin, its sizes and its tensors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RecipeFacts:
 
 
 def recipe_facts(recipe: Recipe, path: str) -> RecipeFacts:
-    """Facts of a recipe."""
+    """Collect the facts of a recipe."""
     return RecipeFacts(
         kind="recipe",
         path=path,
@@ -72,7 +72,7 @@ def recipe_facts(recipe: Recipe, path: str) -> RecipeFacts:
 
 
 def recipe_text(recipe: Recipe, facts: RecipeFacts, *, every_tensor: bool = False) -> str:
-    """The facts as lines of 80 columns."""
+    """Format the facts as lines of 80 columns."""
     name = f"{shown(facts.model, 100)} ({shown(facts.architecture, 30)}, {shown(facts.model_digest[:12])})"
     lines = labelled("Recipe", shown(facts.path, 400))
     lines += labelled("Model", f"{name}, last seen at {shown(facts.model_path, 400)}")
@@ -113,7 +113,7 @@ def _reasons(facts: RecipeFacts, most: int = 8) -> list[str]:
 
 
 def _safe(recipe: Recipe) -> Recipe:
-    """The recipe with names that a terminal can be shown."""
+    """Return the recipe with names that are safe for a terminal."""
     choices = [
         choice.model_copy(update={"name": shown(choice.name, 28), "format": shown(choice.format, 16)})
         for choice in recipe.tensors

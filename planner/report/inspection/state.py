@@ -1,4 +1,4 @@
-"""What a state file holds, and whether it is ready for solving."""
+"""Facts of a state file: its contents, and whether it is ready for solving."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from statistics import median
 
 from planner.formats.registry import FAMILIES, all_formats
 from planner.gguf import requires_imatrix
-from planner.report.columns import labelled, shown, some, table, wrapped
+from planner.report.columns import labelled, shown, table, wrapped
 from planner.sizes import format_size
-from planner.text import command
+from planner.text import command, some
 from state import Inventory, Measurement, Store
 
 __all__ = ["FormatFacts", "MeasuredFacts", "StateFacts", "state_facts", "state_text"]
@@ -74,7 +74,7 @@ class StateFacts:
 
 
 def state_facts(store: Store, path: str) -> StateFacts:
-    """Facts of an open state; `path` as the user gave it. Raises the state's errors."""
+    """Collect the facts of an open state; `path` as the user gave it. Raises the state's errors."""
     summary, inventory = store.summary(), store.inventory()
     chosen = store.measurements(selected=True)
     # another process may be adding to it: count what was read last
@@ -132,7 +132,7 @@ def _formats(found: Iterable[Measurement], inventory: Inventory | None) -> list[
 
 
 def state_text(facts: StateFacts, *, every_tensor: bool = False) -> str:
-    """The facts as lines of 80 columns."""
+    """Format the facts as lines of 80 columns."""
     lines = _head(facts)
     if facts.formats:
         lines += ["", *_format_table(facts)]
@@ -173,7 +173,7 @@ def _head(facts: StateFacts) -> list[str]:
     lines += labelled("Imatrix", f"{shown(facts.imatrix, 400)}, {sums}" if facts.imatrix else "none")
     lines += labelled("Tensors", f"{facts.to_quantize:,} to quantize, {facts.left_alone:,} left alone by llama.cpp")
     count = f"{facts.measurements:,} measurements, {facts.kernel_seconds:,.0f} s of kernels"
-    lines += labelled("Measured", f"{count}, with {some(facts.made_with, len(facts.made_with)) or 'nothing'}")
+    lines += labelled("Measured", f"{count}, with {some([shown(name, 40) for name in facts.made_with]) or 'nothing'}")
     settings = [
         f"{key.removeprefix('sampling.')} {value}" for key, value in facts.settings.items() if "sampling" in key
     ]

@@ -39,9 +39,12 @@ own.quantize_chunk = lambda number, *rest: quantize(11 if number == 60 else numb
 own.iq3_tables = built.append
 """
 EVERYWHERE = """
+import json
+from pathlib import Path
+
 import numpy as np
 from planner import recipe as recipes
-from planner.dialects import auto_round, evopress, ik_llama, tool_suite
+from planner.dialects.exports import export_recipe
 from planner.formats.ggml import (
     CANDIDATES, FORMAT_SETS, file_type_of, file_types, format_by_id, format_named, formats, has_tables, nearest_known,
     quantize_rows, select_formats, tables_ready,
@@ -70,10 +73,17 @@ recipe = recipes.Recipe(
     status="", file_type=1000,
     tensors=(recipes.Choice(name=name, format="q9_X", bytes=220, shape=(256, 2), err=None, loss=None, why=""),),
 )
-assert ik_llama.custom_q(recipe).endswith("=q9_X")
-assert "=q9_X\\n" in tool_suite.recipe_lines(recipe)
-assert evopress.configuration(recipe) == f"{name}: 9.25 (9.25-Q9_X.pth)\\n"
-assert auto_round.layer_config(recipe) == ({"model.layers.0.mlp.up_proj": "GGUF:Q9_X"}, [], [])
+
+
+def exported(dialect):
+    texts, _ = export_recipe(recipe, dialect, Path("r.json"), output=None, compact=False, threads=1)
+    return next(iter(texts.values()))
+
+
+assert exported("ik_llama").endswith("=q9_X\\n")
+assert "=q9_X\\n" in exported("gguf-tool-suite")
+assert exported("evopress") == f"{name}: 9.25 (9.25-Q9_X.pth)\\n"
+assert json.loads(exported("auto-round")) == {"model.layers.0.mlp.up_proj": "GGUF:Q9_X"}
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from planner.llama.evaluate import divergence as module
 from planner.llama.evaluate import logprobs
 from planner.llama.evaluate.divergence import compare
-from planner.llama.evaluate.statistics import statistics
+from planner.llama.evaluate.statistics import Statistics, shown_in, statistics
 from planner.llama.workers import Workers
 
 
@@ -152,3 +153,11 @@ def test_what_is_never_said_any_more_is_infinitely_far():
     came = statistics(compare(lost, base, np.full(3, 2, np.int32)))
     assert (came.ppl.value, came.ln_ppl_ratio.value) == (np.inf, np.inf)
     assert came.p_diff.value == pytest.approx((2 * (1 / 4 - 1 / 4) - 1 / 4) / 3, abs=1e-4)
+
+
+def test_a_statistic_is_one_line():
+    """Its field alone puts it into the tables: what is shown exists, and no heading stands twice."""
+    for table in ("change", "distribution"):
+        columns = shown_in(table)
+        assert set(columns) <= {entry.name for entry in fields(Statistics)}
+        assert len({column.heading for column in columns.values()}) == len(columns) > 4
