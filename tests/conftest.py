@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.models import CHEAP
+
+# Machines are of any speed, and busy: no example has a time to meet
+settings.register_profile("planner", deadline=None)
+settings.load_profile("planner")
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
