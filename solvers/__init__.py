@@ -4,7 +4,7 @@ Each group takes exactly one of its options; every limit bounds what the chosen 
 the losses is to be least.
 
 >>> small, large = Option(bytes=10, loss=3.0, label="q4"), Option(bytes=17, loss=1.0, label="q6")
->>> problem = Problem([Group("a", [small, large]), Group("b", [small, large])], [Limit("file", 30)])
+>>> problem = Problem.from_groups([Group("a", [small, large]), Group("b", [small, large])], [Limit("file", 30)])
 >>> answer = solve(problem, gap=0.0)
 >>> answer.picks, answer.loss, answer.bytes, answer.status.value
 ((1, 0), 4.0, 27, 'optimal')
@@ -22,10 +22,12 @@ and gain; `check` recomputes any choice exactly. How `solve` goes about it: `red
 from __future__ import annotations
 
 from solvers.check import check
+from solvers.choices import Group, Option
 from solvers.driver import METHODS, solve
 from solvers.errors import Change, Infeasibility, InfeasibleError, ProblemError
 from solvers.explanation import Explanation, Step, explain
-from solvers.problem import Group, Limit, Option, Problem
+from solvers.limits import Limit
+from solvers.problem import Problem
 from solvers.solution import Solution, Status, Usage
 from solvers.sweep import Frontier, frontier
 

@@ -17,7 +17,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from solvers.problem import FloatArray, IntArray, exact_sum
+from solvers.arrays import FloatArray, IntArray, exact_sum
 from solvers.reduction import Reduced, ragged_argmin
 
 __all__ = ["Bound", "certify", "priced", "rounding", "slack_of", "total_loss"]

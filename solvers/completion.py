@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from solvers.arrays import FloatArray, IntArray
 from solvers.core import Core
-from solvers.problem import FloatArray, IntArray
 
 __all__ = ["Completion"]
 

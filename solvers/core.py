@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from solvers.arrays import FloatArray, IntArray
 from solvers.bound import Bound, priced, rounding
-from solvers.problem import FloatArray, IntArray
 from solvers.reduction import Reduced
 
 __all__ = ["Core", "CoreGroup", "extract"]

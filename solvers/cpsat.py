@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from solvers.arrays import FloatArray
 from solvers.core import Core
 from solvers.integers import integers
-from solvers.problem import FloatArray
 from solvers.search import Found
 
 __all__ = ["cp_sat"]

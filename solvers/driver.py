@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from solvers.arrays import IntArray
 from solvers.bound import slack_of, total_loss
 from solvers.check import check
 from solvers.conflicts import analyse
@@ -15,7 +16,7 @@ from solvers.core import extract
 from solvers.dual import lagrangian, proves_infeasible
 from solvers.errors import InfeasibleError, ProblemError
 from solvers.greedy import polish, repair
-from solvers.problem import IntArray, Problem
+from solvers.problem import Problem
 from solvers.reduction import Reduced, ragged_argmin, reduce
 from solvers.search import Found, search
 from solvers.solution import Solution, Status, Usage, relative_gap

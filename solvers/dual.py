@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from solvers.arrays import FloatArray, IntArray
 from solvers.bound import Bound, certify, priced
-from solvers.problem import FloatArray, IntArray
 from solvers.reduction import Reduced, ragged_argmin
 
 __all__ = ["Segments", "hull_segments", "lagrangian", "proves_infeasible"]

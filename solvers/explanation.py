@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from solvers.choices import Option
 from solvers.errors import ProblemError
-from solvers.problem import Option, Problem
+from solvers.problem import Problem
 from solvers.solution import Solution
 
 __all__ = ["Explanation", "Step", "explain"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from solvers.arrays import FloatArray, IntArray
 from solvers.bound import slack_of
-from solvers.problem import FloatArray, IntArray
 from solvers.reduction import Reduced
 
 __all__ = ["polish", "repair"]

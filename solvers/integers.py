@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from solvers.arrays import FloatArray
 from solvers.core import Core
-from solvers.problem import FloatArray
 
 __all__ = ["Integers", "integers"]
 

@@ -6,9 +6,9 @@ bound is lowered by a margin.
 
 from __future__ import annotations
 
+from solvers.arrays import FloatArray
 from solvers.core import Core
 from solvers.integers import integers
-from solvers.problem import FloatArray
 from solvers.search import Found
 
 __all__ = ["milp"]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.problem import LARGEST_TOTAL, FloatArray, IntArray, Problem, exact_sum
+from solvers.arrays import LARGEST_TOTAL, FloatArray, IntArray, exact_sum
+from solvers.problem import Problem
 
 __all__ = ["Reduced", "ragged_argmin", "reduce", "reduce_under", "starts_of"]
 

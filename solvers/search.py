@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from solvers.arrays import FloatArray, IntArray
 from solvers.completion import Completion
 from solvers.core import Core
-from solvers.problem import FloatArray, IntArray
 
 __all__ = ["Found", "search"]
 

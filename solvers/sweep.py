@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from solvers.arrays import FloatArray, IntArray, exact_sum
 from solvers.driver import solve
 from solvers.dual import Segments, hull_segments
 from solvers.errors import ProblemError
-from solvers.problem import FloatArray, IntArray, Problem, exact_sum
+from solvers.problem import Problem
 from solvers.reduction import Reduced, reduce_under
 from solvers.solution import Solution
 

@@ -233,7 +233,7 @@ def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[Size
         return {group.name: weights for group in candidates.groups if any(weights := limit.of(group))}
 
     try:
-        return Problem(
+        return Problem.from_groups(
             groups, [Limit(limit.name, limit.capacity - limit.overhead, weights=weights(limit)) for limit in limits]
         )
     except ProblemError as error:
