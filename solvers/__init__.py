@@ -23,10 +23,11 @@ from __future__ import annotations
 
 from solvers.check import check
 from solvers.choices import Group, Option
-from solvers.driver import METHODS, solve
+from solvers.driver import solve
 from solvers.errors import Change, Infeasibility, InfeasibleError, ProblemError
 from solvers.explanation import Explanation, Step, explain
 from solvers.limits import Limit
+from solvers.methods import METHODS, Method
 from solvers.problem import Problem
 from solvers.solution import Solution, Status, Usage
 from solvers.sweep import Frontier, frontier
@@ -40,6 +41,7 @@ __all__ = [
     "Infeasibility",
     "InfeasibleError",
     "Limit",
+    "Method",
     "Option",
     "Problem",
     "ProblemError",

@@ -17,22 +17,11 @@ from numpy.typing import NDArray
 from solvers.arrays import FloatArray, IntArray
 from solvers.completion import Completion
 from solvers.core import Core
+from solvers.task import Found
 
-__all__ = ["Found", "search"]
+__all__ = ["search"]
 
 NEIGHBOURS = 24  # with several limits a state is compared with so many before it
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """`choice`: flat index by group for the core's groups, or `None` if nothing below the threshold was met.
-
-    `proven`: no choice exceeds the core's bound by less. `complete`: nothing was lost to the width or the time.
-    """
-
-    choice: dict[int, int] | None
-    proven: float
-    complete: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ THIRD_PARTY = {"solvers": {"numpy", "ortools"}, "state": {"pydantic"}}
 ORDER = (
     (
         "solvers",
-        "errors arrays choices limits problem check reduction bound core completion dual greedy integers search cpsat "
-        "milp solution conflicts driver explanation sweep __init__",
+        "errors arrays choices limits problem check reduction bound core task completion dual greedy integers search "
+        "cpsat milp solution run methods conflicts driver explanation sweep __init__",
     ),
     ("state", "errors lock migrations records rows schema connection store __init__"),
     ("planner", "__init__ closing digests errors lastwords files sizes text"),
