@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from planner.formats.ggml import (
     select_formats,
 )
 from planner.formats.mlx import AFFINE, AFFINE_SETS, KERNEL, Affine, affine_named, round_trip_affine
+from planner.terms import Family
 
 __all__ = [
     "Family",
@@ -38,7 +38,6 @@ __all__ = [
     "round_trip",
 ]
 
-Family = Literal["gguf", "mlx"]
 _UNQUANTIZED = ("f16", "bf16")  # what MLX has besides
 _SUPERBLOCK = 256  # QK_K of ggml-common.h
 

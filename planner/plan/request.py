@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 from planner.errors import UsageError
 from planner.formats.ggml import Format
@@ -12,10 +11,9 @@ from planner.formats.registry import Family
 from planner.plan.limits import check_names
 from planner.plan.rules import Device, Rule, Tie
 from planner.sensitivity import Source
+from planner.terms import RunOn
 
 __all__ = ["Request", "RunOn"]
-
-RunOn = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
