@@ -48,7 +48,7 @@ ORDER = (
         "anatomy moments sampling survey experts energies metric loop inventory rounding targets campaign __init__",
     ),
     ("planner.evidence", "bpw_state kld_table add __init__"),
-    ("planner.llama", "library fitness graph workers engine text __init__"),
+    ("planner.llama", "library fitness graph workers loaded engine branches text __init__"),
     ("planner.llama.collect", "activations checkpoint collector rendering chat run template __init__"),
     ("planner.llama.evaluate", "bench logprobs baseline divergence compare cache statistics taskfiles tasks __init__"),
     ("planner.llama.passes", "kld calibrate perturb polish trials __init__"),
@@ -193,7 +193,7 @@ def test_only_the_command_line_prints_or_exits():
 
 def test_only_the_libraries_have_c_types():
     found = {name for name, path in MODULES.items() if {"ctypes", "cffi"} & {i.split(".")[0] for i in imports(path)}}
-    llama = {"planner.llama.engine", "planner.llama.graph", "planner.llama.library"}
+    llama = {"planner.llama.graph", "planner.llama.library", "planner.llama.loaded"}
     assert found == {"planner.formats.ggml.library", *llama}
 
 

@@ -194,11 +194,15 @@ class _Run:
         note("result", self.results())
 
     def _score(self, file: Evaluated, chosen: Mapping[Kind, Sequence[Task]], context: int) -> None:
+        from planner.llama.branches import BranchedEngine
         from planner.llama.evaluate.tasks import branches_for, run_tasks
 
         assert file.size is not None
         branches = max(map(branches_for, chosen.values()))
-        with self._engine(file.size.path, context=max(context, branches), branches=branches) as engine:
+        with BranchedEngine(
+            file.size.path, context=max(context, branches), branches=branches, threads=self._threads,
+            gpu_layers=self._gpu_layers,
+        ) as engine:  # fmt: skip
             for kind, tasks in chosen.items():
                 what = f"{file.size.path.name} {kind}"
                 with progress_bar("tasks") as advance:
@@ -227,7 +231,7 @@ class _Run:
         self.hint = f"The original's log-probabilities are kept in {path}."
         return found
 
-    def _engine(self, path: Path, *, context: int, branches: int = 0) -> Engine:
+    def _engine(self, path: Path, *, context: int) -> Engine:
         from planner.llama.engine import Engine
 
-        return Engine(path, context=context, threads=self._threads, gpu_layers=self._gpu_layers, branches=branches)
+        return Engine(path, context=context, threads=self._threads, gpu_layers=self._gpu_layers)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import BaselineError
-from planner.llama.engine import Engine
+from planner.llama.branches import BranchedEngine
 from planner.llama.evaluate.baseline import no_numbers
 from planner.llama.evaluate.taskfiles import Task
 
@@ -77,7 +77,9 @@ def branches_for(tasks: Sequence[Task]) -> int:
     return max(_BRANCHES, max(len(task.texts) for task in tasks))
 
 
-def run_tasks(engine: Engine, tasks: Sequence[Task], progress: Callable[[int, int], None] | None = None) -> Score:
+def run_tasks(
+    engine: BranchedEngine, tasks: Sequence[Task], progress: Callable[[int, int], None] | None = None
+) -> Score:
     """Choose an answer for every task: the one whose tokens are the most likely in the mean, those that all answers
     begin with left out.
 
@@ -104,7 +106,7 @@ def run_tasks(engine: Engine, tasks: Sequence[Task], progress: Callable[[int, in
     return Score(np.array(right), chance, max(len(each) for prompt in prompts for each in prompt.sequences))
 
 
-def _prompt(engine: Engine, task: Task) -> _Prompt:
+def _prompt(engine: BranchedEngine, task: Task) -> _Prompt:
     sequences = [engine.tokenize(text) for text in task.texts]
     shortest = min(map(len, sequences))
     alike = np.all([sequence[:shortest] == sequences[0][:shortest] for sequence in sequences], axis=0)
@@ -122,7 +124,7 @@ def _prompt(engine: Engine, task: Task) -> _Prompt:
 
 
 def _after_choice(
-    engine: Engine, task: Task, sequences: list[NDArray[np.int32]], prefix: int
+    engine: BranchedEngine, task: Task, sequences: list[NDArray[np.int32]], prefix: int
 ) -> list[list[tuple[int, int]]]:
     """What WinoGrande is scored by: tokens after the choice, where there are enough, without the last one."""
     skips = all(len(sequence) - prefix > _TRAILING for sequence in sequences)
@@ -138,7 +140,7 @@ def _after_choice(
     return wanted
 
 
-def _batches(engine: Engine, prompts: Sequence[_Prompt]) -> Iterator[list[_Prompt]]:
+def _batches(engine: BranchedEngine, prompts: Sequence[_Prompt]) -> Iterator[list[_Prompt]]:
     """As many at a time as fit the memory, the sequences and the room for logits."""
     most = _LOGITS_BYTES // (4 * engine.vocabulary_size)
     some: list[_Prompt] = []
@@ -156,7 +158,7 @@ def _batches(engine: Engine, prompts: Sequence[_Prompt]) -> Iterator[list[_Promp
         yield some
 
 
-def _run(engine: Engine, prompts: Sequence[_Prompt]) -> list[dict[tuple[int, int], float]]:
+def _run(engine: BranchedEngine, prompts: Sequence[_Prompt]) -> list[dict[tuple[int, int], float]]:
     """Log-probabilities of what is wanted of each prompt."""
     columns = _layout(prompts).T
     targets = iter([prompt.targets[row] for prompt in prompts for row in sorted(prompt.targets)])
