@@ -102,12 +102,14 @@ class Collector:
         entry = self._sums.tensors.get(name)
         if entry is None:
             entry = self._sums.tensors[name] = TensorSums.zeros(width * matrices, experts)
-        if len(entry.sum2) != width * matrices or not (entry.spread(experts) or experts == 1):
+        if len(entry.sum2) != width * matrices or not (entry.fits(experts) or experts == 1):
             raise ModelError(
                 f"{name} has {width * matrices:,} values for {experts:,} experts here, and "
                 f"{len(entry.sum2):,} for {len(entry.counts):,} in what was collected before.",
                 "Merge only importance matrices of this model.",
             )
+        if entry.fits(experts):
+            entry.set_experts(experts)
         return entry
 
 
