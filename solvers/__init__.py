@@ -14,9 +14,10 @@ option. A `Solution` says separately why the search ended (`status`) and what it
 was up before there was anything). If it is proven that nothing fits, `InfeasibleError` is raised; its `analysis`
 names the limits in conflict and the least change that helps. Malformed problems raise `ProblemError`, its base class.
 
-`frontier` sweeps one limit over all its capacities; `explain` tells what the options beside a group's own would cost
-and gain; `check` recomputes any choice exactly. How `solve` goes about it: `reduction` (dominated options), `dual`
-(prices and their `bound`), `greedy` (an answer), `core` (what the bound leaves open), then `search`, `cpsat` or `milp`.
+`frontier` sweeps one limit over all its capacities; `explain` compares a group's option with those beside it; `check`
+recomputes any choice exactly. Modules in the order in which `solve` uses them: `reduction` (dominated options), `dual`
+(prices and their `bound`), `greedy` (an answer), `core` (options that the bound leaves open), and for the rest one of
+the `methods`, made of `search`, `cpsat` and `milp`.
 """
 
 from __future__ import annotations

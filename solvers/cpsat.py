@@ -1,4 +1,4 @@
-"""The core by CP-SAT (ortools), imported here only: loading it takes as long as most solves."""
+"""Solve the core by CP-SAT (ortools), which is imported when it is called: loading takes as long as most solves."""
 
 from __future__ import annotations
 

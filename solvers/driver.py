@@ -52,7 +52,7 @@ def solve(
 
 
 def _solve(problem: Problem, method: Method, settings: Settings) -> Solution | None:
-    """`None` if infeasible."""
+    """Run a method; return `None` if the problem is proven infeasible."""
     started = time.monotonic()
     reduced = reduce(problem)
     if reduced is None:

@@ -1,4 +1,4 @@
-"""Limits on what the chosen options weigh together, normalized to integers.
+"""Limits on the total weight of the chosen options, normalized to integers.
 
 Fractions (an expert tensor that is read for 8 tokens of 256 counts 1/32 of its bytes) are multiplied by the least
 common denominator of their limit.
@@ -26,9 +26,9 @@ __all__ = ["Limit", "scaled_capacity", "scaled_weights"]
 class Limit:
     """The chosen options may weigh at most `capacity` together.
 
-    By default every group counts with its options' bytes. `members` says which groups count (the others
-    weigh nothing); as a mapping it also says which share of their bytes. `weights` instead gives
-    the weight of every option of every group that counts: by group name, or as one array over all options.
+    By default every group counts with its options' bytes. `members` are the groups that count (the others weigh
+    nothing); as a mapping it gives the share of their bytes that counts. `weights` instead gives the weight of every
+    option of every group that counts: by group name, or as one array over all options.
     """
 
     name: str
@@ -77,7 +77,7 @@ def scaled_capacity(limit: Limit, scale: int) -> int:
 
 
 def _given(limit: Limit, choices: Choices) -> Iterator[tuple[int, list[Fraction]]]:
-    """The groups that `limit` lists, each with the exact weights of its options."""
+    """Yield the groups that `limit` lists, each with the exact weights of its options."""
     assert not isinstance(limit.weights, np.ndarray)
     for name in limit.weights if limit.weights is not None else limit.members or ():
         g = choices.group(name, f"limit {limit.name!r}")

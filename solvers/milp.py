@@ -1,6 +1,6 @@
-"""The core by a mixed-integer linear program (SCIP, through ortools): a second opinion.
+"""Solve the core by mixed-integer linear programming (SCIP, through ortools): a second opinion.
 
-It computes in floats with tolerances, so what it says is not taken on trust: the caller checks the choice, and the
+SCIP computes in floats with tolerances, so its results are not taken on trust: the caller checks the choice, and the
 bound is lowered by a margin.
 """
 

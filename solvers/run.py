@@ -89,7 +89,7 @@ class Run:
 
     @property
     def threshold(self) -> float:
-        """Only a loss below this is of interest: about what the gap allows the bound to be, with room for rounding."""
+        """Losses below it are of interest: about what the gap allows the bound to be, with room for rounding."""
         if self.choice is None:
             return self.ceiling
         gap = self.settings.gap
@@ -125,7 +125,10 @@ class Run:
         self.low = max(self.low, min(threshold, math.nextafter(self.bound.value + found.proven, -math.inf)))
 
     def solution(self) -> Solution:
-        """Return the answer, recomputed from the problem as it was given."""
+        """Return the answer, recomputed from the problem as it was given.
+
+        Raises `AssertionError` if it breaks a limit, which is a bug.
+        """
         problem, prices = self.problem, dict(zip(self.reduced.limits, self.bound.prices.tolist(), strict=True))
         picks, used, size = None, None, 0
         if self.choice is not None:

@@ -14,7 +14,7 @@ __all__ = ["CoreSolver", "Found", "Task"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Minimize the loss of `core` [options of the reduced problem: `losses`].
+    """Minimize the loss of `core`; `losses` [options] are the reduced problem's.
 
     `hint`: the best known choice, flat indices by group, empty if there is none. `gap`: absolute, in loss; a solver may
     stop that close to the best. `deadline` is a time of `time.monotonic`. The same `seed` and `threads` give the same
@@ -31,7 +31,7 @@ class Task:
 
     @property
     def seconds(self) -> float:
-        """Time that is left, finite."""
+        """Seconds that are left: finite, and not positive when time is up."""
         return min(self.deadline - time.monotonic(), 1e9)
 
 
