@@ -51,7 +51,10 @@ def run_campaign(
     *,
     family: Family = "gguf",
 ) -> tuple[int, int]:
-    """Measure what is missing, with a progress bar; returns how many measurements there are and how many are new."""
+    """Measure what is missing, with a progress bar; returns how many measurements there are and how many are new.
+
+    Raises Interrupted, and what `Campaign` raises.
+    """
     from planner.measure import Settings
     from planner.measure.campaign import Campaign
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they mean."""
+"""Options that several commands share, and the files that they name."""
 
 from __future__ import annotations
 
@@ -128,7 +128,10 @@ class Sources:
 
 
 def find_state(state: Path | None, model: Path | None = None) -> Path:
-    """The state file meant: as given; or named after the model; or the only one in this directory."""
+    """Return the state file that is meant: as given; or named after the model; or the only one in this directory.
+
+    Raises UsageError if there are several, StateFileError if there is none.
+    """
     if state is not None:
         return state
     if model is not None:
@@ -149,7 +152,10 @@ def find_state(state: Path | None, model: Path | None = None) -> Path:
 
 @contextlib.contextmanager
 def open_sources(model: Path, measuring: Measuring) -> Iterator[Sources]:
-    """Open model, imatrix and state. Without --imatrix, the one that the state was made with is taken again."""
+    """Open model, imatrix and state. Without --imatrix, the one that the state was made with is used again.
+
+    Raises UsageError, ImatrixError, ModelError, and StateError for files that cannot be used.
+    """
     from planner.gguf import open_model, read_imatrix
     from state import Store
 

@@ -102,7 +102,7 @@ def sensitivity(
 
 
 def _run(run: Trials, trials: list[Trial], stretch: str) -> None:
-    """Run what is missing, after saying what it will cost."""
+    """Run the missing passes, after saying how long they will take."""
     missing = run.missing(trials)
     done = len(trials) - len(missing)
     with progress_bar("tokens") as advance:

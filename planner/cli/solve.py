@@ -150,8 +150,8 @@ class _Polisher:
     gpu_layers: int
 
     def run(self, plan: Plan, request: Request, sources: Sources) -> Plan:
-        """The plan with a recipe that was improved on a text. Stopped, it is the recipe as it stands; `output` always
-        has that, in case llama.cpp ends the process."""
+        """Return the plan with a recipe that was improved on a text; if stopped, with the recipe so far, which `output`
+        always has, in case llama.cpp ends the process."""
         from planner.llama.passes.perturb import perturber
         from planner.llama.passes.polish import TOKENS, Polish
         from planner.llama.text import spread_windows, window_length

@@ -68,7 +68,7 @@ class Polishing:
 
 
 class _MethodOption(click.Option):
-    """Names the methods that there are in its help, and loads the solvers only for that."""
+    """An option whose help lists the solvers' methods, and which loads the solvers only for that."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         from solvers import METHODS
@@ -134,7 +134,7 @@ def make_request(
     sensitivity: Source | None,
     run_on: RunOn,
 ) -> Request:
-    """Parse the options of a plan. Raises UsageError for what cannot be understood or goes with nothing else."""
+    """Make a request of options. Raises UsageError for values that cannot be parsed or do not go together."""
     from planner.formats.registry import choose_formats
     from planner.plan.request import Request
     from planner.plan.rules import parse_device, parse_rule, parse_tie

@@ -1,4 +1,4 @@
-"""A model that llama.cpp runs on texts that begin alike: what they have in common is run once."""
+"""Run a model on texts that begin alike, with their common beginning run once."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ class BranchedEngine(LoadedModel):
         shared: NDArray[np.int32] | None = None,
     ) -> NDArray[np.float32]:
         """Run tokens as `LoadedModel.decode` does, each of which may belong to several sequences: `shared` of them,
-        from its `sequences` on."""
+        from its `sequences` on. Raises as that does."""
         widths = np.ones(len(tokens), np.int32) if shared is None else shared
         return self._decode(tokens, positions, sequences, outputs, widths)

@@ -1,4 +1,4 @@
-"""A model that llama.cpp runs on windows of tokens.
+"""Run a model on windows of tokens, as llama-perplexity does.
 
     with Engine(path, context=512) as engine:
         tokens = engine.tokenize(text)

@@ -1,6 +1,6 @@
-"""Whether llama.cpp can run a model for what is wanted of it: asked of the file's metadata, before it is loaded.
+"""Check from a file's metadata whether llama.cpp can run the model as wanted, before it is loaded.
 
-What is not asked here, llama.cpp may answer by ending the process, or with numbers that mean nothing.
+Without these checks, llama.cpp may end the process, or return numbers that mean nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SPACE = "\u2581"  # as SentencePiece writes it
 
 
 def check_model(model: Model, *, context: int, predicts: bool = True) -> None:
-    """Refuse what cannot be run in windows of `context` tokens; where it `predicts`, what knows no next token too.
+    """Refuse a model that cannot be run in windows of `context` tokens or, if `predicts`, that predicts no next token.
 
     Raises ModelError, and UsageError for a context that the model has no positions for.
     """
@@ -94,18 +94,18 @@ def check_text(path: Path, text: str, letters: frozenset[bytes] | None) -> None:
 
 
 def learned_positions(model: Model) -> int | None:
-    """How many positions the model has vectors for; None where positions are computed."""
+    """Return how many positions the model has vectors for; None where positions are computed."""
     tensor = model.by_name.get(_POSITIONS)
     return None if tensor is None else tensor.rows
 
 
 def runs_backwards(model: Model) -> bool:
-    """Whether tokens see those after them, so that a window has to be run in one piece."""
+    """Return whether tokens see those after them, so that a window has to be run in one piece."""
     return _why_no_prediction(model) is not None
 
 
 def remarks(model: Model, *, context: int, gpu_layers: int) -> list[str]:
-    """What a user should know before a run: of a context that the model was not trained for, and of a GPU that
+    """Return notes for the user before a run: on a context that the model was not trained for, and on a GPU that
     llama.cpp cannot use. Raises InferenceError where llama.cpp is missing."""
     found = []
     length = model.parameter("context_length")

@@ -1,4 +1,4 @@
-"""A model that llama.cpp has loaded: text to tokens, tokens to logits, and a look at every operation on the way."""
+"""A model loaded by llama.cpp: text to tokens, tokens to logits, and an observer of every operation."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ class LoadedModel(Closing):
         return True
 
     def _interruptible(self, call: Callable[[], Any]) -> Any:
-        """Run C code in a thread of its own, so that Ctrl-C is heard meanwhile, and stops it."""
+        """Run C code in a thread of its own, so that Ctrl-C can stop it."""
         self._stop.clear()
         future = None
         try:

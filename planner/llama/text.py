@@ -1,4 +1,4 @@
-"""Text for a model, read as llama.cpp's tools read it."""
+"""Read text for a model as llama.cpp's tools do."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _CONTEXT = 512  # tokens, the default of llama-perplexity and llama-imatrix
 
 
 def read_text(path: Path) -> str:
-    """A file of text as it is, but for one newline at its end (as `-f` of llama.cpp's tools) and the mark of Windows at
+    """Read a text file as it is, but for one newline at its end (as `-f` of llama.cpp's tools) and a byte order mark at
     its start. Raises UsageError."""
     return reading.read_text(path, UsageError, exact=True).removesuffix("\n")
 
 
 def window_length(model: Model) -> int:
-    """Tokens of a window: 512, or as many as the model was trained for."""
+    """Return the tokens of a window: 512, or as many as the model was trained for."""
     return min(_CONTEXT, model.parameter("context_length") or _CONTEXT)
 
 
 def spread_windows(engine: Engine, text: Path, context: int, tokens: int, repeat: int = 1) -> list[NDArray[np.int32]]:
-    """For each repetition other windows, i32[tokens / context, context], spread evenly over the text.
+    """Return other windows for each repetition, i32[tokens / context, context], spread evenly over the text.
 
     Raises UsageError for a text that is too short.
     """

@@ -82,7 +82,7 @@ class Baseline(Closing):
         self._file.close()
 
     def rows(self, number: int) -> NDArray[np.uint16]:
-        """A window's rows, u16[scored, row_width(vocabulary)], as `logprobs.decode` takes them."""
+        """Read a window's rows, u16[scored, row_width(vocabulary)], for `logprobs.decode`. Raises BaselineError."""
         nbytes = 2 * self._shape[0] * self._shape[1]
         # read, not mapped: a file that another process truncates is then an error, and no SIGBUS
         self._file.seek(self._first + number * nbytes)
@@ -96,7 +96,7 @@ class Baseline(Closing):
         return rows
 
     def targets(self, number: int) -> NDArray[np.int32]:
-        """The tokens that a window's rows predict, i32[scored]."""
+        """Return the tokens that a window's rows predict, i32[scored]."""
         scored = logprobs.scored(self.context)
         return self.tokens[number, scored.start + 1 : scored.stop + 1]
 
@@ -105,7 +105,7 @@ class Baseline(Closing):
 
 
 def no_numbers(model: Path, where: str) -> InferenceError:
-    """The error of a model whose logits are NaN or infinite. Minus infinity is a number here: never."""
+    """Return the error for a model whose logits are NaN or infinite. Minus infinity is allowed."""
     return InferenceError(
         f"{model}: what it predicts in {where} is not a number.",
         f"The file or its conversion is broken: `{command('planner', 'inspect', model)}` shows its weights.",

@@ -1,4 +1,4 @@
-"""A model held against the log-probabilities of its original, window by window."""
+"""Compare a model's predictions with the baseline's, window by window."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def diverge(engine: Engine, baseline: Baseline, progress: Progress | None = None
 
 
 def base_nll(baseline: Baseline) -> NDArray[np.float32]:
-    """Negative log-likelihood (nats) of every scored token by the original itself, f32[windows * scored]."""
+    """Return the negative log-likelihood (nats) of every scored token by the original itself, f32[windows * scored].
+
+    Raises BaselineError for a damaged file.
+    """
     found = []
     for number in range(baseline.windows):
         rows, targets = baseline.rows(number), baseline.targets(number)

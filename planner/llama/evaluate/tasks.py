@@ -1,4 +1,4 @@
-"""Multiple-choice tasks: which answer a model finds most likely, scored as llama-perplexity scores them."""
+"""Score a model on multiple-choice tasks by its most likely answers, as llama-perplexity does."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _TRAILING = 3  # k_min_trailing_ctx: tokens after the choice that suffice to lea
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Which tasks, b[n], a model got right; by `chance` it gets about so many of 100. `longest` are the tokens of the
-    longest text."""
+    """The tasks, b[n], that a model got right; by `chance` it gets about so many of 100. The longest text has `longest`
+    tokens."""
 
     right: NDArray[np.bool_]
     chance: int
@@ -43,7 +43,7 @@ class Score:
         return float(100 * (share * (1 - share) / (count - 1)) ** 0.5) if count > 1 else 0.0
 
     def efficiency(self, nbytes: int) -> float:
-        """(score − chance) / GB: what a file of that size gives beyond guessing."""
+        """Return (score − chance) / GB: the percentage beyond guessing, for a file of that size."""
         return (self.percent - self.chance) / (nbytes / 1e9)
 
 
@@ -65,7 +65,7 @@ class _Prompt:
 
     @functools.cached_property
     def targets(self) -> dict[int, set[int]]:
-        """Rows that are wanted, and of which tokens."""
+        """The tokens that are wanted of each row."""
         found: dict[int, set[int]] = {}
         for row, token in itertools.chain.from_iterable(self.wanted):
             found.setdefault(row, set()).add(token)
@@ -73,7 +73,7 @@ class _Prompt:
 
 
 def branches_for(tasks: Sequence[Task]) -> int:
-    """Sequences that an engine for these tasks needs."""
+    """Return how many sequences an engine for these tasks needs."""
     return max(_BRANCHES, max(len(task.texts) for task in tasks))
 
 
@@ -126,7 +126,7 @@ def _prompt(engine: BranchedEngine, task: Task) -> _Prompt:
 def _after_choice(
     engine: BranchedEngine, task: Task, sequences: list[NDArray[np.int32]], prefix: int
 ) -> list[list[tuple[int, int]]]:
-    """What WinoGrande is scored by: tokens after the choice, where there are enough, without the last one."""
+    """Return the predictions that score WinoGrande: of tokens after the choice, if there are enough, but the last."""
     skips = all(len(sequence) - prefix > _TRAILING for sequence in sequences)
     wanted, row = [], 0
     for head, sequence in zip(task.heads, sequences, strict=True):
@@ -141,7 +141,7 @@ def _after_choice(
 
 
 def _batches(engine: BranchedEngine, prompts: Sequence[_Prompt]) -> Iterator[list[_Prompt]]:
-    """As many at a time as fit the memory, the sequences and the room for logits."""
+    """Yield as many prompts at a time as fit the memory, the sequences and the room for logits."""
     most = _LOGITS_BYTES // (4 * engine.vocabulary_size)
     some: list[_Prompt] = []
     for prompt in prompts:
@@ -159,7 +159,7 @@ def _batches(engine: BranchedEngine, prompts: Sequence[_Prompt]) -> Iterator[lis
 
 
 def _run(engine: BranchedEngine, prompts: Sequence[_Prompt]) -> list[dict[tuple[int, int], float]]:
-    """Log-probabilities of what is wanted of each prompt."""
+    """Return the log-probabilities that are wanted of each prompt."""
     columns = _layout(prompts).T
     targets = iter([prompt.targets[row] for prompt in prompts for row in sorted(prompt.targets)])
     found: list[dict[int, float]] = []
@@ -180,7 +180,7 @@ def _run(engine: BranchedEngine, prompts: Sequence[_Prompt]) -> list[dict[tuple[
 
 
 def _layout(prompts: Sequence[_Prompt]) -> NDArray[np.int32]:
-    """A batch, i32[tokens, 5]: token, position, first sequence, sequences that share it, whether logits are wanted."""
+    """Lay out a batch, i32[tokens, 5]: token, position, first sequence, sequences that share it, logits wanted."""
     lines: list[tuple[int, int, int, int, bool]] = []
     sequence = 0
     for prompt in prompts:
