@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from planner.llama import engine
+from planner.llama import loaded
+from planner.llama.engine import Engine
 from planner.llama.evaluate.bench import bench
 
 ROUNDS = 3
@@ -24,15 +25,15 @@ ROUNDS = 3
 
 def rates(path: Path, *, packed: bool, threads: int) -> tuple[float, float, float]:
     """Seconds of loading, and tokens per second of a prompt and of a generation."""
-    kept: Callable[[], bool] = engine.has_amx
-    engine.has_amx = lambda: not packed
+    kept: Callable[[], bool] = loaded.has_amx
+    loaded.has_amx = lambda: not packed
     try:
         begun = time.perf_counter()
-        with engine.Engine(path, context=16, threads=threads):
+        with Engine(path, context=16, threads=threads):
             loading = time.perf_counter() - begun
         prompt, generation = bench(path, prompt=512, generation=32, repetitions=2, threads=threads)
     finally:
-        engine.has_amx = kept
+        loaded.has_amx = kept
     return loading, prompt.mean, generation.mean
 
 

@@ -17,7 +17,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from solvers.problem import FloatArray, IntArray, exact_sum
+from solvers.arrays import FloatArray, IntArray, exact_sum
 from solvers.reduction import Reduced, ragged_argmin
 
 __all__ = ["Bound", "certify", "priced", "rounding", "slack_of", "total_loss"]
@@ -34,14 +34,14 @@ class Bound:
 
 
 def rounding(limits: int) -> float:
-    """Relative error of a priced loss: one rounding for each conversion, product and sum, twice over."""
+    """Return the relative error of a priced loss: one rounding for each conversion, product and sum, twice over."""
     return (3 * limits + 2) * 2.0**-52
 
 
 def priced(problem: Reduced, prices: FloatArray) -> FloatArray:
-    """[options] loss + prices . weight; all terms are positive, so its relative error is at most `rounding`."""
+    """Return loss + prices . weight [options]; all terms are positive, so its relative error is at most `rounding`."""
     total = problem.losses.copy()
-    with np.errstate(over="ignore"):  # an option too dear to be a number is never the least
+    with np.errstate(over="ignore"):  # an overflowing priced loss is never the minimum
         for price, row in zip(prices, problem.weights, strict=True):
             if price > 0.0:
                 total += price * row
@@ -49,7 +49,7 @@ def priced(problem: Reduced, prices: FloatArray) -> FloatArray:
 
 
 def certify(problem: Reduced, prices: FloatArray) -> Bound:
-    """The bound that `prices` prove."""
+    """Return the bound that `prices` [limits] prove."""
     if not problem.starts.size:
         return Bound(0.0, prices, np.zeros(0, np.int64), problem.capacities)
     values = priced(problem, prices)
@@ -67,7 +67,7 @@ def certify(problem: Reduced, prices: FloatArray) -> Bound:
 
 
 def _below(exact: Fraction) -> float:
-    """The greatest float that is surely not above `exact`."""
+    """Return a float just below `exact`; minus infinity where that is out of range."""
     try:
         return math.nextafter(float(exact), -math.inf)
     except OverflowError:
@@ -75,11 +75,11 @@ def _below(exact: Fraction) -> float:
 
 
 def total_loss(problem: Reduced, choice: IntArray) -> float:
-    """The sum of the losses of a choice (flat indices), correctly rounded."""
+    """Return the sum of the losses of a choice (flat indices), correctly rounded."""
     return math.fsum(problem.losses[choice].tolist())
 
 
 def slack_of(problem: Reduced, choice: IntArray) -> IntArray:
-    """[limits] what a choice (flat indices) leaves of each capacity; negative where it breaks the limit."""
+    """Return the slack [limits] of a choice (flat indices); negative where it breaks the limit."""
     used = np.array([exact_sum(row[choice]) for row in problem.weights], np.int64)
     return problem.capacities - used

@@ -1,6 +1,6 @@
 """Recompute an answer from the problem as it was given, in exact integer arithmetic.
 
-Shares no code with the methods: every answer passes here before anybody sees it, whatever found it.
+Shares no code with the methods: every answer is checked here before it is returned, whatever found it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Checked:
 
 
 def check(problem: Problem, picks: Sequence[int]) -> Checked:
-    """What `picks` (one option index a group) really weigh and lose.
+    """Recompute weights and loss of `picks`, one option index a group.
 
-    Raises `ValueError` where a pick is missing or names no option of its group.
+    Raises `ValueError` if a pick is missing or is no option of its group.
     """
     if len(picks) != len(problem):
         raise ValueError(f"{len(picks)} picks for {len(problem)} groups")
@@ -52,7 +52,7 @@ def check(problem: Problem, picks: Sequence[int]) -> Checked:
 
 
 def _exact_sum(values: list[float]) -> Fraction:
-    """The sum of floats without rounding: every float is an integer over a power of two."""
+    """Return the sum of floats without rounding: every float is an integer over a power of two."""
     ratios = [value.as_integer_ratio() for value in values]
     denominator = max((d for _, d in ratios), default=1)
     return Fraction(sum(n * (denominator // d) for n, d in ratios), denominator)

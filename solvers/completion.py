@@ -1,4 +1,4 @@
-"""What the groups to come can still do, at least: bounds for the states of the core's search.
+"""Bounds on what the groups to come add, for the states of the core's search.
 
 The excess of a full choice over the core's bound is its reduced costs + prices . slack, and no slack is negative. For a
 direction a >= 0 and a rate r >= 0 with r a <= prices, dropping all but the combined limit a . slack >= 0 leaves a
@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from solvers.arrays import FloatArray, IntArray
 from solvers.core import Core
-from solvers.problem import FloatArray, IntArray
 
 __all__ = ["Completion"]
 
@@ -42,7 +42,10 @@ class Completion:
                 self.lines.append(_Line(core, prices, 1.0))
 
     def bound(self, stage: int, cost: FloatArray, slack: IntArray) -> FloatArray:
-        """[states] the least excess of any completion; infinite where none is feasible. `slack` [limits, states]."""
+        """Return a lower bound [states] on the excess of any completion; infinite where none is feasible.
+
+        `cost` [states] is the reduced cost so far, `slack` [limits, states] what is left.
+        """
         least = cost
         for line in self.lines:
             least = np.maximum(least, cost + line.at(stage, slack))
@@ -74,7 +77,7 @@ class _Line:
         self.width, self.rise, self.stage = width[order], rise[order], of[order]
 
     def at(self, stage: int, slack: IntArray) -> FloatArray:
-        """[states] the line's value after `stage` groups."""
+        """Return the line's values [states] after `stage` groups, for `slack` [limits, states]."""
         rest = np.flatnonzero(self.stage >= stage)
         x, y = np.zeros(rest.size + 1), np.zeros(rest.size + 1)
         np.cumsum(self.width[rest], out=x[1:])
@@ -87,7 +90,7 @@ class _Line:
 
 
 def _corners(weight: FloatArray, cost: FloatArray, rate: float) -> list[tuple[float, float]]:
-    """The lower hull of (weight, loss), loss = cost - rate * weight, where it falls; as (weight, reduced cost)."""
+    """Return the lower hull of (weight, loss), loss = cost - rate * weight, where it falls: (weight, reduced cost)."""
     corners: list[tuple[float, float, float]] = []
     for k in np.lexsort((cost, weight)).tolist():
         x, y = float(weight[k]), float(cost[k])

@@ -17,8 +17,9 @@ Decide = Callable[[Problem, float], Solution | None]
 
 
 def analyse(problem: Problem, decide: Decide) -> Infeasibility:
-    """Why `problem` is infeasible. `decide(problem, gap)` solves a problem, or returns `None` if it is infeasible.
+    """Find out why `problem` is infeasible.
 
+    `decide(problem, gap)` solves a problem, or returns `None` if it is infeasible.
     Limits below their own minimum come first: raising each to it is needed whatever else.
     """
     minimum = {limit.name: problem.extremes(limit.name)[0] for limit in problem.limits}
@@ -35,7 +36,7 @@ def analyse(problem: Problem, decide: Decide) -> Infeasibility:
 
 
 def _conflict(problem: Problem, decide: Decide) -> list[int]:
-    """A smallest set of limits that is infeasible: take limits away one at a time while it stays so."""
+    """Return a minimal infeasible set of limits: take limits away one at a time while it stays so."""
     conflict = list(range(len(problem.limits)))
     for i in list(conflict):
         rest = [k for k in conflict if k != i]
@@ -45,7 +46,7 @@ def _conflict(problem: Problem, decide: Decide) -> list[int]:
 
 
 def _cures(problem: Problem, conflict: list[int], decide: Decide) -> list[Change]:
-    """For each limit of the conflict, the least capacity with which the others can be met.
+    """Return, for each limit of the conflict, the least capacity with which the others can be met.
 
     If the others are infeasible without it, there is a second conflict, and its first cure is part of this one.
     """

@@ -1,4 +1,4 @@
-"""What the bound leaves open: reduced-cost fixing.
+"""Reduced-cost fixing: extract the options that the bound leaves open.
 
 Prices p make every option's reduced cost r = (loss + p . weight) - (the least of its group) >= 0, and for any choice
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from solvers.arrays import FloatArray, IntArray
 from solvers.bound import Bound, priced, rounding
-from solvers.problem import FloatArray, IntArray
 from solvers.reduction import Reduced
 
 __all__ = ["Core", "CoreGroup", "extract"]
@@ -46,7 +46,7 @@ class Core:
 
 
 def extract(problem: Reduced, bound: Bound, threshold: float) -> Core:
-    """The core of choices that lose less than `threshold`."""
+    """Return the core of choices that lose less than `threshold`."""
     values = priced(problem, bound.prices)
     relative = 4.0 * rounding(len(bound.prices))
     least = values[bound.choice]

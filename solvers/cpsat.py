@@ -1,43 +1,36 @@
-"""The core by CP-SAT (ortools), imported here only: loading it takes as long as most solves."""
+"""Solve the core by CP-SAT (ortools), which is imported when it is called: loading takes as long as most solves."""
 
 from __future__ import annotations
 
-from solvers.core import Core
 from solvers.integers import integers
-from solvers.problem import FloatArray
-from solvers.search import Found
+from solvers.task import Found, Task
 
 __all__ = ["cp_sat"]
 
 
-def cp_sat(
-    core: Core, losses: FloatArray, hint: dict[int, int], seconds: float, gap: float, seed: int, threads: int
-) -> Found:
-    """Minimize the core's loss. `hint`: options (flat indices) by group; `gap`: absolute, in loss.
-
-    `Found.proven` is in excess over the core's bound. Deterministic for `seed` and `threads`, unless time runs out.
-    """
+def cp_sat(task: Task) -> Found:
+    """Minimize the core's loss. `Found.proven` is in excess over the core's bound."""
     from ortools.sat.python import cp_model
 
-    exact = integers(core, losses)
+    core, exact = task.core, integers(task.core, task.losses)
     model = cp_model.CpModel()
     picks = []
     for item in core.groups:
         row = [model.new_bool_var("") for _ in item.options]
         model.add_exactly_one(row)
         for option, variable in zip(item.options.tolist(), row, strict=True):
-            model.add_hint(variable, hint.get(item.group) == option)
+            model.add_hint(variable, task.hint.get(item.group) == option)
         picks.append(row)
     flat = [variable for row in picks for variable in row]
     for rows, capacity in zip(exact.weights, exact.capacities, strict=True):
         model.add(cp_model.LinearExpr.weighted_sum(flat, [w for row in rows for w in row]) <= capacity)
     model.minimize(cp_model.LinearExpr.weighted_sum(flat, [units for row in exact.losses for units in row]))
     solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = max(seconds, 0.01)
-    solver.parameters.num_workers = threads
-    solver.parameters.interleave_search = threads > 1
-    solver.parameters.random_seed = seed % 2**31
-    solver.parameters.absolute_gap_limit = gap / exact.scale
+    solver.parameters.max_time_in_seconds = max(task.seconds, 0.01)
+    solver.parameters.num_workers = task.threads
+    solver.parameters.interleave_search = task.threads > 1
+    solver.parameters.random_seed = task.seed % 2**31
+    solver.parameters.absolute_gap_limit = task.gap / exact.scale
     status = solver.solve(model)
     if status == cp_model.INFEASIBLE:
         return Found(None, float("inf"), True)

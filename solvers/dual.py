@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from solvers.arrays import FloatArray, IntArray
 from solvers.bound import Bound, certify, priced
-from solvers.problem import FloatArray, IntArray
 from solvers.reduction import Reduced, ragged_argmin
 
 __all__ = ["Segments", "hull_segments", "lagrangian", "proves_infeasible"]
@@ -31,7 +31,7 @@ class Segments:
 
 
 def hull_segments(problem: Reduced, limit: int = 0) -> Segments:
-    """The lower convex hulls of (weight, loss) of every group, cut into sorted segments.
+    """Cut the lower convex hulls of (weight, loss) of every group into sorted segments.
 
     Needs options without dominated ones: weights rise and losses fall within a group.
     """
@@ -56,7 +56,7 @@ def hull_segments(problem: Reduced, limit: int = 0) -> Segments:
 
 
 def lagrangian(problem: Reduced, deadline: float) -> tuple[Bound, list[IntArray]]:
-    """The best bound found, and choices (flat indices, feasible or nearly) from which to look for an answer."""
+    """Return the best bound found, and choices (flat indices, feasible or nearly) to start the search for an answer."""
     if not problem.limits or not problem.starts.size:
         return certify(problem, np.zeros(len(problem.limits))), [problem.starts]
     if len(problem.limits) == 1:
@@ -86,7 +86,7 @@ def lagrangian(problem: Reduced, deadline: float) -> tuple[Bound, list[IntArray]
 
 
 def _single(problem: Reduced) -> tuple[Bound, list[IntArray]]:
-    """One limit: the critical segment's price is optimal; the segments before it are a feasible choice."""
+    """Solve for one limit: the critical segment's price is optimal; the segments before it are a feasible choice."""
     segments = hull_segments(problem)
     filled = np.cumsum(segments.weight)
     fitting = int(np.searchsorted(filled, problem.capacities[0], "right"))
@@ -107,7 +107,7 @@ class _Ascent:
         self._loss = np.inf
 
     def at(self, prices: FloatArray) -> tuple[float, FloatArray]:
-        """The bound and a supergradient (used weight less capacity) at `prices`."""
+        """Return the bound and a supergradient (used weight less capacity) at `prices`."""
         problem = self.problem
         choice = ragged_argmin(priced(problem, prices), problem.offsets)
         excess = (problem.weights[:, choice].sum(axis=1) - problem.capacities).astype(np.float64)
@@ -121,7 +121,7 @@ class _Ascent:
 
 
 def _price_alone(problem: Reduced, prices: FloatArray, i: int) -> float:
-    """The price of limit `i` at which the choice just holds it, with the other prices as they are."""
+    """Return the price of limit `i` at which the choice just holds it, with the other prices as they are."""
 
     def holds(price: float) -> bool:
         trial = prices.copy()
@@ -170,7 +170,7 @@ def _ellipsoid(ascent: _Ascent, centre: FloatArray, radius: FloatArray, deadline
 
 
 def proves_infeasible(problem: Reduced, deadline: float) -> bool:
-    """Whether some prices alone show that no choice, not even a mixed one, satisfies all limits."""
+    """Return whether some prices alone show that no choice, not even a mixed one, satisfies all limits."""
     if len(problem.limits) < 2:
         return False
     free = replace(problem, losses=np.zeros_like(problem.losses))

@@ -1,4 +1,4 @@
-"""The two errors of this package, and why nothing satisfies the limits.
+"""Errors of this package, and the analysis of an infeasible problem.
 
 ValueError
 └── ProblemError          the problem is not well posed: a message says what, where and what to do

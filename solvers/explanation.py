@@ -1,12 +1,13 @@
-"""Why a group has the option that it has: what the options beside it would cost and gain."""
+"""Explain a group's option by the costs and gains of the options beside it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
 
+from solvers.choices import Option
 from solvers.errors import ProblemError
-from solvers.problem import Option, Problem
+from solvers.problem import Problem
 from solvers.solution import Solution
 
 __all__ = ["Explanation", "Step", "explain"]
@@ -31,7 +32,7 @@ class Step:
 
     @property
     def rate(self) -> float | None:
-        """Loss for bytes: what a byte more saves, or a byte less costs."""
+        """Loss per byte: saved by one byte more, or added by one byte less."""
         return -self.loss / self.bytes if self.bytes else None
 
 
@@ -52,9 +53,9 @@ class Explanation:
 
 
 def explain(problem: Problem, solution: Solution, group: str) -> Explanation:
-    """What the next better and the next worse option of `group` would change.
+    """Explain the option of `group` by the next better and the next worse one.
 
-    Raises `ProblemError` if there is no such group or the solution has no answer.
+    Raises `ProblemError` if there is no such group, or the solution has no answer or is of another problem.
     """
     if solution.picks is None:
         raise ProblemError("there is no answer to explain: the search ended without one")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from solvers.arrays import FloatArray, IntArray
 from solvers.bound import slack_of
-from solvers.problem import FloatArray, IntArray
 from solvers.reduction import Reduced
 
 __all__ = ["polish", "repair"]
@@ -43,7 +43,7 @@ def polish(problem: Reduced, choice: IntArray, prices: FloatArray) -> IntArray:
 
 
 def repair(problem: Reduced, choice: IntArray, steps: int = 10_000) -> IntArray | None:
-    """Trade loss for weight, cheapest step first, until every limit holds; `None` if that gets stuck.
+    """Trade loss for weight, cheapest step first, until every limit holds; return `None` if that gets stuck.
 
     A step costs its loss divided by the part of the excess that it removes; excess counts
     relative to the capacity, so that limits of different units compare.

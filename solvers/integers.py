@@ -1,4 +1,4 @@
-"""The core as integers, for the solvers that want them (CP-SAT, MIP).
+"""Express the core in integers, for the solvers that want them (CP-SAT, MIP).
 
 Weights are shifted to the least of each group and divided by their greatest common divisor. Losses are scaled once, by
 a power of two that is kept, and rounded down: sums of them are lower bounds, off by less than one unit a group.
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from solvers.arrays import FloatArray
 from solvers.core import Core
-from solvers.problem import FloatArray
 
 __all__ = ["Integers", "integers"]
 
@@ -30,12 +30,12 @@ class Integers:
     scale: float
 
     def excess(self, units: float) -> float:
-        """The least excess over the core's bound if the sum of `losses` is at least `units`."""
+        """Return the least excess over the core's bound if the sum of `losses` is at least `units`."""
         return self.base + self.scale * units * (1.0 - 2.0**-50)
 
 
 def integers(core: Core, losses: FloatArray) -> Integers:
-    """The core in integers. `losses` are the reduced problem's."""
+    """Return the core in integers. `losses` [options] are the reduced problem's."""
     weights, capacities = [], []
     for i, slack in enumerate(core.slack.tolist()):
         rows = [[int(w) - int(item.weight[i].min()) for w in item.weight[i]] for item in core.groups]

@@ -1,28 +1,24 @@
-"""The core by a mixed-integer linear program (SCIP, through ortools): a second opinion.
+"""Solve the core by mixed-integer linear programming (SCIP, through ortools): a second opinion.
 
-It computes in floats with tolerances, so what it says is not taken on trust: the caller checks the choice, and the
+SCIP computes in floats with tolerances, so its results are not taken on trust: the caller checks the choice, and the
 bound is lowered by a margin.
 """
 
 from __future__ import annotations
 
-from solvers.core import Core
 from solvers.integers import integers
-from solvers.problem import FloatArray
-from solvers.search import Found
+from solvers.task import Found, Task
 
 __all__ = ["milp"]
 
 MARGIN = 1e-7  # of the core's range of losses: a hundred times SCIP's dual tolerance
 
 
-def milp(
-    core: Core, losses: FloatArray, hint: dict[int, int], seconds: float, gap: float, seed: int, threads: int
-) -> Found:
-    """Minimize the core's loss; arguments as in `cp_sat`. Infeasibility found here is not taken as proven."""
+def milp(task: Task) -> Found:
+    """Minimize the core's loss. Infeasibility found here is not taken as proven."""
     from ortools.linear_solver.python import model_builder
 
-    exact = integers(core, losses)
+    core, exact = task.core, integers(task.core, task.losses)
     span = max(sum(max(row) for row in exact.losses), 1)
     # Not pywraplp: it keeps coefficients by address, so that the order of sums changes from run to run
     model, solver = model_builder.Model(), model_builder.Solver("SCIP")
@@ -33,16 +29,16 @@ def milp(
     for item, row in zip(core.groups, picks, strict=True):
         model.add(model_builder.LinearExpr.sum(row) == 1)
         for option, variable in zip(item.options.tolist(), row, strict=True):
-            model.add_hint(variable, float(hint.get(item.group) == option))
+            model.add_hint(variable, float(task.hint.get(item.group) == option))
     for rows, capacity in zip(exact.weights, exact.capacities, strict=True):
         unit = float(max(capacity, 1))
         shares = [w / unit for row in rows for w in row]
         model.add(model_builder.LinearExpr.weighted_sum(flat, shares) <= capacity / unit)
     model.minimize(model_builder.LinearExpr.weighted_sum(flat, [u / span for row in exact.losses for u in row]))
-    solver.set_time_limit_in_seconds(max(1e-3, min(seconds, 1e6)))
+    solver.set_time_limit_in_seconds(max(1e-3, min(task.seconds, 1e6)))
     solver.set_solver_specific_parameters(
-        f"randomization/randomseedshift = {seed % 2**31}\nparallel/maxnthreads = {threads}\n"
-        f"limits/absgap = {gap / exact.scale / span!r}\nlimits/gap = 0"
+        f"randomization/randomseedshift = {task.seed % 2**31}\nparallel/maxnthreads = {task.threads}\n"
+        f"limits/absgap = {task.gap / exact.scale / span!r}\nlimits/gap = 0"
     )
     if solver.solve(model) not in (model_builder.SolveStatus.OPTIMAL, model_builder.SolveStatus.FEASIBLE):
         return Found(None, 0.0, False)

@@ -1,7 +1,7 @@
-"""A smaller problem with the same best answers: limits that always hold and dominated options are dropped.
+"""Reduce a problem to one with the same best answers, without limits that always hold and dominated options.
 
-Weights are counted from the least weight that each group has in that limit, and capacities lose
-what those sum to: all that remains is the choice, and sums of weights are as small as they can be.
+Weights are counted from the least weight of each group in that limit, and capacities are lowered by the sum of
+those, so that sums of weights are as small as they can be.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers.problem import LARGEST_TOTAL, FloatArray, IntArray, Problem, exact_sum
+from solvers.arrays import LARGEST_TOTAL, FloatArray, IntArray, exact_sum
+from solvers.problem import Problem
 
 __all__ = ["Reduced", "ragged_argmin", "reduce", "reduce_under", "starts_of"]
 
@@ -35,22 +36,22 @@ class Reduced:
 
     @property
     def starts(self) -> IntArray:
-        """Where each group starts."""
+        """Index of the first option of each group [groups]."""
         return self.offsets[:-1]
 
     @property
     def group(self) -> IntArray:
-        """[options] the group of each option."""
+        """The group of each option [options]."""
         return np.repeat(np.arange(self.starts.size), np.diff(self.offsets))
 
 
 def starts_of(counts: IntArray) -> IntArray:
-    """Offsets [groups + 1] from the numbers of options."""
+    """Return offsets [groups + 1] from the numbers of options."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
 def reduce(problem: Problem) -> Reduced | None:
-    """Drop what cannot matter. `None` if some limit is below the least that its groups can weigh."""
+    """Drop what cannot matter. Return `None` if some limit is below the least total weight of its groups."""
     offsets, starts = problem.offsets, problem.offsets[:-1]
     group = np.repeat(np.arange(len(problem)), np.diff(offsets))
     rows, capacities, limits = [], [], []
@@ -80,10 +81,10 @@ def reduce_under(problem: Problem, weights: IntArray, capacities: IntArray, limi
 
 
 def _undominated(offsets: IntArray, losses: FloatArray, weights: IntArray) -> IntArray:
-    """Flat indices of the options that no other of their group equals or betters in every weight and in loss.
+    """Return flat indices of the options that no other of their group equals or betters in every weight and in loss.
 
-    By group, then by weight, then by loss. Groups of like size are padded to one matrix [groups, options]: sorting
-    many short rows is several times faster than one long sort.
+    Sorted by group, then by weight, then by loss. Groups of like size are padded to one matrix [groups, options]:
+    sorting many short rows is several times faster than one long sort.
     """
     counts = np.diff(offsets)
     classes = np.ceil(np.log2(np.maximum(counts, 1))).astype(np.int64)
@@ -111,7 +112,7 @@ def _undominated(offsets: IntArray, losses: FloatArray, weights: IntArray) -> In
 
 
 def _not_after_better(loss: FloatArray, rows: list[IntArray]) -> NDArray[np.bool_]:
-    """[groups, options], sorted by `rows` and then by `loss`: where no earlier option is as good in everything."""
+    """Mark options [groups, options] that no earlier one equals in everything, sorted by `rows` and then by `loss`."""
     keep = np.ones(loss.shape, bool)
     if len(rows) <= 1:
         best = np.minimum.accumulate(loss, axis=1)
@@ -126,7 +127,7 @@ def _not_after_better(loss: FloatArray, rows: list[IntArray]) -> NDArray[np.bool
 
 
 def ragged_argmin(values: FloatArray, offsets: IntArray) -> IntArray:
-    """[groups] the flat index of the first least value of each group."""
+    """Return the flat index [groups] of the first least value of each group."""
     least = np.repeat(np.minimum.reduceat(values, offsets[:-1]), np.diff(offsets))
     hits = np.flatnonzero(values == least)
     return hits[np.searchsorted(hits, offsets[:-1])]

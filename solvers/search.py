@@ -1,7 +1,7 @@
 """Dynamic programming over the core: exact while it fits, a beam with a valid bound when it does not.
 
-A state says what the choices in the groups so far cost in reduced cost, and what slack they leave if all groups to
-come keep the bound's choice. States are dropped for one of three reasons: another is as good in slack and in
+A state is the reduced cost of the choices in the groups so far, and the slack that they leave if all groups to come
+keep the bound's choice. States are dropped for one of three reasons: another is as good in slack and in
 loss; what any completion costs at least (`completion`) is not below the best known; or there are more than
 `width`. Only the last loses anything, and the least bound of all states lost that way bounds what was not searched.
 """
@@ -14,25 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from solvers.arrays import FloatArray, IntArray
 from solvers.completion import Completion
 from solvers.core import Core
-from solvers.problem import FloatArray, IntArray
+from solvers.task import Found
 
-__all__ = ["Found", "search"]
+__all__ = ["search"]
 
 NEIGHBOURS = 24  # with several limits a state is compared with so many before it
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """`choice`: flat index by group for the core's groups, or `None` if nothing below the threshold was met.
-
-    `proven`: no choice exceeds the core's bound by less. `complete`: nothing was lost to the width or the time.
-    """
-
-    choice: dict[int, int] | None
-    proven: float
-    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +33,7 @@ class _Step:
 
 
 def search(core: Core, room: float, width: int, deadline: float) -> Found:
-    """The cheapest choice with an excess below `room` over the core's bound, unless `width` or the time runs out."""
+    """Find the cheapest choice with an excess below `room` over the core's bound, unless `width` or time runs out."""
     completion = Completion(core)
     prices = core.bound.prices
     cost, slack = np.zeros(1), core.slack[:, None].copy()
@@ -78,7 +67,7 @@ def search(core: Core, room: float, width: int, deadline: float) -> Found:
 def _best(
     cost: FloatArray, slack: IntArray, prices: FloatArray, best: float, where: tuple[int, int], stage: int
 ) -> tuple[float, tuple[int, int]]:
-    """The best of `best` and of the states that are feasible as they stand, the rest at the bound's choice."""
+    """Return the better of `best` and the best state that is feasible as it stands, the rest at the bound's choice."""
     fits = np.flatnonzero((slack >= 0).all(axis=0))
     if fits.size:
         excess = cost[fits] + prices @ slack[:, fits]
@@ -89,7 +78,7 @@ def _best(
 
 
 def _undominated(cost: FloatArray, slack: IntArray, prices: FloatArray, usable: IntArray) -> IntArray:
-    """Indices of the states that no other equals or betters in slack and loss, ordered by slack.
+    """Return indices of the states that no other equals or betters in slack and loss, ordered by slack.
 
     Slack beyond what is `usable` does not count, so limits whose groups are all decided drop out. With one limit left
     all dominated states go; with several those that one of their neighbours in order dominates.
@@ -114,7 +103,7 @@ def _undominated(cost: FloatArray, slack: IntArray, prices: FloatArray, usable: 
 
 
 def _spread(least: FloatArray, width: int) -> IntArray:
-    """`width` of the states, in their order: half of them those with the least bound, half the best of neighbours."""
+    """Return `width` of the states, in their order: half of them with the least bound, half the best of neighbours."""
     order = np.argsort(least, kind="stable")
     first, rest = order[: width // 2], np.sort(order[width // 2 :])
     chunk = np.arange(rest.size) * (width - width // 2) // rest.size

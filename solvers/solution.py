@@ -1,4 +1,4 @@
-"""What a solver answers."""
+"""The answer of a solver, and its status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Solution", "Status", "Usage", "relative_gap"]
 
 
 class Status(StrEnum):
-    """Why the search ended. Whether there is an answer is another fact: `Solution.picks`."""
+    """The reason why the search ended. Whether there is an answer is another fact: `Solution.picks`."""
 
     OPTIMAL = "optimal"  # nothing is better, up to the rounding of one sum of floats
     WITHIN_GAP = "within gap"  # nothing is better by more than the gap that was asked for
@@ -20,7 +20,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """One limit at the answer, in the units of its capacity. `price`: what one unit more would save in loss."""
+    """One limit at the answer, in the units of its capacity. `price`: the loss that one unit more would save."""
 
     name: str
     capacity: int | Fraction
@@ -29,7 +29,7 @@ class Usage:
 
     @property
     def slack(self) -> int | Fraction:
-        """What is left of the capacity, at least 0."""
+        """The unused part of the capacity, at least 0."""
         return self.capacity - self.used
 
 
@@ -39,7 +39,7 @@ class Solution:
 
     `picks[g]` is the index of group g's option, `None` if no answer was found in time. `loss` is the sum of the losses,
     correctly rounded (infinite without an answer); no answer whatever has less than `bound`. `bytes` is the sum of
-    the options' bytes. `usage` is one entry a limit. `method` is what found the answer, `seconds` the time.
+    the options' bytes. `usage` is one entry a limit. `method` found the answer, in `seconds`.
     """
 
     picks: tuple[int, ...] | None
@@ -53,7 +53,7 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """How much of the loss might still be saved at the very most, as a share: (loss - bound) / loss."""
+        """The share of the loss that might still be saved at most: (loss - bound) / loss."""
         return relative_gap(self.loss, self.bound)
 
     @property
@@ -63,7 +63,7 @@ class Solution:
 
 
 def relative_gap(loss: float, bound: float) -> float:
-    """(loss - bound) / loss; 0 for a loss of 0, 1 without an answer."""
+    """Return (loss - bound) / loss; 0 for a loss of 0, 1 without an answer."""
     if loss == float("inf"):
         return 1.0
     return max(0.0, (loss - bound) / loss) if loss > 0.0 else 0.0

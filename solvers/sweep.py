@@ -1,4 +1,4 @@
-"""The whole trade of weight for loss: the lower convex hull in one sweep, exact points on request."""
+"""The trade-off of weight against loss: the lower convex hull in one sweep, exact points on request."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from solvers.arrays import FloatArray, IntArray, exact_sum
 from solvers.driver import solve
 from solvers.dual import Segments, hull_segments
 from solvers.errors import ProblemError
-from solvers.problem import FloatArray, IntArray, Problem, exact_sum
+from solvers.problem import Problem
 from solvers.reduction import Reduced, reduce_under
 from solvers.solution import Solution
 
@@ -23,9 +24,9 @@ class Frontier:
     """Corners of the lower convex hull of (weight in `limit`, loss) over all choices, the lightest first.
 
     `weights` int[corners] is in the units of the limit times `scale`, and rises; `losses` [corners] falls, and
-    `prices` [corners - 1], what a unit saves on the way to the next corner, does not rise. No choice lies below the
-    line through the corners, and each corner is itself the best choice for its weight. Other limits are not looked
-    at: under them the corners are bounds, and `exact` tells what can be had.
+    `prices` [corners - 1], the loss saved by a unit on the way to the next corner, does not rise. No choice lies below
+    the line through the corners, and each corner is itself the best choice for its weight. Other limits are not looked
+    at: under them the corners are bounds, and `exact` finds the answer.
     """
 
     limit: str
@@ -41,7 +42,7 @@ class Frontier:
         return self.weights.size
 
     def picks(self, corner: int) -> tuple[int, ...]:
-        """The choice at a corner: one option index a group."""
+        """Return the choice at a corner: one option index a group. Raises `ProblemError` if there is no such corner."""
         if not -len(self) <= corner < len(self):
             raise ProblemError(f"there is no corner {corner}: the frontier has {len(self)}")
         count = corner % len(self)
@@ -50,14 +51,14 @@ class Frontier:
         return tuple((self._reduced.origin[choice] - self._problem.offsets[:-1]).tolist())
 
     def corner(self, capacity: int | Fraction) -> int:
-        """The last corner that weighs at most `capacity`."""
+        """Return the last corner that weighs at most `capacity`. Raises `ProblemError` if the first weighs more."""
         found = int(np.searchsorted(self.weights, int(capacity * self.scale), "right")) - 1
         if found < 0:
             raise ProblemError(f"{capacity} is below the least possible weight, {self.weights[0] / self.scale:.15g}")
         return found
 
     def exact(self, capacity: int | Fraction, **options: Any) -> Solution:
-        """`solve` with this capacity; all limits count. `options` as for `solve`."""
+        """Solve with this capacity under all limits. `options` and errors as for `solve`."""
         return solve(self._problem.with_capacity(self.limit, capacity), **options)
 
 

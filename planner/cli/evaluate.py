@@ -91,7 +91,7 @@ def evaluate(
 
 
 class _Run:
-    """The files, and what is known of them so far."""
+    """The files, and their results so far."""
 
     def __init__(self, base: Path, quants: Sequence[Path], threads: int, gpu_layers: int, *, as_json: bool) -> None:
         from planner.report.evaluation import Evaluated, model_size
@@ -106,7 +106,7 @@ class _Run:
         self._threads, self._gpu_layers, self._as_json = threads, gpu_layers, as_json
 
     def results(self) -> str:
-        """What is to be printed of the files that are finished; empty where none is."""
+        """Return the text to print of the files that are finished; empty where none is."""
         from planner.report.evaluation import evaluation_facts, evaluation_text
 
         done = [file for file in self.files if file.ppl or file.scores]
@@ -120,7 +120,7 @@ class _Run:
     def check(
         self, text: Path | None, about_text: Mapping[str, object], questions: Mapping[Kind, Path], tasks: int | None
     ) -> None:
-        """Refuse what does not go together."""
+        """Raise UsageError for options that do not go together."""
         if self.base_is_file:
             for option in ("--text", "--chunks", "--kl-divergence-base", *(() if questions else ("--ctx",))):
                 if about_text[option] is not None:
@@ -137,7 +137,7 @@ class _Run:
             raise UsageError("--tasks goes with a file of tasks.", "Give one: --multiple-choice, --hellaswag, …")
 
     def ready(self, text: Path | None, ctx: int | None) -> int:
-        """Ask of all models what can be asked before one runs; returns how many tokens a window has."""
+        """Check all models before one runs; returns how many tokens a window has. Raises as `check_runs`."""
         from planner.gguf import open_model
         from planner.llama.evaluate.baseline import Baseline
         from planner.llama.text import window_length
@@ -156,7 +156,7 @@ class _Run:
     def text(
         self, text: Path | None, context: int, chunks: int | None, base_file: Path | None, state: Path | None
     ) -> None:
-        """Perplexity of the original, and every other file's divergence from it, which `state` remembers."""
+        """Find the original's perplexity, and every other file's divergence from it, which `state` remembers."""
         from planner.llama.evaluate.compare import base_nll, diverge
         from planner.llama.evaluate.statistics import perplexity, statistics
         from planner.llama.passes.calibrate import remember
@@ -179,7 +179,7 @@ class _Run:
                 self._finish(self.finished + 1)
 
     def tasks(self, files: Mapping[Kind, Path], count: int | None, context: int) -> None:
-        """Scores of all models."""
+        """Score all models."""
         from planner.llama.evaluate.taskfiles import READERS, select
 
         chosen = {kind: select(kind, READERS[kind](path), count) for kind, path in files.items()}
@@ -194,11 +194,15 @@ class _Run:
         note("result", self.results())
 
     def _score(self, file: Evaluated, chosen: Mapping[Kind, Sequence[Task]], context: int) -> None:
+        from planner.llama.branches import BranchedEngine
         from planner.llama.evaluate.tasks import branches_for, run_tasks
 
         assert file.size is not None
         branches = max(map(branches_for, chosen.values()))
-        with self._engine(file.size.path, context=max(context, branches), branches=branches) as engine:
+        with BranchedEngine(
+            file.size.path, context=max(context, branches), branches=branches, threads=self._threads,
+            gpu_layers=self._gpu_layers,
+        ) as engine:  # fmt: skip
             for kind, tasks in chosen.items():
                 what = f"{file.size.path.name} {kind}"
                 with progress_bar("tasks") as advance:
@@ -227,7 +231,7 @@ class _Run:
         self.hint = f"The original's log-probabilities are kept in {path}."
         return found
 
-    def _engine(self, path: Path, *, context: int, branches: int = 0) -> Engine:
+    def _engine(self, path: Path, *, context: int) -> Engine:
         from planner.llama.engine import Engine
 
-        return Engine(path, context=context, threads=self._threads, gpu_layers=self._gpu_layers, branches=branches)
+        return Engine(path, context=context, threads=self._threads, gpu_layers=self._gpu_layers)

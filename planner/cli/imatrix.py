@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from planner.cli.options import gpu_option, threads_option
+from planner.cli.options import LiteralChoice, gpu_option, threads_option
 from planner.cli.progress import progress_bar
 from planner.cli.running import check_runs
 from planner.errors import ImatrixError, Interrupted, UsageError
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from planner.llama.collect.run import Request
 
 __all__ = ["imatrix"]
+
+Encoding = Literal["gguf", "dat"]
 
 _paths = click.Path(path_type=Path)
 
@@ -43,7 +45,7 @@ _paths = click.Path(path_type=Path)
 @click.option("-o", "--output", type=_paths, default=Path("imatrix.gguf"), show_default=True)
 @click.option(
     "--output-format",
-    type=click.Choice(["gguf", "dat"]),
+    type=LiteralChoice(Encoding),
     default="gguf",
     show_default=True,
     help="dat: the legacy format, without sums of activations.",
@@ -63,7 +65,7 @@ def imatrix(
     chats: tuple[Path, ...],
     merged: tuple[Path, ...],
     output: Path,
-    output_format: str,
+    output_format: Encoding,
     ctx: int | None,
     chunks: int | None,
     process_output: bool,
@@ -123,7 +125,7 @@ def _check_model(file: Imatrix, model: Model) -> None:
         )
 
 
-def _read(request: Request, output_format: str, inputs: list[Path]) -> None:
+def _read(request: Request, output_format: Encoding, inputs: list[Path]) -> None:
     from planner.llama.collect.run import Gathering
 
     check_runs([request.model.path], context=request.context, gpu_layers=request.gpu_layers, predicts=False)
@@ -152,7 +154,7 @@ def _merge(files: list[Imatrix], ctx: int | None) -> Sums:
 
 
 def _finish(
-    sums: Sums, model: Model | None, output: Path, output_format: str, inputs: list[Path], *, force: bool
+    sums: Sums, model: Model | None, output: Path, output_format: Encoding, inputs: list[Path], *, force: bool
 ) -> None:
     """Write the file, show what is in it, and what to do with it."""
     from planner.gguf import read_imatrix

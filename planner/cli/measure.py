@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack, cast
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +11,7 @@ from planner.cli.messages import tell_unseen, wrapped
 from planner.cli.options import Measuring, family_option, measuring_options, open_sources
 from planner.cli.progress import progress_bar
 from planner.errors import Interrupted
+from planner.terms import FamilyName
 from planner.text import command, plain
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from planner.cli.options import Sources
     from planner.formats.ggml import Format
-    from planner.formats.registry import FamilyName
 
 __all__ = ["measure", "run_campaign"]
 
@@ -27,7 +27,7 @@ __all__ = ["measure", "run_campaign"]
 @click.argument("model", type=click.Path(path_type=Path))
 @family_option
 @measuring_options
-def measure(model: Path, family: str, **measuring: Unpack[Measuring]) -> None:
+def measure(model: Path, family: FamilyName, measuring: Measuring) -> None:
     """Measure how wrong every tensor of MODEL becomes in every format.
 
     Rows of each tensor are sampled, quantized with the family's own kernels and compared, weighted by the imatrix.
@@ -35,8 +35,8 @@ def measure(model: Path, family: str, **measuring: Unpack[Measuring]) -> None:
     """
     from planner.formats.registry import family_named
 
-    chosen = family_named(cast("FamilyName", family))
-    formats = chosen.choose(measuring["types"] or "all")
+    chosen = family_named(family)
+    formats = chosen.choose(measuring.types or "all")
     with open_sources(model, measuring) as sources:
         done, fresh = run_campaign(sources, formats, {}, measuring, family=chosen.name)
         click.echo(f"{done} measurements in {sources.state}, {fresh} of them new.")
@@ -51,7 +51,10 @@ def run_campaign(
     *,
     family: FamilyName = "gguf",
 ) -> tuple[int, int]:
-    """Measure what is missing, with a progress bar; returns how many measurements there are and how many are new."""
+    """Measure what is missing, with a progress bar; returns how many measurements there are and how many are new.
+
+    Raises Interrupted, and what `Campaign` raises.
+    """
     from planner.measure import Settings
     from planner.measure.campaign import Campaign
 
@@ -64,10 +67,10 @@ def run_campaign(
             f"  {command('planner', 'imatrix', sources.model.path, '--text', 'FILE')}",
             err=True,
         )
-    settings = Settings(measuring["seed"], measuring["tolerance"])
+    settings = Settings(measuring.seed, measuring.tolerance)
     campaign = Campaign(
         sources.model, sources.imatrix, sources.store, formats, settings, family=family, pinned=pinned,
-        allow_requantize=measuring["allow_requantize"],
+        allow_requantize=measuring.allow_requantize,
     )  # fmt: skip
     if sources.imatrix is not None:
         tell_unseen(sources.imatrix, sources.model.by_name)
@@ -76,7 +79,7 @@ def run_campaign(
     done = total = fresh = 0
     try:
         with progress_bar("measurements") as advance:
-            for step in campaign.run(measuring["threads"]):
+            for step in campaign.run(measuring.threads):
                 done, total, fresh = step.done, step.total, step.fresh
                 advance(step.what, done, total)
     except KeyboardInterrupt:

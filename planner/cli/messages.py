@@ -1,4 +1,4 @@
-"""Errors as messages: what, where, what next."""
+"""Turn errors into messages: what, where, what next."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SPACE = "\0"  # where no line may end; `plain` leaves none
 
 
 def wrapped(text: str) -> str:
-    """Text at 80 columns; commands, paths and patterns are not broken."""
+    """Wrap text at 80 columns; commands, paths and patterns are not broken."""
     whole = _COMMAND.sub(lambda found: found[0].replace(" ", _SPACE), text)
     lines = (
         textwrap.wrap(line, 80, break_long_words=False, break_on_hyphens=False) or [""] for line in whole.splitlines()
@@ -50,7 +50,7 @@ def tell_unseen(imatrix: Imatrix, names: Iterable[str], *, written: bool = False
 
 
 def explain(error: Exception) -> tuple[int, str]:
-    """Exit status and message of an error, whatever it is."""
+    """Return exit status and message of an error, whatever it is."""
     from solvers import ProblemError
     from state import StateError
 
@@ -73,7 +73,7 @@ def explain(error: Exception) -> tuple[int, str]:
 
 
 def _refused(error: OSError) -> tuple[str, str]:
-    """Problem and remedy of what the system refused, wherever it did."""
+    """Return problem and remedy of an error of the system."""
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in _WRITING:
         what, remedy = refusal(error)

@@ -1,35 +1,44 @@
-"""Options that several commands share, and what they mean."""
+"""Options that several commands share, and the files that they name."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from planner.errors import ImatrixError, StateFileError, UsageError
+from planner.terms import FamilyName
 
 if TYPE_CHECKING:
     from planner.gguf import Imatrix, Model
     from state import Store
 
+    _Choice = click.Choice[str]
+else:
+    _Choice = click.Choice  # not generic before click 8.2
+
 __all__ = [
+    "LiteralChoice",
     "Measuring",
     "Sources",
     "family_option",
     "find_state",
     "gpu_option",
+    "grouped",
     "measuring_options",
     "only_state",
     "open_sources",
     "threads_option",
 ]
 
-F = TypeVar("F", bound=Callable[..., Any])
+Command = Callable[..., Any]
 
 threads_option = click.option(
     "-t", "--threads", type=click.IntRange(min=1), default=lambda: os.cpu_count() or 1, show_default="all cores",
@@ -38,15 +47,42 @@ threads_option = click.option(
 gpu_option = click.option(
     "-ngl", "--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1: all."
 )
-# As in planner.formats.registry, which would be slow to import for --help; a test compares
+
+
+class LiteralChoice(_Choice):
+    """One of the values of a `Literal`: parameters can be declared as of that type."""
+
+    def __init__(self, literal: object) -> None:
+        super().__init__(get_args(literal))
+
+
 family_option = click.option(
-    "--family", type=click.Choice(["gguf", "mlx"]), default="gguf", show_default=True,
+    "--family", type=LiteralChoice(FamilyName), default="gguf", show_default=True,
     help="Whose types: ggml's, or those of MLX (mlx_q4_g64 ..., and the sets all, g32, g64, g128).",
 )  # fmt: skip
 
 
-class Measuring(TypedDict):
-    """Arguments that `measuring_options` adds to a command."""
+def grouped(name: str, kind: type[Any], *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return a decorator that adds options to a command; it gets their values as one argument called `name`: a
+    dataclass, `kind`, with a field for each of them."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def collected(**arguments: Any) -> Any:
+            values = {field.name: arguments.pop(field.name) for field in dataclasses.fields(kind)}
+            return command(**arguments, **{name: kind(**values)})
+
+        wrapped: Command = collected
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Values of `measuring_options`."""
 
     imatrix: Path | None
     no_imatrix: bool
@@ -58,31 +94,28 @@ class Measuring(TypedDict):
     threads: int
 
 
-def measuring_options(command: F) -> F:
-    """Add all options of `measure`, which `solve` has too."""
-    for option in reversed(
-        (
-            click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, GGUF or legacy .dat."),
-            click.option("--no-imatrix", is_flag=True, help="Do without one, although the state was made with one."),
-            click.option(
-                "--state", type=click.Path(path_type=Path), help="State file.  [default: MODEL's name, .planner, here]"
-            ),
-            click.option(
-                "--types",
-                help="Types to choose from: names, and the sets all, k, iq, legacy, cpu-repack; -NAME takes one out.  "
-                "[default: all]",
-            ),
-            click.option("--seed", type=int, default=0, show_default=True, help="Seed of the row sample."),
-            click.option(
-                "--tolerance", type=click.FloatRange(0, 1, min_open=True), default=0.05, show_default=True,
-                help="Sample rows until the standard error is this share of the error.",
-            ),
-            click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already."),
-            threads_option,
-        )
-    ):  # fmt: skip
-        command = option(command)
-    return command
+# All that `measure` takes besides the model; other commands that measure take it too
+measuring_options = grouped(
+    "measuring",
+    Measuring,
+    click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, GGUF or legacy .dat."),
+    click.option("--no-imatrix", is_flag=True, help="Do without one, although the state was made with one."),
+    click.option(
+        "--state", type=click.Path(path_type=Path), help="State file.  [default: MODEL's name, .planner, here]"
+    ),
+    click.option(
+        "--types",
+        help="Types to choose from: names, and the sets all, k, iq, legacy, cpu-repack; -NAME takes one out.  "
+        "[default: all]",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the row sample."),
+    click.option(
+        "--tolerance", type=click.FloatRange(0, 1, min_open=True), default=0.05, show_default=True,
+        help="Sample rows until the standard error is this share of the error.",
+    ),
+    click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already."),
+    threads_option,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,8 +129,10 @@ class Sources:
 
 
 def find_state(state: Path | None, model: Path | None = None) -> Path:
-    """Return the state file meant: as given; or named after the model; or the only one in this directory. Raises
-    UsageError where there are several, StateFileError where there is none."""
+    """Return the state file that is meant: as given; or named after the model; or the only one in this directory.
+
+    Raises UsageError if there are several, StateFileError if there is none.
+    """
     if state is not None:
         return state
     if model is not None:
@@ -128,14 +163,17 @@ def _states_here() -> list[Path]:
 
 @contextlib.contextmanager
 def open_sources(model: Path, measuring: Measuring) -> Iterator[Sources]:
-    """Open model, imatrix and state. Without --imatrix, the one that the state was made with is taken again."""
+    """Open model, imatrix and state. Without --imatrix, the one that the state was made with is used again.
+
+    Raises UsageError, ImatrixError, ModelError, and StateError for files that cannot be used.
+    """
     from planner.gguf import open_model, read_imatrix
     from state import Store
 
-    imatrix, no_imatrix = measuring["imatrix"], measuring["no_imatrix"]
+    imatrix, no_imatrix = measuring.imatrix, measuring.no_imatrix
     if imatrix is not None and no_imatrix:
         raise UsageError("--imatrix and --no-imatrix exclude each other.", "Give one of them.")
-    path = find_state(measuring["state"], model)
+    path = find_state(measuring.state, model)
     with open_model(model) as opened, Store.open(path, create=True) as store:
         known = store.inventory()
         chosen = read_imatrix(imatrix) if imatrix is not None else None

@@ -1,4 +1,4 @@
-"""Progress on stderr, where that is a terminal; silence in pipes and tests."""
+"""Progress bars on stderr if it is a terminal; none in pipes and tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Advance = Callable[[str, float, float], None]
 
 @contextlib.contextmanager
 def progress_bar(unit: str) -> Iterator[Advance]:
-    """A function of (what, done, total) that draws a bar with rate and time left."""
+    """Yield a function of (what, done, total) that draws a bar with rate and time left."""
     if not sys.stderr.isatty():
         yield lambda what, done, total: None
         return

@@ -1,4 +1,4 @@
-"""What is asked of models before anything is done with them that ends in a run."""
+"""Check models before work that ends in running them."""
 
 from __future__ import annotations
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack, cast
+from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import Measuring, gpu_option, measuring_options, open_sources
+from planner.cli.options import LiteralChoice, Measuring, gpu_option, measuring_options, open_sources
 from planner.cli.progress import progress_bar
 from planner.cli.running import check_runs
 from planner.errors import Interrupted, UsageError
+from planner.terms import Design
 from planner.text import command
 
 if TYPE_CHECKING:
     from planner.cli.options import Sources
     from planner.llama.passes.trials import Trial, Trials
-    from planner.sensitivity import Design
 
 __all__ = ["sensitivity"]
 
@@ -30,7 +30,7 @@ _AFFORDABLE = 512  # passes: with more tensors, blocks and roles are measured as
 @click.option("--text", required=True, type=click.Path(path_type=Path), help="Text to run, such as the imatrix's.")
 @click.option(
     "--design",
-    type=click.Choice(["per-tensor", "factored"]),
+    type=LiteralChoice(Design),
     help=f"Every tensor alone, or blocks and roles as wholes.  [default: per-tensor up to {_AFFORDABLE} tensors]",
 )
 @click.option("--passes", type=click.IntRange(min=1), help="So many passes instead, where they tell most.")
@@ -56,8 +56,8 @@ _AFFORDABLE = 512  # passes: with more tensors, blocks and roles are measured as
 @gpu_option
 @measuring_options
 def sensitivity(
-    model: Path, text: Path, design: str | None, passes: int | None, tokens: int, repeat: int, ctx: int | None,
-    calibrate: bool, gpu_layers: int, **measuring: Unpack[Measuring],
+    model: Path, text: Path, design: Design | None, passes: int | None, tokens: int, repeat: int, ctx: int | None,
+    calibrate: bool, gpu_layers: int, measuring: Measuring,
 ) -> None:  # fmt: skip
     """Measure how much the predictions of MODEL suffer from errors of each of its tensors.
 
@@ -77,9 +77,9 @@ def sensitivity(
     with open_sources(model, measuring) as sources:
         context = ctx or window_length(sources.model)
         check_runs([model], context=context, gpu_layers=gpu_layers)
-        run_campaign(sources, select_formats(measuring["types"] or "all"), {}, measuring)
-        trials = plan_trials(sources.store, cast("Design | None", design), passes, affordable=_AFFORDABLE)
-        threads = measuring["threads"]
+        run_campaign(sources, select_formats(measuring.types or "all"), {}, measuring)
+        trials = plan_trials(sources.store, design, passes, affordable=_AFFORDABLE)
+        threads = measuring.threads
         try:
             with contextlib.ExitStack() as kept:
                 with perturber(
@@ -102,7 +102,7 @@ def sensitivity(
 
 
 def _run(run: Trials, trials: list[Trial], stretch: str) -> None:
-    """Run what is missing, after saying what it will cost."""
+    """Run the missing passes, after saying how long they will take."""
     missing = run.missing(trials)
     done = len(trials) - len(missing)
     with progress_bar("tokens") as advance:

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import textwrap
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING
 
 import click
 
 from planner.cli.options import Measuring, family_option, find_state, gpu_option, measuring_options, open_sources
 from planner.cli.progress import progress_bar
 from planner.cli.running import check_runs
+from planner.cli.solving import (
+    Limits,
+    Polishing,
+    Rules,
+    Solver,
+    limit_options,
+    make_request,
+    polish_options,
+    rule_options,
+    run_on_option,
+    sensitivity_option,
+    solver_options,
+)
 from planner.errors import UsageError
+from planner.terms import FamilyName, RunOn, Source
 from planner.text import plain
 
 if TYPE_CHECKING:
     from planner.cli.options import Sources
     from planner.formats.ggml import Format
-    from planner.formats.registry import FamilyName
     from planner.plan.plan import Plan
-    from planner.plan.request import Request, RunOn
-    from planner.sensitivity import Source
+    from planner.plan.request import Request
 
 __all__ = ["solve"]
 
@@ -34,114 +44,61 @@ _OPTIMAL = 1e-9  # what the rounding of sums leaves of a gap
 
 @click.command()
 @click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option("--budget", metavar="SIZE", help="Size of the file on disk: 23.85GB, 22GiB, 900MB, or bytes.")
-@click.option("--bpw", metavar="BITS", help="Bits of tensor data per weight, as llama-quantize counts them.")
-@click.option(
-    "--device",
-    "devices",
-    multiple=True,
-    metavar="NAME:REGEX=SIZE",
-    help="Tensors that go to a device, and what it holds; a tensor belongs to the first device that matches.",
-)
-@click.option("--active-budget", metavar="SIZE", help="Bytes read for one token; of experts, those used count.")
-@click.option("--tie", "ties", multiple=True, metavar="REGEX|fused", help="Tensors of a block that take one type.")
-@click.option("--pin", multiple=True, metavar="REGEX=TYPE", help="Tensors that get this type, whatever it costs.")
-@click.option("--min", "floors", multiple=True, metavar="[REGEX=]TYPE", help="Nothing smaller than this type.")
-@click.option("--max", "caps", multiple=True, metavar="[REGEX=]TYPE", help="Nothing larger than this type.")
-@click.option(
-    "--sensitivity",
-    type=click.Choice(["uniform", "prior", "structure", "structure+prior", "measured"]),
-    help="Where sensitivities come from.  [default: the best that there is]",
-)
+@limit_options
+@rule_options
+@sensitivity_option
 @click.option("--explain", "explained", multiple=True, metavar="TENSOR", help="Say why a tensor has its type.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="recipe.json", show_default=True)
-@click.option("--method", default="auto", show_default=True, help="Solver: auto, lagrangian, dp, cp-sat, milp.")
-@click.option("--gap", type=click.FloatRange(min=0), default=1e-6, show_default=True, help="Stop at this proven gap.")
-@click.option("--time-limit", type=click.FloatRange(min=0), default=10.0, show_default=True, help="Seconds to solve.")
-@click.option(
-    "--polish", metavar="TEXT", type=click.Path(path_type=Path), help="Try exchanges on a text, and keep what helps."
-)
-@click.option(
-    "--polish-passes", type=click.IntRange(min=1), default=50, show_default=True, help="Exchanges to try at the most."
-)
-@click.option(
-    "--run-on",
-    type=click.Choice(["cpu", "gpu"]),
-    default="cpu",
-    show_default=True,
-    help="Where the file will run. A CPU rounds activations to 8 bits, most coarsely for k- and i-quants.",
-)
+@solver_options
+@polish_options
+@run_on_option
 @gpu_option
 @family_option
 @measuring_options
 def solve(
     model: Path | None,
-    budget: str | None,
-    bpw: str | None,
-    devices: tuple[str, ...],
-    active_budget: str | None,
-    ties: tuple[str, ...],
-    pin: tuple[str, ...],
-    floors: tuple[str, ...],
-    caps: tuple[str, ...],
-    sensitivity: str | None,
+    limits: Limits,
+    rules: Rules,
+    sensitivity: Source | None,
     explained: tuple[str, ...],
     output: Path,
-    method: str,
-    gap: float,
-    time_limit: float,
-    polish: Path | None,
-    polish_passes: int,
-    run_on: str,
+    solver: Solver,
+    polishing: Polishing,
+    run_on: RunOn,
     gpu_layers: int,
-    family: str,
-    **measuring: Unpack[Measuring],
+    family: FamilyName,
+    measuring: Measuring,
 ) -> None:
     """Pick a type for every tensor so that the file fits a budget and loses as little as possible.
 
     With MODEL, measures first what is missing. Without, a finished state file in this directory is enough. The
     recipe is proven to be within a gap of the best there is.
     """
-    from planner.formats.registry import family_named
-    from planner.plan.request import Request
-    from planner.plan.rules import parse_rule, parse_tie
     from planner.report import explanation
 
-    kind = cast("FamilyName", family)
-    request = Request(
-        **_limits(budget, bpw, devices, active_budget),
-        family=kind,
-        formats=None if measuring["types"] is None else family_named(kind).choose(measuring["types"]),
-        pins=tuple(parse_rule(text, family=kind) for text in pin),
-        floors=tuple(parse_rule(text, default_pattern="", family=kind) for text in floors),
-        caps=tuple(parse_rule(text, default_pattern="", family=kind) for text in caps),
-        ties=tuple(tie for text in ties for tie in parse_tie(text)),
-        sensitivity=cast("Source | None", sensitivity),
-        run_on=cast("RunOn", run_on),
-        method=method,
-        gap=gap,
-        time_limit=time_limit,
+    request = make_request(
+        limits, rules, solver, family=family, types=measuring.types, sensitivity=sensitivity, run_on=run_on
     )
     if model is None:
-        plan = _plan_from_state(request, measuring, polish)
+        plan = _plan_from_state(request, measuring, polishing)
     else:
-        plan = _plan_with_model(model, request, measuring, output, polish, polish_passes, gpu_layers)
+        plan = _plan_with_model(model, request, measuring, output, polishing, gpu_layers)
     explanations = [explanation(plan, tensor) for tensor in explained]  # first: a wrong name leaves no recipe behind
     _report(plan, output, model)
     for text in explanations:
         click.echo("\n" + plain(text, keep="\n"))
 
 
-def _plan_from_state(request: Request, measuring: Measuring, polish: Path | None) -> Plan:
+def _plan_from_state(request: Request, measuring: Measuring, polishing: Polishing) -> Plan:
     """Plan without the model. Raises UsageError for what would need it."""
     from planner.plan.plan import make_plan
     from state import Store
 
-    if polish is not None:
+    if polishing.polish is not None:
         raise UsageError("--polish runs the model.", "Give MODEL too.")
-    if measuring["imatrix"] is not None:
+    if measuring.imatrix is not None:
         raise UsageError("--imatrix is for measuring, which needs the model.", "Give the model too, or leave it out.")
-    with Store.open(find_state(measuring["state"]), read_only=True) as store:
+    with Store.open(find_state(measuring.state), read_only=True) as store:
         return make_plan(store, request)
 
 
@@ -150,51 +107,24 @@ def _plan_with_model(
     request: Request,
     measuring: Measuring,
     output: Path,
-    polish: Path | None,
-    polish_passes: int,
+    polishing: Polishing,
     gpu_layers: int,
 ) -> Plan:
     """Measure what is missing, plan, and polish on a text where one is given."""
     from planner.formats.registry import family_named
     from planner.plan.plan import make_plan
 
-    if polish is not None and family_named(request.family).exported_to is not None:
+    if polishing.polish is not None and family_named(request.family).exported_to is not None:
         raise UsageError("--polish runs llama.cpp, which has none of MLX's types.", "Leave --polish or --family out.")
     with open_sources(model, measuring) as sources:
-        if polish is not None:
+        if polishing.polish is not None:
             check_runs([model], context=0, gpu_layers=gpu_layers)
         _measure(sources, request, measuring)
         plan = make_plan(sources.store, request)
-        if polish is not None:
-            polishing = _Polishing(polish, polish_passes, output, measuring["threads"], gpu_layers)
-            plan = polishing.run(plan, request, sources)
+        if polishing.polish is not None:
+            polisher = _Polisher(polishing.polish, polishing.polish_passes, output, measuring.threads, gpu_layers)
+            plan = polisher.run(plan, request, sources)
         return plan
-
-
-def _limits(budget: str | None, bpw: str | None, devices: tuple[str, ...], active_budget: str | None) -> dict[str, Any]:
-    """The limits of a request. Raises UsageError."""
-    from planner.plan.rules import parse_device
-    from planner.sizes import parse_size
-
-    limits = {
-        "budget": None if budget is None else parse_size(budget),
-        "bpw": None if bpw is None else _bits(bpw),
-        "devices": tuple(map(parse_device, devices)),
-        "active": None if active_budget is None else parse_size(active_budget),
-    }
-    if budget is not None and bpw is not None:
-        raise UsageError("--budget and --bpw exclude each other.", "Give one of them.")
-    return limits
-
-
-def _bits(text: str) -> Fraction:
-    try:
-        bits = Fraction(text) if re.fullmatch(r"[\d./]{1,40}", text) else Fraction(0)  # no exponents: 1e-999999999
-    except (ValueError, ZeroDivisionError):
-        bits = Fraction(0)
-    if not 0 < bits <= 64:
-        raise UsageError(f"--bpw {text!r} is not a number of bits.", "Give a number such as 4.5.")
-    return bits
 
 
 def _measure(sources: Sources, request: Request, measuring: Measuring) -> None:
@@ -206,13 +136,13 @@ def _measure(sources: Sources, request: Request, measuring: Measuring) -> None:
         for tensor in sources.model.tensors:
             if rule.pattern.search(tensor.name):
                 pinned.setdefault(tensor.name, []).append(rule.format)
-    formats = family_named(request.family).choose(measuring["types"] or "all")
+    formats = family_named(request.family).choose(measuring.types or "all")
     run_campaign(sources, formats, pinned, measuring, family=request.family)
 
 
 @dataclass(frozen=True)
-class _Polishing:
-    """`--polish` and what belongs to it."""
+class _Polisher:
+    """Improves a recipe on a text, and keeps it in `output` as it gets better."""
 
     text: Path
     passes: int
@@ -221,8 +151,8 @@ class _Polishing:
     gpu_layers: int
 
     def run(self, plan: Plan, request: Request, sources: Sources) -> Plan:
-        """The plan with a recipe that was improved on a text. Stopped, it is the recipe as it stands; `output` always
-        has that, in case llama.cpp ends the process."""
+        """Return the plan with a recipe that was improved on a text; if stopped, with the recipe so far, which `output`
+        always has, in case llama.cpp ends the process."""
         from planner.llama.passes.perturb import perturber
         from planner.llama.passes.polish import TOKENS, Polish
         from planner.llama.text import spread_windows, window_length

@@ -1,4 +1,4 @@
-"""What is printed reaches every terminal and pipe, whatever characters that lacks."""
+"""Print to every terminal and pipe, whatever characters its encoding lacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ERRORS, _ASCII = "planner-near", "planner-ascii"
 
 
 def never_fail() -> None:
-    """Let stdout and stderr write what is near, or an escape, for characters that their encoding does not have."""
+    """Let stdout and stderr replace characters that their encoding lacks by similar ones, or escapes."""
     codecs.register_error(_ERRORS, _near)
     codecs.register(_ascii)
     for stream in (sys.stdout, sys.stderr):
@@ -28,7 +28,7 @@ def never_fail() -> None:
 
 
 def finish() -> None:
-    """Flush what was printed; what cannot be written any more was complained about already."""
+    """Flush stdout and stderr, ignoring errors that were reported already."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # closed by whoever started us
             with contextlib.suppress(OSError, ValueError):
@@ -45,7 +45,7 @@ def _near(problem: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _ascii(name: str) -> codecs.CodecInfo | None:
-    """ASCII under a name of our own."""
+    """Look up ASCII under a name of our own."""
     if name.replace("_", "-") != _ASCII:
         return None
     own = codecs.lookup("ascii")

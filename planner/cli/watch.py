@@ -1,4 +1,4 @@
-"""Commands that run llama.cpp, in a child process: where C code crashes, the parent says so in one message.
+"""Run commands that use llama.cpp in a child process: where C code crashes, the parent says so in one message.
 
 The child shares the terminal, standard input and output, and does all the work. The parent passes signals on to it and
 waits. If the parent dies first, the child does not outlive it.
@@ -32,7 +32,7 @@ _SHOW_CURSOR = "\r\x1b[2K\x1b[?25h"  # a progress bar hides it
 
 
 def needs_watch(arguments: Sequence[str]) -> bool:
-    """Whether a command line runs llama.cpp, and is not itself run in a child already."""
+    """Return whether a command line runs llama.cpp, and is not itself run in a child already."""
     if _VARIABLE in os.environ or {"-h", "--help"} & set(arguments):
         return False
     command = next((word for word in arguments if not word.startswith("-")), None)
@@ -72,7 +72,7 @@ def _inherited(descriptor: int) -> int | None:
 
 @contextlib.contextmanager
 def _notes_file() -> Iterator[str | None]:
-    """A file for the child's last words; None where no temporary file can be made, and it goes without."""
+    """Yield a file for the child's last words; None where no temporary file can be made."""
     import tempfile
 
     try:
@@ -90,7 +90,7 @@ def _notes_file() -> Iterator[str | None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
-    """Pass signals on to the child that the yielded function is told of; those before it wait for it."""
+    """Pass signals on to a child. Yields a function to call with the child; earlier signals wait for it."""
     child: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
 
@@ -127,7 +127,7 @@ def _block(how: int) -> None:
 
 
 def _bury(arguments: Sequence[str], status: int, notes: str | None) -> int:
-    """Clear up after a child that died, and say of what; returns the exit status."""
+    """Clean up after a child that died, and say why it did; returns the exit status."""
     words = _clear_up(notes)
     if sys.stderr.isatty():
         sys.stderr.write(_SHOW_CURSOR)
@@ -170,7 +170,7 @@ def _clear_up(notes: str | None) -> LastWords:
 
 
 def obituary(arguments: Sequence[str], status: int, words: LastWords) -> str:
-    """Say what was run, on which file, how it died, with which last words, and what to do next."""
+    """Describe a dead child: its command and file, how it died, its last words, and what to do next."""
     from pathlib import Path
 
     from planner.text import command as pasted
@@ -230,7 +230,7 @@ _CAUSES = {
 
 
 def start_watched() -> None:
-    """In the child: leave last words, listen to Ctrl-C, and end with the parent. Elsewhere nothing."""
+    """In a child: leave last words, listen to Ctrl-C, and end with the parent. Do nothing elsewhere."""
     told = os.environ.pop(_VARIABLE, None)
     if told is None:
         return

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml import FamilyName, Format
+from planner.formats.ggml import Format
+from planner.terms import FamilyName
 
 if TYPE_CHECKING:
     from state import Inventory

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from planner.formats.families import GGUF, MLX
 from planner.formats.family import Family
-from planner.formats.ggml import FamilyName, Format
+from planner.formats.ggml import Format
+from planner.terms import FamilyName
 
 __all__ = [
     "FAMILIES",
     "Family",
-    "FamilyName",
     "all_formats",
     "block_of_activations",
     "family_named",

@@ -32,12 +32,12 @@ class Entry:
     """
 
     def __init__(
-        self, sum2: Floats, sums: Floats | None, counts: NDArray[np.float64], idle: float | None = 1.0
+        self, sum2: Floats, sums: Floats | None, counts: NDArray[np.float64], fill: float | None = 1.0
     ) -> None:
         self._sum2 = sum2  # f32[experts, n], views of the mapped file
         self._sums = sums
         self.counts = counts
-        self._idle = idle  # what stands for an expert without counts; None: its sums as they are (legacy)
+        self._fill = fill  # what stands for an expert without counts; None: its sums as they are (legacy)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,7 +62,7 @@ class Entry:
     @property
     def values(self) -> Floats:
         """f32[experts, n]: mean squares; ones for an expert that was never activated."""
-        return _per_count(self._sum2, self.counts, self._idle)
+        return _per_count(self._sum2, self.counts, self._fill)
 
     @property
     def means(self) -> Floats | None:
@@ -72,14 +72,14 @@ class Entry:
     @property
     def seen(self) -> NDArray[np.bool_]:
         """bool[experts, n]: the channels that an activation reached."""
-        squares = _per_count(self._sum2, self.counts, None if self._idle is None else 0.0)
+        squares = _per_count(self._sum2, self.counts, None if self._fill is None else 0.0)
         return np.asarray(squares >= FAINTEST_WEIGHT)
 
     @functools.cached_property
     def gaps(self) -> int:
         """How many channels were not reached, besides those of experts whose count is zero; all, where none was."""
         unseen = ~self.seen
-        if not unseen.all() and self._idle is not None:
+        if not unseen.all() and self._fill is not None:
             unseen[self.counts == 0] = False
         return int(np.count_nonzero(unseen))
 
@@ -99,10 +99,10 @@ class Entry:
         return f"{self.digest} gaps {GAPS_VERSION}" if self.gaps else self.digest
 
 
-def _per_count(sums: Floats, counts: NDArray[np.float64], idle: float | None) -> Floats:
+def _per_count(sums: Floats, counts: NDArray[np.float64], fill: float | None) -> Floats:
     # float32 over float32, as in load_imatrix
     divisors = counts.astype(np.float32)[:, None]
     result: Floats = np.divide(sums, np.maximum(divisors, np.float32(1)), dtype=np.float32)
-    if idle is not None:
-        result[divisors[:, 0] == 0] = idle
+    if fill is not None:
+        result[divisors[:, 0] == 0] = fill
     return result

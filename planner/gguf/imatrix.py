@@ -193,7 +193,7 @@ def read_imatrix(path: str | Path) -> Imatrix:
         return _from_gguf(path, given)
     legacy = read_legacy(path)
     entries = {
-        name: _entry(path, name, values[None], None, np.array([calls], np.float32), idle=None)
+        name: _entry(path, name, values[None], None, np.array([calls], np.float32), fill=None)
         for name, (values, calls) in legacy.entries.items()
     }
     return Imatrix(path, given, legacy.datasets, legacy.chunk_count, 0, entries, legacy=True)
@@ -254,7 +254,7 @@ def _gguf_entry(file: GgufFile, name: str, tensors: Mapping[str, Tensor]) -> Ent
     return _entry(file.path, name, sum2.reshape(shape), None if sums is None else sums.reshape(shape), counts)
 
 
-def _entry(path: Path, name: str, sum2: Floats, sums: Floats | None, counts: Floats, idle: float | None = 1.0) -> Entry:
+def _entry(path: Path, name: str, sum2: Floats, sums: Floats | None, counts: Floats, fill: float | None = 1.0) -> Entry:
     if not ((counts >= 0) & (counts < _MOST_TOKENS)).all():  # NaN neither
         raise ImatrixError(f"{path}: the counts of {name} hold a value that is no count.", _AGAIN)
     # min and max see NaN too, and need no array of booleans the size of the file
@@ -263,7 +263,7 @@ def _entry(path: Path, name: str, sum2: Floats, sums: Floats | None, counts: Flo
         raise ImatrixError(f"{path}: {name} holds NaN or infinite values.", _AGAIN)
     if low < 0:
         raise ImatrixError(f"{path}: {name} holds the sum of squares {low:g}, which is below zero.", _AGAIN)
-    return Entry(sum2, sums, np.floor(counts.astype(np.float64) + 0.5), idle)  # std::lround
+    return Entry(sum2, sums, np.floor(counts.astype(np.float64) + 0.5), fill)  # std::lround
 
 
 def _difference(entry: Entry, tensor: Tensor) -> str | None:

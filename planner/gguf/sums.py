@@ -41,23 +41,26 @@ class TensorSums:
         """Return empty sums of `values` values, of all experts together."""
         return cls(np.zeros(values, np.float32), np.zeros(values, np.float32), np.zeros(experts, np.int64))
 
-    def spread(self, experts: int) -> bool:
-        """Broadcast or collapse the counts to `experts`; return False if neither is possible."""
-        if len(self.counts) == experts:
-            return True
-        if len(self.counts) == 1:
-            self.counts = np.repeat(self.counts, experts)
-        elif experts == 1 and (self.counts == self.counts[0]).all():
-            self.counts = self.counts[:1].copy()
-        return len(self.counts) == experts
+    def fits(self, experts: int) -> bool:
+        """Return whether the counts can be those of so many experts: as they are, one for all, or all the same."""
+        collapses = experts == 1 and len(self.counts) > 0 and bool((self.counts == self.counts[0]).all())
+        return len(self.counts) in (1, experts) or collapses
+
+    def set_experts(self, experts: int) -> None:
+        """Broadcast or collapse the counts to `experts`. Raises ValueError if they do not fit."""
+        if not self.fits(experts):
+            raise ValueError(f"counts of {len(self.counts):,} experts do not fit {experts:,}")
+        if len(self.counts) != experts:
+            self.counts = np.repeat(self.counts[:1], experts)
 
     def add(self, other: TensorSums) -> None:
         """Add the sums of another file. Raises ValueError if they are of another size."""
         if len(other.sum2) != len(self.sum2):
             raise ValueError(f"has {len(other.sum2):,} values, not {len(self.sum2):,}")
         experts = max(len(self.counts), len(other.counts))
-        if not self.spread(experts) or len(other.counts) not in (1, experts):
+        if not self.fits(experts) or len(other.counts) not in (1, experts):
             raise ValueError(f"has {len(other.counts):,} experts, not {len(self.counts):,}")
+        self.set_experts(experts)
         self.sum2 += other.sum2
         self.counts += other.counts
         if self.sums is None or other.sums is None:

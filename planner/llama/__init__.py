@@ -1,4 +1,4 @@
-"""What needs inference: llama.cpp, through llama-cpp-python (extra `llama`)."""
+"""Inference: llama.cpp, through llama-cpp-python (extra `llama`)."""
 
 from __future__ import annotations
 

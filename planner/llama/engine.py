@@ -1,4 +1,4 @@
-"""A model that llama.cpp runs: text to tokens, tokens to logits, and a look at every operation on the way.
+"""Run a model on windows of tokens, as llama-perplexity does.
 
     with Engine(path, context=512) as engine:
         tokens = engine.tokenize(text)
@@ -10,45 +10,24 @@ replaced by BOS where the model wants one), so the same build gives the same log
 
 from __future__ import annotations
 
-import concurrent.futures
-import ctypes
-import functools
-import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.closing import Closing
-from planner.errors import InferenceError, ModelError
-from planner.gguf import alphabet, open_model
-from planner.lastwords import note
-from planner.llama.fitness import check_ends, check_model, check_text, learned_positions, runs_backwards
-from planner.llama.graph import Node, Observer
-from planner.llama.library import has_amx, last_complaint, llama
-from planner.llama.workers import Workers
+from planner.llama.graph import Observer
+from planner.llama.loaded import BATCH, MOST_SEQUENCES, LoadedModel, Memory
 
 __all__ = ["Engine", "cut"]
 
-_BATCH = 2048  # tokens a llama_decode, the default of llama.cpp's tools
 _LOGITS_BYTES = 512 << 20  # of one batch at most: vocabularies of 262,144 words are run window by window
-_MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
-_LOAD_MODE_NONE = 0  # enum llama_load_mode: into memory of the process, which may be written to
 
 
-class Engine(Closing):
-    """A loaded model with one context; a context manager.
+class Engine(LoadedModel):
+    """A loaded model that runs windows of `context` tokens, each by itself; the rest is as in `LoadedModel`.
 
-    `context` is the length of the windows in tokens. `writable` loads the weights into memory of the process, as
-    they are in the file (not packed again for speed), so that they can be changed. `gpu_layers` as llama.cpp's -ngl.
-    `workers` are as many threads as llama.cpp has, idle while it runs, for work on its memory.
-    Another `observer`, or None, may take the place of one that was given. With `branches`, there are no windows:
-    `context` is the length of one memory that up to so many sequences share. An encoder, whose logits mean nothing, is
-    refused unless `predicts` is false.
-    Raises InferenceError without llama-cpp-python, ModelError for a file that llama.cpp does not load or cannot run.
+    `windows_at_a_time` are run together, by default as many as fit a batch.
     """
 
     def __init__(
@@ -61,97 +40,29 @@ class Engine(Closing):
         observer: Observer | None = None,
         writable: bool = False,
         windows_at_a_time: int | None = None,
-        branches: int = 0,
         predicts: bool = True,
     ) -> None:
-        if branches > min(context, _MOST_SEQUENCES):  # llama.cpp would abort the process
-            raise ValueError(f"{branches} branches need a context of as many tokens, and there are {context}")
-        llama()
-        self.path, self.context = path, context
-        self.threads: int = threads or os.cpu_count() or 1
-        self.observer, self._stop = observer, threading.Event()
-        self._failure: BaseException | None = None
-        self._context: Any = None
-        self._batch: Any = None
-        self._model: Any = None
-        self._caller = Workers(1, "llama")  # calls llama.cpp
-        self.workers = Workers(self.threads, "logits")  # for what is done with logits and weights
-        try:
-            with open_model(path) as model:
-                check_model(model, context=0 if branches else context, predicts=predicts)
-                self._in_one_piece, self._positions = runs_backwards(model), learned_positions(model)
-                self._letters = alphabet(model)
-                self._open_model(gpu_layers, writable)
-                check_ends(model, adds_bos=self.adds_bos, bos=self.bos, adds_eos=self.adds_eos, eos=self.eos)
-            self.windows_at_a_time = 1 if branches else windows_at_a_time or self._most_windows()
-            self.branches = branches
-            self._open_context()
-        except BaseException:
-            self.close()
-            raise
+        def memory(vocabulary: int) -> Memory:
+            count = windows_at_a_time or _most_windows(context, vocabulary)
+            return Memory(context * count, count)
 
-    def close(self) -> None:
-        """Free model and context; a second call does nothing."""
-        self._caller.close()
-        self.workers.close()
-        api = llama()
-        if self._batch is not None:
-            api.llama_batch_free(self._batch)
-            self._batch = None
-        if self._context:
-            api.llama_free(self._context)
-            self._context = None
-        if self._model:
-            api.llama_model_free(self._model)
-            self._model = None
-            note("running", "")
-
-    # Text
-
-    def tokenize(self, text: str, *, special: bool = True, parse_special: bool = False) -> NDArray[np.int32]:
-        """Tokens of a text, i32[n], as llama.cpp's tools make them.
-
-        `special` adds what the model wants at the beginning (BOS); `parse_special` takes `<|im_start|>` and its like
-        in the text for the tokens of that name.
-        """
-        check_text(self.path, text, self._letters)
-        data = text.encode("utf-8")
-        room = len(data) + 16
-        while True:
-            tokens = np.empty(room, np.int32)
-            pointer = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-            count = llama().llama_tokenize(
-                self._vocabulary, data, len(data), pointer, room, special, parse_special
-            )  # fmt: skip
-            if count >= 0:
-                return tokens[:count]
-            if -count <= room:
-                raise InferenceError(f"llama.cpp cannot tokenize a text of {len(data)} bytes with {self.path}.")
-            room = -count
+        self.context = context
+        super().__init__(
+            path, memory, positions=context, threads=threads, gpu_layers=gpu_layers, observer=observer,
+            writable=writable, predicts=predicts,
+        )  # fmt: skip
 
     @property
-    def chat_template(self) -> str | None:
-        """The model's own Jinja template, or None."""
-        found = llama().llama_model_chat_template(self._model, None)
-        return found.decode("utf-8", "replace") if found else None
-
-    def token_text(self, token: int) -> str:
-        """A token's own spelling in the vocabulary, such as `</s>`."""
-        found: bytes = llama().llama_vocab_get_text(self._vocabulary, token)
-        return found.decode("utf-8", "replace")
-
-    @property
-    def eos(self) -> int:
-        """The token that ends a text; -1 where the vocabulary has none."""
-        return int(llama().llama_vocab_eos(self._vocabulary))
-
-    # Logits
+    def windows_at_a_time(self) -> int:
+        """Windows that are run together."""
+        return self.memory.sequences
 
     def windows(self, tokens: NDArray[np.int32], *, first: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Run windows of tokens, i32[n, context], each by itself from an empty memory.
 
         Yields each window's number and the logits, f32[context - first, vocabulary], that follow its tokens from
-        position `first` on; they are valid until the next is asked for.
+        position `first` on; they are valid until the next is asked for. Raises ValueError for windows of another
+        length, and what `decode` raises.
         """
         if tokens.ndim != 2 or tokens.shape[1] != self.context:
             raise ValueError(f"windows are i32[n, {self.context}], not {list(tokens.shape)}")
@@ -162,55 +73,8 @@ class Engine(Closing):
             logits = self._logits(some, first).reshape(len(some), self.context - first, self.vocabulary_size)
             yield from enumerate(logits, start=start)
 
-    def decode(
-        self,
-        tokens: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        sequences: NDArray[np.int32],
-        outputs: NDArray[np.bool_],
-        shared: NDArray[np.int32] | None = None,
-    ) -> NDArray[np.float32]:
-        """Run at most `batch_tokens` tokens; arrays of one length. Returns the logits of those with `outputs` set,
-        f32[outputs, vocabulary], valid until the next call. With `branches`, a token may belong to several sequences:
-        `shared` of them, from its `sequences` on."""
-        api, count = llama(), len(tokens)
-        if self._positions is not None and positions.max(initial=0) >= self._positions:
-            raise InferenceError(
-                f"{self.path} has learned {self._positions:,} positions, and {positions.max() + 1:,} are needed.",
-                "Leave longer texts out.",
-            )
-        batch = self._batch
-        batch.n_tokens = count
-        for field, values in ((batch.token, tokens), (batch.pos, positions), (batch.logits, outputs.astype(np.int8))):
-            np.ctypeslib.as_array(field, (count,))[:] = values
-        widths = np.ones(count, np.int32) if shared is None else shared
-        np.ctypeslib.as_array(batch.n_seq_id, (count,))[:] = widths
-        for number, (sequence, width) in enumerate(zip(sequences.tolist(), widths.tolist(), strict=True)):
-            for offset in range(width):
-                batch.seq_id[number][offset] = sequence + offset
-        status = self._interruptible(lambda: api.llama_decode(self._context, batch))
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
-        if status:
-            raise InferenceError(
-                f"llama.cpp could not run {self.path} (status {status}): {last_complaint()}",
-                "It may have run out of memory: try a shorter --ctx.",
-            )
-        rows = int(outputs.sum())
-        if not rows:
-            return np.empty((0, self.vocabulary_size), np.float32)
-        pointer = api.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, (rows, self.vocabulary_size))
-
-    def forget(self) -> None:
-        """Empty the memory of all sequences."""
-        llama().llama_memory_clear(llama().llama_get_memory(self._context), True)
-
-    # How it does it
-
     def _logits(self, windows: NDArray[np.int32], first: int) -> NDArray[np.float32]:
-        """Logits of some windows, f32[windows * (context - first), vocabulary]."""
+        """Return the logits of some windows, f32[windows * (context - first), vocabulary]."""
         self.forget()
         piece = max(1, min(self.batch_tokens // len(windows), self.context))
         parts = []
@@ -229,98 +93,15 @@ class Engine(Closing):
                 parts[-1] = parts[-1].copy()
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _most_windows(self) -> int:
-        fits = _LOGITS_BYTES // (self.context * self.vocabulary_size * 4)
-        return int(max(1, min(_BATCH // self.context, fits, _MOST_SEQUENCES)))
-
-    def _open_model(self, gpu_layers: int, writable: bool) -> None:
-        api = llama()
-        parameters = api.llama_model_default_params()
-        parameters.n_gpu_layers = gpu_layers
-        if writable:
-            parameters.load_mode = _LOAD_MODE_NONE
-        # Packed for speed, weights are no longer as in the file; and llama.cpp crashes on what it packs for AMX
-        # (ggml-org/llama.cpp#20824)
-        parameters.use_extra_bufts = not writable and not has_amx()
-        go_on = api.llama_progress_callback(lambda _done, _user_data: not self._stop.is_set())
-        parameters.progress_callback = go_on
-        note("running", self.path)
-        load = functools.partial(api.llama_model_load_from_file, os.fsencode(self.path), parameters)
-        self._model = self._interruptible(load)
-        if not self._model:
-            said = last_complaint()
-            raise ModelError(
-                f"llama.cpp cannot load {self.path}{f': {said}' if said else '.'}",
-                "It may need a newer llama-cpp-python, or more memory.",
-            )
-        self._vocabulary = api.llama_model_get_vocab(self._model)
-        self.vocabulary_size: int = api.llama_vocab_n_tokens(self._vocabulary)
-        self.adds_bos: bool = api.llama_vocab_get_add_bos(self._vocabulary)
-        self.bos: int = api.llama_vocab_bos(self._vocabulary)
-        self.adds_eos: bool = api.llama_vocab_get_add_eos(self._vocabulary)
-
-    def _open_context(self) -> None:
-        api = llama()
-        parameters = api.llama_context_default_params()
-        parameters.n_ctx = self.context * self.windows_at_a_time
-        self.batch_tokens = parameters.n_ctx if self._in_one_piece else min(_BATCH, parameters.n_ctx)
-        parameters.n_batch = self.batch_tokens
-        if self._in_one_piece:
-            parameters.n_ubatch = self.batch_tokens
-        parameters.n_seq_max = self.branches or self.windows_at_a_time
-        parameters.kv_unified = self.branches > 0
-        parameters.n_threads = parameters.n_threads_batch = self.threads
-        parameters.no_perf = True
-        # callbacks have to live as long as the context
-        self._abort = api.ggml_abort_callback(lambda _user_data: self._stop.is_set())
-        parameters.abort_callback = self._abort
-        if self.observer is not None:
-            self._eval = api.ggml_backend_sched_eval_callback(self._observe)
-            parameters.cb_eval = self._eval
-        self._context = api.llama_init_from_model(self._model, parameters)
-        if not self._context:
-            raise InferenceError(
-                f"llama.cpp cannot make a context of {parameters.n_ctx} tokens for {self.path}: {last_complaint()}",
-                "It may need more memory: try a shorter --ctx.",
-            )
-        self._batch = api.llama_batch_init(self.batch_tokens, 0, max(1, self.branches))
-
-    def _observe(self, address: int, asks: bool, _user_data: object) -> bool:
-        observer = self.observer
-        if observer is None:
-            return False
-        if self._failure is not None:  # the rest of the graph, which does not matter any more
-            return False
-        try:
-            node = Node(address)
-            if asks:
-                return observer.wants(node)
-            observer.see(node)
-        except BaseException as error:  # C cannot pass it on: it is raised again when llama_decode returns
-            self._failure = error
-            self._stop.set()
-            return False
-        return True
-
-    def _interruptible(self, call: Callable[[], Any]) -> Any:
-        """Run C code in a thread of its own, so that Ctrl-C is heard meanwhile, and stops it."""
-        self._stop.clear()
-        future = None
-        try:
-            future = self._caller.submit(call)
-            while not concurrent.futures.wait([future], timeout=0.5).done:
-                pass
-            return future.result()
-        except KeyboardInterrupt:
-            self._stop.set()
-            if future is not None:
-                concurrent.futures.wait([future])
-            raise
-
 
 def cut(tokens: NDArray[np.int32], context: int, windows: int | None = None) -> NDArray[np.int32]:
-    """Windows of tokens, i32[n, context]: as many as are full, or the first `windows` of them."""
+    """Cut tokens into windows, i32[n, context]: as many as are full, or the first `windows` of them."""
     count = len(tokens) // context
     if windows is not None:
         count = min(count, windows)
     return tokens[: count * context].reshape(count, context)
+
+
+def _most_windows(context: int, vocabulary: int) -> int:
+    fits = _LOGITS_BYTES // (context * vocabulary * 4)
+    return max(1, min(BATCH // context, fits, MOST_SEQUENCES))

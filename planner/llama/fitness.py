@@ -1,6 +1,6 @@
-"""Check, by a file's metadata, that llama.cpp can run a model as a command needs, before it is loaded.
+"""Check from a file's metadata whether llama.cpp can run the model as wanted, before it is loaded.
 
-What is not asked here, llama.cpp may answer by ending the process, or with numbers that mean nothing.
+Without these checks, llama.cpp may end the process, or return numbers that mean nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SPACE = "\u2581"  # as SentencePiece writes it
 
 
 def check_model(model: Model, *, context: int, predicts: bool = True) -> None:
-    """Refuse what cannot be run in windows of `context` tokens; where it `predicts`, what knows no next token too.
+    """Refuse a model that cannot be run in windows of `context` tokens or, if `predicts`, that predicts no next token.
 
     Raises ModelError, and UsageError for a context that the model has no positions for.
     """
@@ -105,7 +105,7 @@ def runs_backwards(model: Model) -> bool:
 
 
 def remarks(model: Model, *, context: int, gpu_layers: int) -> list[str]:
-    """Return what a user should know before a run: of a context that the model was not trained for, and of a GPU that
+    """Return notes for the user before a run: on a context that the model was not trained for, and on a GPU that
     llama.cpp cannot use. Raises InferenceError where llama.cpp is missing."""
     found = []
     length = model.parameter("context_length")

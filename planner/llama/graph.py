@@ -1,4 +1,4 @@
-"""What llama.cpp computes with, operation by operation, as an observer of the engine sees it."""
+"""Operations and tensors of llama.cpp's graph, as an observer of the engine sees them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Tensor:
     copied: bool
 
     def read(self) -> NDArray[np.uint8]:
-        """Its bytes, u8[nbytes]: a view where they lie in main memory, else a copy."""
+        """Return its bytes, u8[nbytes]: a view where they are in main memory, else a copy."""
         struct = GgmlTensor.from_address(self.address)
         if ggml().is_host(struct.buffer) and struct.data:
             return np.ctypeslib.as_array((ctypes.c_uint8 * self.nbytes).from_address(struct.data))
@@ -41,7 +41,7 @@ class Tensor:
         return data
 
     def write(self, data: NDArray[np.uint8], offset: int = 0) -> None:
-        """Replace bytes from `offset` on by `data`, u8, C-contiguous."""
+        """Replace bytes from `offset` on by `data`, u8, C-contiguous. Raises ValueError if they do not fit."""
         if data.dtype != np.uint8 or not data.flags.c_contiguous or not 0 <= offset <= self.nbytes - data.nbytes:
             raise ValueError(
                 f"{self.name} has {self.nbytes} bytes: {data.nbytes} of {data.dtype} at {offset} do not fit"
@@ -50,20 +50,20 @@ class Tensor:
 
 
 class Node:
-    """One operation of the graph: there are hundreds in each batch, so no more of it is looked at than is asked for."""
+    """One operation of the graph: there are hundreds in each batch, so its parts are read when asked for."""
 
     def __init__(self, address: int) -> None:
         self._struct = GgmlTensor.from_address(address)
 
     @functools.cached_property
     def operation(self) -> str:
-        """As ggml spells it, such as `MUL_MAT`."""
+        """Its name in ggml, such as `MUL_MAT`."""
         name: bytes = ggml().op_name(self._struct.op)
         return name.decode("ascii")
 
     @functools.cached_property
     def sources(self) -> tuple[Tensor, ...]:
-        """What goes into it."""
+        """Its inputs."""
         return tuple(_tensor(source) for source in self._struct.src if source)
 
 
@@ -71,7 +71,7 @@ class Observer(Protocol):
     """Is shown every operation before it runs, and those that it wants once more when their inputs are there."""
 
     def wants(self, node: Node) -> bool:
-        """Whether `see` is to be called with this node. Data of activations is not there yet."""
+        """Return whether `see` is to be called with this node. Data of activations is not there yet."""
 
     def see(self, node: Node) -> None:
         """Look at the node's inputs; they are gone afterwards."""

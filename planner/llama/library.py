@@ -1,4 +1,4 @@
-"""Load llama.cpp from the package llama-cpp-python, and declare what is needed of its ggml as the headers do."""
+"""Load llama.cpp from llama-cpp-python, and declare the functions of its ggml as in the headers."""
 
 from __future__ import annotations
 
@@ -91,7 +91,10 @@ def llama() -> Any:
 
 @functools.cache
 def ggml() -> Ggml:
-    """Return the ggml that llama.cpp uses, which need not be the one whose kernels we measure with."""
+    """Return the ggml that llama.cpp uses, which need not be the one whose kernels we measure with.
+
+    Raises InferenceError where llama-cpp-python does not load, or its tensors have another layout.
+    """
     from llama_cpp import _ctypes_extensions, _ggml
 
     llama()
@@ -99,20 +102,19 @@ def ggml() -> Ggml:
 
 
 def llama_version() -> str:
-    """Return the version of llama-cpp-python, such as `0.3.36`."""
+    """Return the version of llama-cpp-python, such as `0.3.36`. Raises InferenceError without it."""
     llama()
     return importlib.metadata.version("llama-cpp-python")
 
 
 def has_amx() -> bool:
-    """Return whether this llama.cpp was compiled to multiply with AMX, as it is by default on a processor that has
-    it."""
+    """Return whether this llama.cpp was compiled for AMX, as it is by default on a processor that has it."""
     said: bytes = llama().llama_print_system_info()
     return b"AMX_INT8 = 1" in said
 
 
 def last_complaint() -> str:
-    """Return what llama.cpp last said on its way to failing, and forget it; empty where it said nothing."""
+    """Return and forget the last errors that llama.cpp logged; empty if there are none."""
     said = " ".join(_complaints[-2:])
     _complaints.clear()
     return said
@@ -120,7 +122,7 @@ def last_complaint() -> str:
 
 @functools.cache
 def _listener() -> Any:
-    """Keeps errors for our own messages; llama.cpp's log is no output of ours. Kept alive by the cache."""
+    """Return a log callback that keeps errors for our own messages and drops the rest. Kept alive by the cache."""
     from llama_cpp import llama_cpp as api
 
     def listen(level: int, text: bytes, _user_data: object) -> None:

@@ -1,4 +1,4 @@
-"""Text for a model, read as llama.cpp's tools read it."""
+"""Read text for a model as llama.cpp's tools do."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CONTEXT = 512  # tokens, the default of llama-perplexity and llama-imatrix
 
 
 def read_text(path: Path) -> str:
-    """Read a file of text as it is, but for one newline at its end (as `-f` of llama.cpp's tools) and the mark of
-    Windows at its start. Raises UsageError."""
+    """Read a text file as it is, but for one newline at its end (as `-f` of llama.cpp's tools) and a byte order mark at
+    its start. Raises UsageError."""
     return reading.read_text(path, UsageError, exact=True).removesuffix("\n")
 
 
 def window_length(model: Model) -> int:
-    """Return the length of a window in tokens: 512, or as many as the model was trained for."""
+    """Return the tokens of a window: 512, or as many as the model was trained for."""
     return min(_CONTEXT, model.parameter("context_length") or _CONTEXT)
 
 

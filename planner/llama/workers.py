@@ -1,4 +1,4 @@
-"""Thread pool that is idle before llama.cpp's memory is freed or put back."""
+"""A thread pool that is idle before llama.cpp's memory, on which it works, is freed or restored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 class Workers(Closing):
-    """So many threads, started at once; a context manager that ends when they have ended.
+    """A pool of `count` threads, started at once; a context manager that ends when they have ended.
 
     ThreadPoolExecutor starts a thread with its first piece of work, and one whose start a Ctrl-C interrupts is at work
     without being on the executor's list: nobody would wait for it.
@@ -43,8 +43,7 @@ class Workers(Closing):
         return self._pool.submit(work)
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Return the results of all items, in their order. However this is left, no thread is at work on any of them
-        any more."""
+        """Return the results of all items, in their order. However this is left, no thread works on them any more."""
         futures: list[Future[R]] = []
         try:
             futures.extend(self._pool.submit(work, item) for item in items)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from planner.digests import digest, stamp
 from planner.errors import ModelError
 from planner.formats.ggml import Format
-from planner.formats.registry import FamilyName, all_formats, family_named, kernel_of
+from planner.formats.registry import all_formats, family_named, kernel_of
 from planner.gguf import GAPS_VERSION, Imatrix, Model, Tensor
 from planner.gguf.contents import is_encoder
 from planner.measure.anatomy import read_anatomy
@@ -30,6 +30,7 @@ from planner.measure.survey import Survey, survey_tensor
 from planner.measure.targets import Block, Target, batches, find_blocks, notes_on
 from planner.names.gguf import has_massive_channels, is_expert
 from planner.sensitivity import STRUCTURE_VERSION, Facts
+from planner.terms import FamilyName
 from state import Energies, Measurement, Store
 
 __all__ = ["Campaign", "Step"]

@@ -73,8 +73,8 @@ def _stacked(members: Sequence[Survey], usage: Doubles, like: Survey) -> Survey:
         columns=np.concatenate([member.columns for member in members]),
         massive=np.concatenate([member.massive for member in members]),
         massive_energy=np.concatenate([member.massive_energy for member in members]),
-        guess=np.concatenate([member.guess for member in members]),
-        massive_guess=np.concatenate([member.massive_guess for member in members]),
+        expected_error=np.concatenate([member.expected_error for member in members]),
+        expected_massive_error=np.concatenate([member.expected_massive_error for member in members]),
     )
 
 

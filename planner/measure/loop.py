@@ -79,11 +79,12 @@ def measure_job(model: Model, job: Job, settings: Settings, stop: Callable[[], b
     """Measure one tensor in the job's formats: the same rows for all, more until each is within the tolerance."""
     survey, tensor = job.survey, job.survey.tensor
     usage = survey.moments.usage[:, None]
-    guess, massive_guess = (usage * survey.guess).reshape(-1), (usage * survey.massive_guess).reshape(-1)
+    expected = (usage * survey.expected_error).reshape(-1)
+    massive = (usage * survey.expected_massive_error).reshape(-1)
     tallies = {fmt: Tally(survey.energy, survey.energy_massive) for fmt in job.formats}
     names = [fmt.name for fmt in job.formats]
     result = Measured(tensor, {}, dict.fromkeys(names, 0.0), dict.fromkeys(names, 0), {})
-    for stage in stages(guess, massive_guess, settings.seed, tensor.name):
+    for stage in stages(expected, massive, settings.seed, tensor.name):
         errors = _stage_errors(model, survey, list(tallies), stage, result.seconds, stop)
         for fmt in list(tallies):
             if not np.isfinite(errors[fmt]).all():

@@ -1,9 +1,9 @@
 """Draw the rows to measure.
 
 Rows are drawn systematically, with probability proportional to the error that each is expected to have
-(`Survey.guess`). Drawn rows then weigh about the same in the sum, so a few hundred suffice even where energies span
-decades, and no heavy row can be missed. Draws nest: each stage doubles them and keeps the former. They depend on the
-seed, the tensor's name and its rows alone.
+(`Survey.expected_error`). Drawn rows then weigh about the same in the sum, so a few hundred suffice even where energies
+span decades, and no heavy row can be missed. Draws nest: each stage doubles them and keeps the former. They depend on
+the seed, the tensor's name and its rows alone.
 
 Hansen and Hurwitz, "On the theory of sampling from finite populations", Ann. Math. Statist. 14 (1943).
 """
@@ -38,14 +38,14 @@ class Stage:
     exhaustive: bool
 
 
-def stages(guess: NDArray[np.float64], massive: NDArray[np.float64], seed: int, name: str) -> Iterator[Stage]:
+def stages(expected: NDArray[np.float64], massive: NDArray[np.float64], seed: int, name: str) -> Iterator[Stage]:
     """Yield stages of draws until all rows are in.
 
-    `guess` and `massive` are the rows' expected errors in ordinary and massive channels, float64 [rows], up to a
+    `expected` and `massive` are the rows' expected errors in ordinary and massive channels, float64 [rows], up to a
     factor. Where there are massive channels, half of the probability goes to each. Rows expected to have none are
     left out.
     """
-    probability = _normalized(guess)
+    probability = _normalized(expected)
     if massive.any():
         probability = (probability + _normalized(massive)) / 2
     cumulated = np.cumsum(probability)
@@ -58,7 +58,7 @@ def stages(guess: NDArray[np.float64], massive: NDArray[np.float64], seed: int, 
         # step 1 at first: k = 0, 1, 2 …; later only odd k are new among k / drawn
         positions = (offset / FIRST_DRAWS + np.arange(step - 1, drawn, step) / drawn) % 1.0
         rows, draws = np.unique(np.searchsorted(cumulated, positions, side="right"), return_counts=True)
-        rows = np.minimum(rows, len(guess) - 1)
+        rows = np.minimum(rows, len(expected) - 1)
         seen.update(rows.tolist())
         if 2 * len(seen) > len(positive) or drawn > _MOST_DRAWS * len(positive):
             yield Stage(positive, np.ones(len(positive)), np.ones(len(positive), dtype=np.int64), True)
@@ -67,9 +67,9 @@ def stages(guess: NDArray[np.float64], massive: NDArray[np.float64], seed: int, 
         drawn, step = 2 * drawn, 2
 
 
-def _normalized(guess: NDArray[np.float64]) -> NDArray[np.float64]:
-    total = guess.sum()
-    return guess / total if total > 0 else np.full(len(guess), 1.0 / len(guess))
+def _normalized(expected: NDArray[np.float64]) -> NDArray[np.float64]:
+    total = expected.sum()
+    return expected / total if total > 0 else np.full(len(expected), 1.0 / len(expected))
 
 
 def _uniform(seed: int, name: str) -> float:

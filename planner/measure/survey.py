@@ -38,9 +38,9 @@ class Survey:
     `out_mean` = Σ_j m_j W_ij and `out_var` = Σ_j var_j W_ij², float64 [matrices, rows_per_matrix], without massive
     channels: mean and variance of the tensor's outputs. `massive` marks massive input channels, bool [matrices, n];
     `massive_energy` is the rows' energy in those alone. `columns` = Σ_i W_ij², float64 [matrices, n], is over all.
-    `guess` and `massive_guess`, float64 [matrices, rows_per_matrix], are proportional to the error to be expected of
-    a row: formats spread their error evenly over a block, so it is each block's energy times its mean E[a²]. `digest`
-    is the SHA-256 of the tensor's data.
+    `expected_error` and `expected_massive_error`, float64 [matrices, rows_per_matrix], are proportional to the error to
+    be expected of a row: formats spread their error evenly over a block, so it is each block's energy times its mean
+    E[a²]. `digest` is the SHA-256 of the tensor's data.
     """
 
     tensor: Tensor
@@ -51,8 +51,8 @@ class Survey:
     columns: Doubles
     massive: NDArray[np.bool_]
     massive_energy: Doubles
-    guess: Doubles
-    massive_guess: Doubles
+    expected_error: Doubles
+    expected_massive_error: Doubles
 
     def slim(self) -> Survey:
         """Return a smaller survey, without the outputs of single rows; `energy` is kept as one number a matrix."""
@@ -105,7 +105,7 @@ def _pass(
     stop: Callable[[], bool],
     digest: Callable[[memoryview], None],
 ) -> Survey:
-    flat = {name: np.zeros(tensor.rows) for name in ("mean", "var", "massive", "guess", "massive_guess")}
+    flat = {name: np.zeros(tensor.rows) for name in ("mean", "var", "massive", "expected", "expected_massive")}
     columns = np.zeros(moments.mean.shape)
     # float32 keeps this at the speed of memory: sums of n squares are good to about 1e-7 √n
     mean = np.where(massive, 0.0, moments.mean).astype(np.float32)
@@ -130,9 +130,9 @@ def _pass(
                 few = rows[:, which].astype(np.float64)
                 flat["massive"][here] = (few * few) @ moments.variance[matrix, which]
                 flat["massive"][here] += (few @ moments.mean[matrix, which]) ** 2
-                flat["massive_guess"][here] = np.einsum("ij,j->i", squares, massive_second[matrix])
+                flat["expected_massive"][here] = np.einsum("ij,j->i", squares, massive_second[matrix])
                 squares[:, which] = 0.0
-            flat["guess"][here] = np.einsum("ij,j->i", squares, second[matrix])
+            flat["expected"][here] = np.einsum("ij,j->i", squares, second[matrix])
         model.release(tensor, start, end)
     _check_finite(tensor, columns, flat.values())
     shape = (tensor.matrices, tensor.rows_per_matrix)
@@ -145,8 +145,8 @@ def _pass(
         columns=columns,
         massive=massive,
         massive_energy=flat["massive"].reshape(shape),
-        guess=flat["guess"].reshape(shape),
-        massive_guess=flat["massive_guess"].reshape(shape),
+        expected_error=flat["expected"].reshape(shape),
+        expected_massive_error=flat["expected_massive"].reshape(shape),
     )
 
 

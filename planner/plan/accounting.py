@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from planner import __version__
 from planner.formats.ggml import library_version
-from planner.formats.registry import FamilyName
 from planner.recipe import Choice, ImatrixSource, ModelSource, Recipe, file_type_of_choices
 from planner.sizes import align
+from planner.terms import FamilyName
 from state import Inventory, TensorRecord
 
 __all__ = ["compose_recipe", "left_alone", "number_of"]

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 
 from planner.errors import RecipeError, UsageError
 from planner.formats.ggml import CANDIDATES, Format, formats
-from planner.formats.registry import Family, FamilyName, family_named
+from planner.formats.registry import Family, family_named
 from planner.gguf import fallback
 from planner.plan.accounting import compose_recipe, left_alone
 from planner.plan.losses import Losses
 from planner.recipe import Choice, Recipe
+from planner.terms import FamilyName
 from planner.text import some
 from state import Inventory, TensorRecord
 

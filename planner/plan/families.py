@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from planner.formats.registry import FamilyName, family_named
+from planner.formats.registry import family_named
 from planner.plan.rules import Tie
+from planner.terms import FamilyName
 from state import Inventory
 
 __all__ = ["fused_ties"]

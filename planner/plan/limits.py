@@ -37,9 +37,10 @@ class SizeLimit:
     @property
     def title(self) -> str:
         """The limit as a user knows it."""
-        return self.spoken(self.capacity) if self.name in (FILE, BPW) else f"{self.name}: {self.spoken(self.capacity)}"
+        amount = self.format_amount(self.capacity)
+        return amount if self.name in (FILE, BPW) else f"{self.name}: {amount}"
 
-    def spoken(self, amount: int | Fraction, *, up: bool = False) -> str:
+    def format_amount(self, amount: int | Fraction, *, up: bool = False) -> str:
         """An amount in words. Bits, and with `up` bytes too, are rounded up: a user may ask for what they say."""
         if self.elements is not None:
             return f"{float(-(-amount * _DIGITS // self.elements)) / _DIGITS:.4f} bpw"
@@ -156,15 +157,15 @@ def causes(limit: SizeLimit, inventory: Inventory, candidates: Candidates) -> st
         for group in candidates.groups
         if any(tensor.name in candidates.pins for tensor in group.tensors)
     )
-    found = [f"pins take {limit.spoken(pinned)}"] if pinned else []
+    found = [f"pins take {limit.format_amount(pinned)}"] if pinned else []
     header = inventory.header_bytes if limit.name == FILE else 0
-    found.append(f"tensors that llama.cpp leaves alone {limit.spoken(limit.overhead - header)}")
+    found.append(f"tensors that llama.cpp leaves alone {limit.format_amount(limit.overhead - header)}")
     if header:
-        found.append(f"metadata {limit.spoken(header)}")
+        found.append(f"metadata {limit.format_amount(header)}")
     largest = max(candidates.groups, key=lambda group: least[group.name], default=None)
     if largest is not None and least[largest.name]:
         option = largest.options[limit.of(largest).index(least[largest.name])]
         tied = " and what is tied to it" if len(largest.tensors) > 1 else ""
-        found.append(f"the largest tensor, {largest.name}{tied}, {limit.spoken(least[largest.name])} "
+        found.append(f"the largest tensor, {largest.name}{tied}, {limit.format_amount(least[largest.name])} "
                      f"as its smallest format, {option[0].format.name}")  # fmt: skip
     return f"Of it, {', '.join(found)}."

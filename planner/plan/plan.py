@@ -234,7 +234,7 @@ def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[Size
         return {group.name: weights for group in candidates.groups if any(weights := limit.of(group))}
 
     try:
-        return Problem(
+        return Problem.from_groups(
             groups, [Limit(limit.name, limit.capacity - limit.overhead, weights=weights(limit)) for limit in limits]
         )
     except ProblemError as error:
@@ -252,7 +252,7 @@ def _conflict(
     def raised(change: Change) -> str:
         enough = "" if change.least else " (a little less may do)"
         return " and ".join(
-            f"{by_name[name].option} to {by_name[name].spoken(value + by_name[name].overhead, up=True)}"
+            f"{by_name[name].option} to {by_name[name].format_amount(value + by_name[name].overhead, up=True)}"
             for name, value in change.capacities.items()
         ) + enough  # fmt: skip
 
@@ -262,7 +262,7 @@ def _conflict(
         names = "; ".join(by_name[name].title for name in analysis.limits)
         return BudgetError(f"These limits cannot hold together: {names}.", remedy)
     limit = by_name[analysis.limits[0]]
-    least = limit.spoken(analysis.minimum[limit.name] + limit.overhead, up=True)
+    least = limit.format_amount(analysis.minimum[limit.name] + limit.overhead, up=True)
     return BudgetError(f"{limit.title} is below the minimum of {least}. {causes(limit, inventory, candidates)}", remedy)
 
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 from planner.errors import UsageError
 from planner.formats.ggml import Format
-from planner.formats.registry import FamilyName
 from planner.plan.limits import check_names
 from planner.plan.rules import Device, Rule, Tie
 from planner.sensitivity import Source
+from planner.terms import FamilyName, RunOn
 
 __all__ = ["Request", "RunOn"]
-
-RunOn = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from planner.errors import UsageError
 from planner.formats.ggml import Format
-from planner.formats.registry import FamilyName, family_named
+from planner.formats.registry import family_named
 from planner.names.gguf import FUSED, block_prefix
 from planner.sizes import parse_size
+from planner.terms import FamilyName
 from state import Inventory
 
 __all__ = ["Device", "Rule", "Tie", "assign_devices", "match_rules", "parse_device", "parse_rule", "parse_tie", "tied"]

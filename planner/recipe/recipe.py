@@ -18,6 +18,7 @@ from planner.errors import OutputError, RecipeError
 from planner.files import write_atomically
 from planner.formats.ggml import file_type_of
 from planner.inputs.reading import look
+from planner.terms import FamilyName
 
 __all__ = [
     "Choice",
@@ -81,7 +82,7 @@ class Recipe(_Record):
     format_version: Literal[1] = 1
     planner: str
     ggml: str
-    family: Literal["gguf", "mlx"] = "gguf"
+    family: FamilyName = "gguf"
     model: ModelSource
     imatrix: ImatrixSource | None
     sensitivity: str

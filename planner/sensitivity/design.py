@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.names.gguf import role_of
+from planner.terms import Design
 
 __all__ = ["DESIGNS", "Design", "factored", "most_telling"]
 
-Design = Literal["per-tensor", "factored"]
 DESIGNS: tuple[Design, ...] = get_args(Design)
 
 Doubles = NDArray[np.float64]

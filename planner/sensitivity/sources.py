@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 from planner.names.gguf import role_of
 from planner.sensitivity.measured import Observation, correct, spread
 from planner.sensitivity.prior import prior
 from planner.sensitivity.rounding import NOT_ROUNDED, Rounding
 from planner.sensitivity.structure import Facts, stream_shares
+from planner.terms import Source
 
 __all__ = ["SOURCES", "Source", "TensorSensitivity", "default_source", "measured_sensitivities", "sensitivities"]
 
-Source = Literal["uniform", "prior", "structure", "structure+prior", "measured"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 
 

@@ -11,7 +11,6 @@ from planner.errors import UsageError
 from planner.formats.family import Family
 from planner.formats.registry import (
     FAMILIES,
-    FamilyName,
     all_formats,
     block_of_activations,
     family_named,
@@ -19,6 +18,7 @@ from planner.formats.registry import (
     kernel_of,
     round_trip,
 )  # fmt: skip
+from planner.terms import FamilyName
 
 
 def test_every_name_has_a_family_that_answers_everything():

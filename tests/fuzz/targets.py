@@ -18,7 +18,7 @@ from planner.cli import run
 from planner.errors import PlannerError
 
 if TYPE_CHECKING:
-    from planner.llama.engine import Engine
+    from planner.llama.branches import BranchedEngine
     from planner.llama.evaluate.taskfiles import Kind, Task
 
 __all__ = ["TARGETS", "Action", "Target"]
@@ -193,11 +193,11 @@ def _evidence(name: str) -> list[Action]:
 
 
 @functools.cache
-def _engine() -> Engine:
+def _engine() -> BranchedEngine:
     """A model that reads what is mutated, once a process."""
-    from planner.llama.engine import Engine
+    from planner.llama.branches import BranchedEngine
 
-    return Engine(_EXAMPLE, context=1024, threads=1, branches=100)
+    return BranchedEngine(_EXAMPLE, context=1024, threads=1, branches=100)
 
 
 def _tasks(kind: Kind) -> list[Action]:

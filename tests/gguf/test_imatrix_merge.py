@@ -199,3 +199,21 @@ def test_bytes_of_the_header(tmp_path):
     assert struct.pack("<Q", 9) + b"a.in_sum2" + struct.pack("<IQIQ", 1, 2, 0, 0) in data
     assert struct.pack("<Q", 8) + b"a.counts" + struct.pack("<IQIQ", 1, 1, 0, 32) in data
     assert len(data) % 32 == 0
+
+
+def test_counts_are_asked_about_without_being_changed():
+    one = TensorSums(np.ones(6, np.float32), None, np.array([4]))
+    assert one.fits(3)
+    assert one.counts.tolist() == [4]
+    one.set_experts(3)
+    assert one.counts.tolist() == [4, 4, 4]
+    assert one.fits(1)
+    one.set_experts(1)
+    assert one.counts.tolist() == [4]
+    unlike = TensorSums(np.ones(6, np.float32), None, np.array([4, 5]))
+    assert unlike.fits(2)
+    assert not unlike.fits(1)
+    assert not unlike.fits(3)
+    with pytest.raises(ValueError, match="2 experts do not fit 3"):
+        unlike.set_experts(3)
+    assert unlike.counts.tolist() == [4, 5]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from planner.cli.options import family_option
 from planner.dialects.exports import export_recipe
 from planner.errors import RecipeError, StateFileError, UsageError
 from planner.formats import families as families_module
@@ -24,7 +23,7 @@ from planner.plan.families import fused_ties
 from planner.plan.plan import make_plan
 from planner.plan.request import Request
 from planner.plan.rules import parse_rule
-from planner.recipe import Recipe, load_recipe
+from planner.recipe import load_recipe
 from planner.recipe.recount import recounted
 from state import Inventory, Store, TensorRecord
 from tests import models
@@ -293,18 +292,3 @@ def test_looking_at_recipes_and_editing_them(run, state, here):
         refused = run(*command)
         assert refused.status == 1
         assert "none of MLX's affine formats" in refused.err
-
-
-def test_the_option_names_every_family():
-    from typing import get_args
-
-    import click
-
-    from planner.formats.registry import FamilyName
-
-    @click.command()
-    @family_option
-    def command(family: str) -> None: ...
-
-    assert tuple(command.params[0].type.choices) == get_args(FamilyName) == tuple(FAMILIES)
-    assert Recipe.model_fields["family"].annotation == FamilyName

@@ -58,7 +58,7 @@ def problems(draw: st.DrawFn, limits: int = 4, least: int = 0) -> Problem:
         return tied([Option(weight, loss(rng, weight)) for weight in sizes], rng.randint(1, 3))
 
     groups = [Group(str(g), options()) for g in range(count)]
-    return Problem(groups, [limit_over(groups, f"limit {i}", rng) for i in range(bounds)])
+    return Problem.from_groups(groups, [limit_over(groups, f"limit {i}", rng) for i in range(bounds)])
 
 
 def tied(options: list[Option], tensors: int) -> list[Option]:
@@ -77,7 +77,7 @@ def limit_over(groups: list[Group], name: str, rng: Random) -> Limit:
             Limit(name, 0, weights={g.name: [rng.randint(0, 20) for _ in g.options] for g in groups}),
         ]
     )
-    low, high = Problem(groups, [limit]).extremes(name)
+    low, high = Problem.from_groups(groups, [limit]).extremes(name)
     capacity = low + (high - low) * Fraction(rng.randint(0, 20), 20) - rng.choice([0, 0, 0, 0, 0, 1])
     return Limit(name, capacity, limit.members, limit.weights)
 

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from solvers import METHODS, InfeasibleError, Problem, Solution, Status, check, solve
+from solvers import (
+    METHODS,
+    Group,
+    InfeasibleError,
+    Limit,
+    Method,
+    Option,
+    Problem,
+    ProblemError,
+    Solution,
+    Status,
+    check,
+    methods,
+    solve,
+)
+from solvers.methods import over_core
+from solvers.task import Found, Task
 from tests.solvers.oracle import best, problems, single_steps_that_help
 
-EXACT = ["auto", "dp"]
-# CP-SAT and SCIP start slowly: fewer examples
-SETTINGS = {"auto": 600, "dp": 300, "lagrangian": 300, "cp-sat": 50, "milp": 50}
+
+def examples(method: Method) -> int:
+    """How many problems to try a method on: the default on most, what starts slowly on fewer."""
+    if method.loads is not None:
+        return 50
+    return 600 if method.name == "auto" else 300
 
 
 def keeps_its_promises(problem: Problem, answer: Solution, gap: float) -> None:
@@ -40,18 +60,20 @@ def keeps_its_promises(problem: Problem, answer: Solution, gap: float) -> None:
         assert usage.name == limit.name
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_never_infeasible_never_worse_than_stated(method: str) -> None:
-    @settings(max_examples=SETTINGS[method], deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(problems(), st.sampled_from([0.0, 1e-6, 0.1]))
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_never_infeasible_never_worse_than_stated(method: Method) -> None:
+    unchecked = list(HealthCheck)
+
+    @settings(max_examples=examples(method), deadline=None, derandomize=True, suppress_health_check=unchecked)
+    @given(problems(limits=4 if method.several_limits else 1), st.sampled_from([0.0, 1e-6, 0.1]))
     def holds(problem: Problem, gap: float) -> None:
         try:
-            answer = solve(problem, method=method, gap=gap, time_limit=20.0)
+            answer = solve(problem, method=method.name, gap=gap, time_limit=20.0)
         except InfeasibleError:
             assert best(problem) is None
             return
         keeps_its_promises(problem, answer, gap)
-        if method in EXACT:
+        if method.proves:
             assert answer.status in (Status.OPTIMAL, Status.WITHIN_GAP)
             assert answer.picks is not None
 
@@ -126,3 +148,34 @@ def test_methods_agree_on_a_real_model_with_three_limits() -> None:
         assert answer.picks is not None
         assert answer.bound <= best_loss
     assert {answers[method].method for method in ("dp", "cp-sat", "milp")} == {"dp", "cp-sat", "milp"}
+
+
+def every_choice(task: Task) -> Found:
+    """A method in a few lines: the least excess over the core's bound of all choices of its options."""
+    core, best, least = task.core, None, float("inf")
+    for picks in itertools.product(*(range(len(item.options)) for item in core.groups)):
+        chosen = list(zip(core.groups, picks, strict=True))
+        slack = core.slack - sum(item.weight[:, k] for item, k in chosen)
+        excess = sum(item.cost[k] for item, k in chosen) + core.bound.prices @ slack
+        if (slack >= 0).all() and excess < least:
+            best, least = {item.group: int(item.options[k]) for item, k in chosen}, float(excess)
+    return Found(best, least - core.error - 1e-12, best is not None)
+
+
+def test_a_new_method_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = Method("brute", "all choices", (over_core("brute", every_choice),), proves=True, several_limits=False)
+    monkeypatch.setattr(methods, "METHODS", {**METHODS, new.name: new})
+    groups = [
+        Group("a", [Option(0, 9.0), Option(11, 3.0), Option(20, 0.0)]),
+        Group("b", [Option(0, 8.0), Option(13, 0.0)]),
+        Group("c", [Option(0, 7.0), Option(12, 0.0)]),
+    ]
+    problem = Problem.from_groups(groups, [Limit("file", 23), Limit("gpu", 12, ["c"])])
+    answer = solve(problem.only([0]), method="brute", gap=0.0)
+    assert answer.loss == best(problem.only([0])) == 11.0
+    assert (answer.status, answer.method) == (Status.OPTIMAL, "brute")
+    assert solve(problem.only([0]), method="lagrangian").loss > 11.0
+    with pytest.raises(ProblemError, match="'brute' takes one limit, and there are 2; these take several: auto"):
+        solve(problem, method="brute")
+    with pytest.raises(ProblemError, match="there are: auto, brute, cp-sat"):
+        solve(problem, method="force")

@@ -49,7 +49,7 @@ def test_every_corner_is_the_best_choice_for_its_weight(problem: Problem) -> Non
 
 def test_exact_points_lie_between_the_corners_and_count_all_limits() -> None:
     groups = [Group(name, [Option(0, 9.0), Option(7, 1.0), Option(9, 0.0)]) for name in "abc"]
-    problem = Problem(groups, [Limit("file", 0), Limit("gpu", 7, ["a"])])
+    problem = Problem.from_groups(groups, [Limit("file", 0), Limit("gpu", 7, ["a"])])
     line = frontier(problem)
     assert line.limit == "file"
     assert line.losses[line.corner(13)] == 19.0
@@ -62,7 +62,7 @@ def test_exact_points_lie_between_the_corners_and_count_all_limits() -> None:
     with pytest.raises(ProblemError, match="no corner 99"):
         line.picks(99)
     with pytest.raises(ProblemError, match="needs a limit"):
-        frontier(Problem(groups))
+        frontier(Problem.from_groups(groups))
 
 
 def test_explain_names_the_neighbours_in_loss_and_skips_the_dominated() -> None:
@@ -73,7 +73,7 @@ def test_explain_names_the_neighbours_in_loss_and_skips_the_dominated() -> None:
         Option(8, 1.0, "q4"),
         Option(9, 0.5, "q5"),
     ]
-    problem = Problem([Group("a", options), Group("b", [Option(1, 1.0, "pin")])], [Limit("file", 9)])
+    problem = Problem.from_groups([Group("a", options), Group("b", [Option(1, 1.0, "pin")])], [Limit("file", 9)])
     answer = solve(problem, gap=0.0)
     told = explain(problem, answer, "a")
     assert told.option.label == "q4"

@@ -7,7 +7,6 @@ from planner.formats.ggml.foreign import FOREIGN, nearest_known, unknown_type
 from planner.formats.ggml.formats import (
     CANDIDATES,
     FORMAT_SETS,
-    FamilyName,
     Format,
     format_by_id,
     format_named,
@@ -33,7 +32,6 @@ __all__ = [
     "FORMAT_SETS",
     "GUESSED",
     "TYPES",
-    "FamilyName",
     "Format",
     "Type",
     "dequantize_rows",

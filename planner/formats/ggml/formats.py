@@ -8,25 +8,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from planner.errors import RecipeError, UsageError
 from planner.formats.ggml import library
 from planner.formats.ggml.types import TYPES, type_of
+from planner.terms import FamilyName
 
 __all__ = [
     "CANDIDATES",
     "FORMAT_SETS",
-    "FamilyName",
     "Format",
     "format_by_id",
     "format_named",
     "formats",
     "select_formats",
 ]
-
-FamilyName = Literal["gguf", "mlx"]
-"""Families of formats: `planner.formats.family`."""
 
 _SETS = ("all", "k", "iq", "legacy", "cpu-repack")
 FORMAT_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(

@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from planner.errors import UsageError
-from planner.formats.ggml import FamilyName, Format
+from planner.formats.ggml import Format
+from planner.terms import FamilyName
 
 __all__ = ["AFFINE", "AFFINE_SETS", "Affine", "affine_named"]
 

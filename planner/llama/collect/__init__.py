@@ -1,4 +1,4 @@
-"""Collect importance matrices: activations that go into the weights while a model reads a text."""
+"""Importance matrices: sums of the activations that go into the weights while a model reads a text."""
 
 from __future__ import annotations
 

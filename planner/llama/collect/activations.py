@@ -26,12 +26,15 @@ class Group:
 
 
 def activations_of(node: Node) -> list[Group]:
-    """Return the activations of a multiplication, MUL_MAT or MUL_MAT_ID, by matrix of its weight. They are float32."""
+    """Return the activations, f32, of a multiplication (MUL_MAT or MUL_MAT_ID) by matrix of its weight.
+
+    Raises InferenceError for experts that are chosen in an unknown way.
+    """
     return _of_experts(node) if node.operation == "MUL_MAT_ID" else _of_matrices(node)
 
 
 def _of_matrices(node: Node) -> list[Group]:
-    """Each matrix of the weight sees the activations of its index; a single one sees all."""
+    """Give each matrix of the weight the activations of its index; a single one gets all."""
     weight, activations = node.sources[:2]
     values: Floats = _array(activations, np.float32)  # type: ignore[assignment]
     inner, outer = weight.shape[2:4]
@@ -45,8 +48,8 @@ def _of_matrices(node: Node) -> list[Group]:
 
 
 def _of_experts(node: Node) -> list[Group]:
-    """`ids` [experts used, tokens] says which experts a token goes to; `activations` [n, experts used or 1, tokens]
-    what each of them sees of it."""
+    """Give each expert its activations: `ids` [experts used, tokens] are the experts of each token, and `activations`
+    [n, experts used or 1, tokens] the rows for each of them."""
     weight, activations, ids = node.sources
     experts = weight.shape[2]
     width, variants, tokens, outer = activations.shape
@@ -64,5 +67,5 @@ def _of_experts(node: Node) -> list[Group]:
 
 
 def _array(tensor: Tensor, dtype: DTypeLike) -> NDArray[np.generic]:
-    """Return the tensor's values in numpy's order of dimensions, however they are laid out."""
+    """Return the tensor's values in numpy's order of dimensions, whatever their strides."""
     return np.ndarray(tensor.shape[::-1], dtype, tensor.read(), strides=tensor.strides[::-1])

@@ -1,4 +1,4 @@
-"""Conversations as the model sees them: a JSONL file in OpenAI's form, rendered with the model's own template."""
+"""Render conversations for a model: a JSONL file in OpenAI's form, with the model's own template."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Conversation:
 
 
 def read_conversations(path: Path) -> Iterator[Conversation]:
-    """Read the conversations of a file; empty lines are passed over. Raises UsageError, naming the line."""
+    """Yield the conversations of a file; empty lines are skipped. Raises UsageError, naming the line."""
     text = read_text(path, UsageError)
     if text.lstrip().startswith("["):
         raise UsageError(
@@ -51,7 +51,7 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
 
 
 def chat_tokens(engine: Engine, path: Path) -> NDArray[np.int32]:
-    """Return all conversations of a file as the model reads them, one after the other, i32[n]. Raises UsageError, and
+    """Tokenize all conversations of a file, one after the other, i32[n]. Raises UsageError, and
     ModelError for a template that is broken, or takes too long or too much."""
     source = engine.chat_template
     if source is None:

@@ -1,4 +1,4 @@
-"""Checkpoint of a run of `planner imatrix`, in a file beside its output, so that the next run goes on from it.
+"""Keep the sums of an unfinished run of `planner imatrix` beside its output, so that the next run goes on.
 
     magic | header length u64 | header, JSON | arrays, in the header's order
 
@@ -34,9 +34,9 @@ class Checkpoint:
         self.path, self._run = path, dict(run)
 
     def load(self, *, force: bool) -> tuple[int, Sums] | None:
-        """Read how many windows were done, and their sums; None if there is no such file.
+        """Return how many windows were done, and their sums; None if there is no such file.
 
-        Raises UsageError for that of another run, unless `force` says to begin anew; InferenceError if damaged.
+        Raises UsageError for the progress of another run, unless `force` says to begin anew; InferenceError if damaged.
         """
         if not self.path.exists():
             return None
@@ -62,7 +62,7 @@ class Checkpoint:
         )
 
     def save(self, done: int, texts: Mapping[str, tuple[int, int]], sums: Sums) -> None:
-        """Write the sums of `done` windows. `texts`: name → windows done, and in all. Raises OutputError."""
+        """Save the sums of `done` windows. `texts`: name → windows done, and in all. Raises OutputError."""
         entries = [
             {"name": name, "values": len(entry.sum2), "experts": len(entry.counts), "sums": entry.sums is not None}
             for name, entry in sums.tensors.items()
@@ -84,7 +84,7 @@ class Checkpoint:
             output.commit()
 
     def remove(self) -> None:
-        """Remove the file of a run that is complete."""
+        """Remove the file: the run is complete."""
         self.path.unlink(missing_ok=True)
 
 

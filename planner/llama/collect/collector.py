@@ -39,8 +39,8 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What became of totals, f32[matrices, 2, n], when some activations were added: the next weight that sees the
-    same activations, and had the same totals, needs no second reckoning."""
+    """Totals, f32[matrices, 2, n], before and after some activations were added: not computed again for the next
+    weight with the same activations and the same totals."""
 
     matrices: NDArray[np.intp]
     rows: NDArray[np.int64]
@@ -71,7 +71,7 @@ class Collector:
         return weight.name.startswith("blk.") or (self._output and weight.name == _OUTPUT)
 
     def see(self, node: Node) -> None:
-        """Add up the activations of a node. Raises ModelError where they are no numbers."""
+        """Add up the activations of a node. Raises ModelError for NaN and infinity, and for sums of another size."""
         weight, activations = node.sources[:2]
         if weight.name in self._seen:  # another batch, whose tensors may lie where the last one's lay
             self._seen.clear()
@@ -102,12 +102,14 @@ class Collector:
         entry = self._sums.tensors.get(name)
         if entry is None:
             entry = self._sums.tensors[name] = TensorSums.zeros(width * matrices, experts)
-        if len(entry.sum2) != width * matrices or not (entry.spread(experts) or experts == 1):
+        if len(entry.sum2) != width * matrices or not (entry.fits(experts) or experts == 1):
             raise ModelError(
                 f"{name} has {width * matrices:,} values for {experts:,} experts here, and "
                 f"{len(entry.sum2):,} for {len(entry.counts):,} in what was collected before.",
                 "Merge only importance matrices of this model.",
             )
+        if entry.fits(experts):
+            entry.set_experts(experts)
         return entry
 
 
@@ -115,7 +117,8 @@ def collect(engine: Engine, texts: Sequence[Text], start: int = 0) -> Iterator[i
     """Let the engine's observer see the windows of all texts from number `start` on, which has to be a multiple of
     `engine.windows_at_a_time`.
 
-    Yields how many are done, whenever what was collected is of whole windows: there it can be saved.
+    Yields how many are done, whenever the sums are of whole windows: there they can be saved. Raises ValueError for
+    another `start`, and what the engine raises.
     """
     if start % engine.windows_at_a_time:
         raise ValueError(f"windows are run {engine.windows_at_a_time} at a time, and {start} is within")
@@ -128,7 +131,7 @@ def collect(engine: Engine, texts: Sequence[Text], start: int = 0) -> Iterator[i
 
 
 def _totals(entry: TensorSums, matrices: NDArray[np.intp], width: int) -> Floats:
-    """Return f32[matrices, 2, n]: sums of squares and of activations so far, zeros where these are not known."""
+    """Return sums of squares and of activations so far, f32[matrices, 2, n]; zeros where these are not known."""
     sum2 = entry.sum2.reshape(-1, width)[matrices]
     sums = np.zeros_like(sum2) if entry.sums is None else entry.sums.reshape(-1, width)[matrices]
     return np.stack([sum2, sums], axis=1)

@@ -1,4 +1,4 @@
-"""Render chat templates in a process of their own, which is ended when one takes too long or too much memory.
+"""Render chat templates in a process of their own, which is ended when one takes too long or too much.
 
 A template is a program of whoever made the model: it may count to 10^9, double a text forty times, or crash Python's
 parser. One process renders all conversations of a run; it is given a little time for each, and what it does not use.
@@ -29,7 +29,7 @@ _REMEDY = "Give text that is rendered already: --text FILE --parse-special."
 
 
 class Renderer(Closing):
-    """A model's chat template at work; a context manager, which ends its process.
+    """A model's chat template in its process; a context manager, which ends the process.
 
     `model` is for messages; `now` is what the template takes for the time, in ISO 8601. Raises InferenceError where
     Jinja is missing, ModelError for a template that Jinja does not understand.
@@ -67,8 +67,8 @@ class Renderer(Closing):
         self._process.wait()
 
     def render(self, where: str, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
-        """Render the conversation that stands at `where` as text. Raises UsageError where the template refuses it,
-        ModelError where it takes too long or too much."""
+        """Render the conversation that stands at `where`. Raises UsageError where the template refuses it, ModelError
+        where it takes too long or too much."""
         answer = self._ask({"messages": messages, "tools": tools}, where)
         if (failure := answer.get("failure")) is not None:
             raise UsageError(
@@ -90,7 +90,7 @@ class Renderer(Closing):
         return answer
 
     def _answer(self, data: bytes, seconds: float, where: str) -> dict[str, Any]:
-        """Return the process's answer to a line, within so many seconds, which are taken off what is left."""
+        """Return the process's answer to a line, within so many seconds, which are taken off those left."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Chat templates: Jinja as Hugging Face's `apply_chat_template` runs it, which is untrusted code.
+"""Chat templates: untrusted Jinja, run as Hugging Face's `apply_chat_template` runs it.
 
 A sandbox, whitespace control, `tojson` without escapes for HTML, `raise_exception`, `strftime_now`, and
 `{% generation %}` passed through. What a template may take is limited twice: here, where an operation says beforehand
@@ -36,11 +36,11 @@ _ORPHANED = 60  # seconds: if nobody has ended this process by then, nobody will
 
 
 class TooMuch(Exception):
-    """A template wants more than it may have."""
+    """Raised when a template exceeds its limits."""
 
 
 class Template:
-    """A chat template. `now` is what it takes for the time.
+    """A chat template. `now` is the time that it sees.
 
     Raises whatever Jinja raises for a source that it does not understand.
     """
@@ -50,7 +50,7 @@ class Template:
         self._template = _environment().from_string(source)
 
     def render(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
-        """Render a conversation as text, without a prompt for an answer. Raises whatever the template does."""
+        """Render a conversation, without a prompt for an answer. Raises whatever the template raises."""
         failure: Exception | None = None
         # templates want arguments of tool calls as objects, most of them; OpenAI's form has JSON text
         for some in _with_arguments(messages), messages:
@@ -118,7 +118,7 @@ def _limit_memory() -> None:
 
 
 def _with_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages whose tool calls have their arguments as objects instead of JSON text."""
+    """Return the messages with arguments of tool calls as objects instead of JSON text."""
 
     def parsed(call: Any) -> Any:
         try:
@@ -138,7 +138,7 @@ def _with_arguments(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class _Generation(jinja2.ext.Extension):  # type: ignore[misc, unused-ignore]
-    """Marks what an assistant wrote, which matters only in training."""
+    """The tag that marks an assistant's words, which matters only in training."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -149,7 +149,7 @@ class _Generation(jinja2.ext.Extension):  # type: ignore[misc, unused-ignore]
 
 class _Generator(jinja2.compiler.CodeGenerator):  # type: ignore[misc, unused-ignore]
     def visit_Concat(self, node: Any, frame: Any) -> None:  # noqa: N802
-        """Compile `a ~ b`, counted before it is made."""
+        """Compile `a ~ b` to a concatenation that checks the length first."""
         self.write("environment.concatenated((")
         for part in node.nodes:
             self.visit(part, frame)
@@ -158,7 +158,7 @@ class _Generator(jinja2.compiler.CodeGenerator):  # type: ignore[misc, unused-ig
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):  # type: ignore[misc, unused-ignore]
-    """Operations that make much of little are looked at before they run, and not folded when a template is compiled."""
+    """Checks operations whose results can be huge before they run; they are not folded when a template is compiled."""
 
     code_generator_class = _Generator
     intercepted_binops = frozenset(("+", "*", "**", "%"))
@@ -177,13 +177,13 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):  # type: ignor
         return super().call_binop(context, operator, left, right)
 
     def concatenated(self, parts: tuple[Any, ...]) -> str:
-        """Join the text of the parts."""
+        """Concatenate the parts. Raises TooMuch."""
         texts = [str(part) for part in parts]
         _check(sum(map(len, texts)))
         return "".join(texts)
 
     def wrap_str_format(self, value: Any) -> Any:
-        """Wrap `text.format` where it is used. Raises TooMuch."""
+        """Check the widths in a text whose `format` is asked for. Raises TooMuch."""
         wrapped = super().wrap_str_format(value)
         if wrapped is not None and _BRACE_WIDTH.search(str(value.__self__).replace("{{", "").replace("}}", "")):
             raise TooMuch(_WIDE)
@@ -207,7 +207,7 @@ def _environment() -> _Environment:
 
 
 def _narrow(filter_: Any) -> Any:
-    """Return a filter whose numbers are checked; what Jinja passes besides stays as it is."""
+    """Return a filter that checks its numbers first; Jinja's other arguments stay as they are."""
 
     @functools.wraps(filter_)
     def checked(*arguments: Any, **named: Any) -> Any:

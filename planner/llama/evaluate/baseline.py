@@ -82,7 +82,7 @@ class Baseline(Closing):
         self._file.close()
 
     def rows(self, number: int) -> NDArray[np.uint16]:
-        """Return a window's rows, u16[scored, row_width(vocabulary)], for `logprobs.decode`. Raises BaselineError."""
+        """Read a window's rows, u16[scored, row_width(vocabulary)], for `logprobs.decode`. Raises BaselineError."""
         nbytes = 2 * self._shape[0] * self._shape[1]
         # read, not mapped: a file that another process truncates is then an error, and no SIGBUS
         self._file.seek(self._first + number * nbytes)
@@ -105,7 +105,7 @@ class Baseline(Closing):
 
 
 def no_numbers(model: Path, where: str) -> InferenceError:
-    """Return the error for a model whose logits are NaN or infinite. Minus infinity is a number here: never."""
+    """Return the error for a model whose logits are NaN or infinite. Minus infinity is allowed."""
     return InferenceError(
         f"{model}: what it predicts in {where} is not a number.",
         f"The file or its conversion is broken: `{command('planner', 'inspect', model)}` shows its weights.",

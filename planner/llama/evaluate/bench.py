@@ -1,4 +1,4 @@
-"""Speed: tokens per second of a prompt and of generation, measured as llama-bench measures them."""
+"""Measure speed in tokens per second, of prompts and of generation, as llama-bench does."""
 
 from __future__ import annotations
 

@@ -43,7 +43,10 @@ def diverge(engine: Engine, baseline: Baseline, progress: Progress | None = None
 
 
 def base_nll(baseline: Baseline) -> NDArray[np.float32]:
-    """Return the negative log-likelihood (nats) of every scored token by the original itself, f32[windows * scored]."""
+    """Return the negative log-likelihood (nats) of every scored token by the original itself, f32[windows * scored].
+
+    Raises BaselineError for a damaged file.
+    """
     found = []
     for number in range(baseline.windows):
         rows, targets = baseline.rows(number), baseline.targets(number)

@@ -63,14 +63,14 @@ def join(parts: Sequence[Divergence]) -> Divergence:
 
 def _compare(logits: NDArray[np.float32], base: NDArray[np.uint16], tokens: NDArray[np.int32]) -> Divergence:
     """Compare as the loop in llama-perplexity does, step by step in float32: where models hardly differ, a token's
-    divergence is not much more than what is lost in rounding, and the same inputs shall give the same numbers."""
+    divergence is hardly more than rounding, and the same inputs are to give the same numbers."""
     rows, vocabulary = np.arange(len(tokens)), logits.shape[1]
     with np.errstate(invalid="ignore", over="ignore"):  # a broken model's statistics are NaN
         top = logits.max(axis=1)
         terms = logits - top[:, None]
         np.exp(terms, out=terms)
         never = terms[rows, tokens] == 0  # not even the least that a float32 holds
-        lowest = base[rows, 4 + tokens] == 0  # as little as the original's rows can say
+        lowest = base[rows, 4 + tokens] == 0  # the least that the original's rows can hold
         log_total = np.log(terms.sum(axis=1, dtype=np.float64)).astype(np.float32)
         shift = top + log_total
         log_base = logprobs.decode(base, vocabulary)

@@ -18,12 +18,12 @@ _STEPS = np.float32(65535)
 
 
 def row_width(vocabulary: int) -> int:
-    """Return the number of 16-bit numbers of a row: four for the two floats, and the words, made even."""
+    """Return how many 16-bit numbers a row has: four for the two floats, and the words, made even."""
     return 2 * ((vocabulary + 1) // 2) + 4
 
 
 def scored(context: int) -> slice:
-    """Return the positions of a window whose next token is predicted with enough before them: its second half but the
+    """Return the positions of a window whose next token is predicted with enough context: its second half but the
     last, whose next token is in the next window."""
     return slice(context // 2, context - 1)
 
@@ -49,7 +49,7 @@ def encode(logits: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def decode(rows: NDArray[np.uint16], vocabulary: int) -> NDArray[np.float32]:
-    """Return the log-probabilities, f32[n, vocabulary], of rows u16[n, row_width(vocabulary)]."""
+    """Decode rows u16[n, row_width(vocabulary)] to log-probabilities, f32[n, vocabulary]."""
     scale, least = np.ascontiguousarray(rows[:, :4]).view(np.float32).T
     values = rows[:, 4 : 4 + vocabulary].astype(np.float32)
     values *= scale[:, None]

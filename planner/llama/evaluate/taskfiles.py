@@ -1,4 +1,4 @@
-"""Files of tasks with answers to choose from, in the formats of llama-perplexity.
+"""Read files of multiple-choice tasks in the formats of llama-perplexity.
 
 - `--multiple-choice` (ARC, MMLU, TruthfulQA): binary. u32 number of tasks, u32[n] positions; then for each task the
   question and two lists of answers, of which the first has one right answer. A text is its u32 length and UTF-8; a list
@@ -68,7 +68,7 @@ def _winogrande(path: Path) -> list[Task]:
 
 
 def _split(line: str) -> list[str] | None:
-    """Split a line into its five fields; only the sentence may be in quotes, whose doubling means nothing, as there."""
+    """Split a line into its five fields; only the sentence may be in quotes, and doubled ones are kept, as there."""
     quoted, commas = False, []
     for place, character in enumerate(line):
         if character == '"':
@@ -95,7 +95,7 @@ def _multiple_choice(path: Path) -> list[Task]:
 
 
 class _Reader:
-    """Reads numbers and texts from bytes one after the other; BaselineError at the end."""
+    """Reads numbers and texts from bytes in turn. Raises BaselineError at the end."""
 
     def __init__(self, path: Path, data: bytes) -> None:
         self._path, self._data, self._at = path, data, 0
@@ -145,7 +145,7 @@ READERS: Mapping[Kind, Callable[[Path], list[Task]]] = {
 
 
 def select(kind: Kind, tasks: Sequence[Task], count: int | None) -> list[Task]:
-    """Select `count` of the tasks at random, the same ones that llama-perplexity takes (built with GCC 11 or later)."""
+    """Draw `count` of the tasks at random, the same ones as llama-perplexity (built with GCC 11 or later)."""
     if count is None or count >= len(tasks):
         return list(tasks)
     generator, left, chosen = np.random.RandomState(1), list(tasks), []

@@ -1,4 +1,4 @@
-"""Run multiple-choice tasks, scored as llama-perplexity scores them: by the answer that a model finds most likely."""
+"""Score a model on multiple-choice tasks by its most likely answers, as llama-perplexity does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import BaselineError
-from planner.llama.engine import Engine
+from planner.llama.branches import BranchedEngine
 from planner.llama.evaluate.baseline import no_numbers
 from planner.llama.evaluate.taskfiles import Task
 
@@ -24,8 +24,8 @@ _TRAILING = 3  # k_min_trailing_ctx: tokens after the choice that suffice to lea
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Which tasks, b[n], a model got right; by `chance` it gets about so many of 100. `longest` are the tokens of the
-    longest text."""
+    """The tasks, b[n], that a model got right; by `chance` it gets about so many of 100. The longest text has `longest`
+    tokens."""
 
     right: NDArray[np.bool_]
     chance: int
@@ -43,7 +43,7 @@ class Score:
         return float(100 * (share * (1 - share) / (count - 1)) ** 0.5) if count > 1 else 0.0
 
     def efficiency(self, nbytes: int) -> float:
-        """(score − chance) / GB: what a file of that size gives beyond guessing."""
+        """Return (score − chance) / GB: the percentage beyond guessing, for a file of that size."""
         return (self.percent - self.chance) / (nbytes / 1e9)
 
 
@@ -65,7 +65,7 @@ class _Prompt:
 
     @functools.cached_property
     def targets(self) -> dict[int, set[int]]:
-        """Rows that are wanted, and of which tokens."""
+        """The tokens that are wanted of each row."""
         found: dict[int, set[int]] = {}
         for row, token in itertools.chain.from_iterable(self.wanted):
             found.setdefault(row, set()).add(token)
@@ -77,7 +77,9 @@ def branches_for(tasks: Sequence[Task]) -> int:
     return max(_BRANCHES, max(len(task.texts) for task in tasks))
 
 
-def run_tasks(engine: Engine, tasks: Sequence[Task], progress: Callable[[int, int], None] | None = None) -> Score:
+def run_tasks(
+    engine: BranchedEngine, tasks: Sequence[Task], progress: Callable[[int, int], None] | None = None
+) -> Score:
     """Choose an answer for every task: the one whose tokens are the most likely in the mean, those that all answers
     begin with left out.
 
@@ -104,7 +106,7 @@ def run_tasks(engine: Engine, tasks: Sequence[Task], progress: Callable[[int, in
     return Score(np.array(right), chance, max(len(each) for prompt in prompts for each in prompt.sequences))
 
 
-def _prompt(engine: Engine, task: Task) -> _Prompt:
+def _prompt(engine: BranchedEngine, task: Task) -> _Prompt:
     sequences = [engine.tokenize(text) for text in task.texts]
     shortest = min(map(len, sequences))
     alike = np.all([sequence[:shortest] == sequences[0][:shortest] for sequence in sequences], axis=0)
@@ -122,9 +124,9 @@ def _prompt(engine: Engine, task: Task) -> _Prompt:
 
 
 def _after_choice(
-    engine: Engine, task: Task, sequences: list[NDArray[np.int32]], prefix: int
+    engine: BranchedEngine, task: Task, sequences: list[NDArray[np.int32]], prefix: int
 ) -> list[list[tuple[int, int]]]:
-    """Return what WinoGrande is scored by: tokens after the choice, where there are enough, without the last one."""
+    """Return the predictions that score WinoGrande: of tokens after the choice, if there are enough, but the last."""
     skips = all(len(sequence) - prefix > _TRAILING for sequence in sequences)
     wanted, row = [], 0
     for head, sequence in zip(task.heads, sequences, strict=True):
@@ -138,8 +140,8 @@ def _after_choice(
     return wanted
 
 
-def _batches(engine: Engine, prompts: Sequence[_Prompt]) -> Iterator[list[_Prompt]]:
-    """Batch as many prompts as fit the memory, the sequences and the room for logits."""
+def _batches(engine: BranchedEngine, prompts: Sequence[_Prompt]) -> Iterator[list[_Prompt]]:
+    """Yield as many prompts at a time as fit the memory, the sequences and the room for logits."""
     most = _LOGITS_BYTES // (4 * engine.vocabulary_size)
     some: list[_Prompt] = []
     for prompt in prompts:
@@ -156,8 +158,8 @@ def _batches(engine: Engine, prompts: Sequence[_Prompt]) -> Iterator[list[_Promp
         yield some
 
 
-def _run(engine: Engine, prompts: Sequence[_Prompt]) -> list[dict[tuple[int, int], float]]:
-    """Return the log-probabilities of the wanted predictions of each prompt."""
+def _run(engine: BranchedEngine, prompts: Sequence[_Prompt]) -> list[dict[tuple[int, int], float]]:
+    """Return the log-probabilities that are wanted of each prompt."""
     columns = _layout(prompts).T
     targets = iter([prompt.targets[row] for prompt in prompts for row in sorted(prompt.targets)])
     found: list[dict[int, float]] = []
@@ -178,8 +180,7 @@ def _run(engine: Engine, prompts: Sequence[_Prompt]) -> list[dict[tuple[int, int
 
 
 def _layout(prompts: Sequence[_Prompt]) -> NDArray[np.int32]:
-    """Return a batch, i32[tokens, 5]: token, position, first sequence, sequences that share it, whether logits are
-    wanted."""
+    """Lay out a batch, i32[tokens, 5]: token, position, first sequence, sequences that share it, logits wanted."""
     lines: list[tuple[int, int, int, int, bool]] = []
     sequence = 0
     for prompt in prompts:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.errors import BaselineError, PlannerError
-from planner.llama.engine import Engine
+from planner.llama.branches import BranchedEngine
 from planner.llama.evaluate.taskfiles import READERS, Task, select
 from planner.llama.evaluate.tasks import Score, branches_for, run_tasks
 from tests.conftest import EXAMPLES
@@ -69,7 +69,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
     }
 
 
-def means_alone(engine: Engine, task: Task) -> list[float]:
+def means_alone(engine: BranchedEngine, task: Task) -> list[float]:
     """Every answer run by itself from the beginning: no sharing, no batches."""
     sequences = [engine.tokenize(answer) for answer in task.texts]
     alike = 0
@@ -95,7 +95,7 @@ def test_answers_are_those_of_each_run_alone(kind, files, example):
     tasks = READERS[kind](files[kind])
     if kind == "winogrande":  # where the choice itself counts, llama-perplexity's first row is another
         tasks = [task for task in tasks if not task.texts[0].endswith(task.heads[0][-4:])]
-    with Engine(example.model, context=512, threads=2, branches=branches_for(tasks)) as engine:
+    with BranchedEngine(example.model, context=512, threads=2, branches=branches_for(tasks)) as engine:
         score = run_tasks(engine, tasks)
         clear = 0
         for task, right in zip(tasks, score.right, strict=True):

@@ -1,0 +1,19 @@
+"""Closed sets of terms that users choose among. Importing them costs nothing, so that `--help` can list them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["Design", "FamilyName", "RunOn", "Source"]
+
+FamilyName = Literal["gguf", "mlx"]
+"""Formats that one engine has: ggml's types, or MLX's affine formats."""
+
+Source = Literal["uniform", "prior", "structure", "structure+prior", "measured"]
+"""Where sensitivities come from."""
+
+Design = Literal["per-tensor", "factored"]
+"""Passes of the model: over every tensor alone, or over blocks and roles."""
+
+RunOn = Literal["cpu", "gpu"]
+"""Where a file will run."""

@@ -1,0 +1,50 @@
+"""The interface to a solver of the core: it gets a `Task` and returns what it `Found`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from solvers.arrays import FloatArray
+from solvers.core import Core
+
+__all__ = ["CoreSolver", "Found", "Task"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Minimize the loss of `core`; `losses` [options] are the reduced problem's.
+
+    `hint`: the best known choice, flat indices by group, empty if there is none. `gap`: absolute, in loss; a solver may
+    stop that close to the best. `deadline` is a time of `time.monotonic`. The same `seed` and `threads` give the same
+    answer, unless time runs out.
+    """
+
+    core: Core
+    losses: FloatArray
+    hint: Mapping[int, int]
+    gap: float
+    deadline: float
+    seed: int
+    threads: int
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that are left: finite, and not positive when time is up."""
+        return min(self.deadline - time.monotonic(), 1e9)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`choice`: flat index by group for the core's groups, or `None` if nothing below the threshold was met.
+
+    `proven`: no choice exceeds the core's bound by less. `complete`: nothing was lost to the width or the time.
+    """
+
+    choice: dict[int, int] | None
+    proven: float
+    complete: bool
+
+
+CoreSolver = Callable[[Task], Found]
