@@ -86,7 +86,7 @@ def open_basis(
 
     Raises UsageError for options that do not go together, and StateFileError.
     """
-    from planner.plan.losses import inventory_of, losses_of
+    from planner.plan.findings import Findings, inventory_of
     from state import Store
 
     if imatrix is not None and model is None:
@@ -106,7 +106,8 @@ def open_basis(
         raise UsageError(f"{state} holds no model yet.", "Measure it: planner measure MODEL --imatrix FILE")
     if model is not None and known.model_digest != inventory.model_digest:
         raise UsageError(f"{state} is the state of {known.model_name}, not of {model}.", "Give the state of the model.")
-    return known, losses_of(store, known)
+    findings = Findings.find(store)
+    return known, None if findings is None else findings.losses()
 
 
 def _of_model(stack: ExitStack, model: Path | None, imatrix: Path | None) -> Inventory:
@@ -186,7 +187,7 @@ def _take_evidence(given: Given, model: Path | None, imatrix: Path | None, state
     from planner.evidence.add import add_divergences, add_fork_errors
     from planner.evidence.bpw_state import read_bpw_state
     from planner.evidence.kld_table import read_kld_table
-    from planner.plan.losses import inventory_of
+    from planner.plan.findings import inventory_of
     from state import Store
 
     target, where = find_state(state, model), str(given.path)

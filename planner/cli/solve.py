@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from planner.cli.options import Sources
     from planner.formats.ggml import Format
     from planner.formats.registry import Family
+    from planner.plan.findings import Findings
     from planner.plan.plan import Plan
-    from planner.plan.request import Request, RunOn
+    from planner.plan.request import PlanRequest, RunOn
     from planner.sensitivity import Source
 
 __all__ = ["solve"]
@@ -103,12 +104,12 @@ def solve(
     recipe is proven to be within a gap of the best there is.
     """
     from planner.formats.registry import choose_formats
-    from planner.plan.request import Request
+    from planner.plan.request import PlanRequest
     from planner.plan.rules import parse_rule, parse_tie
     from planner.report import explanation
 
     kind = cast("Family", family)
-    request = Request(
+    request = PlanRequest(
         **_limits(budget, bpw, devices, active_budget),
         family=kind,
         formats=None if measuring["types"] is None else choose_formats(kind, measuring["types"]),
@@ -132,8 +133,9 @@ def solve(
         click.echo("\n" + plain(text, keep="\n"))
 
 
-def _plan_from_state(request: Request, measuring: Measuring, polish: Path | None) -> Plan:
+def _plan_from_state(request: PlanRequest, measuring: Measuring, polish: Path | None) -> Plan:
     """Plan without the model. Raises UsageError for what would need it."""
+    from planner.plan.findings import Findings
     from planner.plan.plan import make_plan
     from state import Store
 
@@ -142,12 +144,13 @@ def _plan_from_state(request: Request, measuring: Measuring, polish: Path | None
     if measuring["imatrix"] is not None:
         raise UsageError("--imatrix is for measuring, which needs the model.", "Give the model too, or leave it out.")
     with Store.open(find_state(measuring["state"]), read_only=True) as store:
-        return make_plan(store, request)
+        findings = Findings.read(store, request.family)
+    return make_plan(findings, request)
 
 
 def _plan_with_model(
     model: Path,
-    request: Request,
+    request: PlanRequest,
     measuring: Measuring,
     output: Path,
     polish: Path | None,
@@ -155,6 +158,7 @@ def _plan_with_model(
     gpu_layers: int,
 ) -> Plan:
     """Measure what is missing, plan, and polish on a text where one is given."""
+    from planner.plan.findings import Findings
     from planner.plan.plan import make_plan
 
     if polish is not None and request.family != "gguf":
@@ -163,10 +167,11 @@ def _plan_with_model(
         if polish is not None:
             check_runs([model], context=0, gpu_layers=gpu_layers)
         _measure(sources, request, measuring)
-        plan = make_plan(sources.store, request)
+        findings = Findings.read(sources.store, request.family)
+        plan = make_plan(findings, request)
         if polish is not None:
             polishing = _Polishing(polish, polish_passes, output, measuring["threads"], gpu_layers)
-            plan = polishing.run(plan, request, sources)
+            plan = polishing.run(plan, request, findings, sources)
         return plan
 
 
@@ -196,7 +201,7 @@ def _bits(text: str) -> Fraction:
     return bits
 
 
-def _measure(sources: Sources, request: Request, measuring: Measuring) -> None:
+def _measure(sources: Sources, request: PlanRequest, measuring: Measuring) -> None:
     from planner.cli.measure import run_campaign
     from planner.formats.registry import choose_formats
 
@@ -219,10 +224,10 @@ class _Polishing:
     threads: int
     gpu_layers: int
 
-    def run(self, plan: Plan, request: Request, sources: Sources) -> Plan:
+    def run(self, plan: Plan, request: PlanRequest, findings: Findings, sources: Sources) -> Plan:
         """The plan with a recipe that was improved on a text. Stopped, it is the recipe as it stands; `output` always
         has that, in case llama.cpp ends the process."""
-        from planner.llama.passes.perturb import perturber
+        from planner.llama.passes.perturb import open_perturber
         from planner.llama.passes.polish import TOKENS, Polish
         from planner.llama.text import spread_windows, window_length
         from planner.recipe import save_recipe
@@ -231,18 +236,22 @@ class _Polishing:
         save_recipe(plan.recipe, self.output)
         with contextlib.ExitStack() as open_things:
             changer = open_things.enter_context(
-                perturber(
+                open_perturber(
                     model.path, model, sources.imatrix, context=context, threads=self.threads,
                     gpu_layers=self.gpu_layers,
                 )
             )  # fmt: skip
             (windows,) = spread_windows(changer.engine, self.text, context, TOKENS)
-            polish = open_things.enter_context(Polish(sources.store, request, changer, windows, plan))
             kept = tried = 0
             try:
                 with progress_bar("tokens") as advance:
-                    seconds = polish.start(functools.partial(advance, "the recipe"))
-                click.echo(f"At most {self.passes} exchanges of {seconds:.1f} s each.", err=True)
+                    started = functools.partial(advance, "the recipe")
+                    polish = open_things.enter_context(Polish.start(findings, request, changer, windows, plan, started))
+            except KeyboardInterrupt:
+                click.echo("Stopped before the first exchange.", err=True)
+                return plan
+            click.echo(f"At most {self.passes} exchanges of {polish.seconds:.1f} s each.", err=True)
+            try:
                 with progress_bar("exchanges") as advance:
                     for exchange in polish.run(self.passes):
                         tried += 1

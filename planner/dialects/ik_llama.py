@@ -17,7 +17,7 @@ from planner.dialects.patterns import compacted, escaped_ecmascript, one_each
 from planner.dialects.regex import Regex
 from planner.dialects.shell import script_rules
 from planner.errors import RecipeError
-from planner.recipe import Choice, Recipe, is_left_alone
+from planner.recipe import Choice, Recipe
 from planner.text import command
 
 __all__ = ["custom_q", "export_ik_llama", "read_ik_llama"]
@@ -54,7 +54,7 @@ def custom_q(recipe: Recipe, *, compact: bool = False) -> str:
 
 def _is_told(choice: Choice) -> bool:
     """Whether a rule is needed: also for matrices that llama.cpp leaves alone and ik_llama.cpp would not."""
-    if not is_left_alone(choice):
+    if not choice.left_alone:
         return True
     matrix = sum(size > 1 for size in choice.shape) > 1 and choice.name.endswith("weight")
     return matrix and choice.format in _TYPES and not any(part in choice.name for part in _LEFT_ALONE_TOO)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 from planner.digests import digest
 from planner.errors import ModelError, StateFileError
@@ -209,7 +209,7 @@ class Campaign:
                 Energies(
                     key=target.facts_key,
                     tensor=target.tensor.name,
-                    values=facts[target.tensor.name],
+                    values=facts[target.tensor.name].values(),
                     notes=json.dumps({"content": target.digest, **self._gaps(target.tensor)}),
                 )
                 for target in block.targets
@@ -228,8 +228,9 @@ class Campaign:
         else:
             placed = {survey.tensor.name: global_facts(survey, self._anatomy, tied=tied) for survey in surveys}
         return {
-            survey.tensor.name: placed.get(survey.tensor.name, {})
-            | asdict(rounding_of(survey, self._anatomy, tied=tied))
+            survey.tensor.name: replace(
+                placed.get(survey.tensor.name, Facts()), rounding=rounding_of(survey, self._anatomy, tied=tied)
+            )
             for survey in surveys
         }
 
@@ -241,9 +242,9 @@ class Campaign:
                     key=self._key(target, fmt),
                     tensor=target.tensor.name,
                     format=fmt.name,
-                    err_var=estimate.var,
-                    err_mean=estimate.mean,
-                    err_massive=estimate.massive,
+                    err_var=estimate.error.variance,
+                    err_mean=estimate.error.mean,
+                    err_massive=estimate.error.massive,
                     stderr=estimate.stderr,
                     stderr_massive=estimate.stderr_massive,
                     rows=found.rows[fmt.name],
