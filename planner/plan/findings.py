@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -19,7 +19,7 @@ from planner.sensitivity import (
     measured_sensitivities,
     sensitivities,
 )
-from state import Inventory, Measurement, Pass, Store
+from state import Energies, Inventory, Measurement, Pass, Store
 
 __all__ = ["Findings", "inventory_of", "not_measured"]
 
@@ -50,12 +50,16 @@ class Findings:
     def find(cls, store: Store) -> Self | None:
         """Read all of it, if there are finished measurements. Raises StateFileError for a damaged state."""
         inventory = inventory_of(store)
-        measurements = {(entry.tensor, entry.format): entry for entry in store.measurements(selected=True).values()}
-        if inventory is None or not measurements:
+        finished = store.measurements(selected=True).values()
+        if inventory is None or not finished:
             return None
-        subject = subject_of(store)
+        names = {tensor.name for tensor in inventory.tensors}
+        measurements = {(entry.tensor, entry.format): entry for entry in finished if entry.tensor in names}
+        energies = store.energies(selected=True).values()
+        facts = _facts(store.path, [entry for entry in energies if entry.tensor in names])
+        subject = subject_of(inventory, energies)
         passes = tuple(entry for entry in store.passes() if entry.subject == subject)
-        return cls(store.path, inventory, measurements, _facts(store, inventory), passes, subject)
+        return cls(store.path, inventory, measurements, facts, passes, subject)
 
     @property
     def reference(self) -> Source:
@@ -130,17 +134,14 @@ def inventory_of(store: Store) -> Inventory | None:
     return inventory
 
 
-def _facts(store: Store, inventory: Inventory) -> dict[str, Facts]:
-    """Return the facts about the inventory's tensors, by name. Raises StateFileError for such as cannot be."""
-    names = {tensor.name for tensor in inventory.tensors}
+def _facts(path: Path, energies: Iterable[Energies]) -> dict[str, Facts]:
+    """Return facts by tensor. Raises StateFileError for such as cannot be."""
     facts = {}
-    for entry in store.energies(selected=True).values():
-        if entry.tensor in names:
-            try:
-                facts[entry.tensor] = Facts.from_values(entry.values)
-            except ValueError as error:
-                raise StateFileError(
-                    f"{store.path} is damaged: what it holds of {entry.tensor} cannot be.",
-                    "Move it away and measure again.",
-                ) from error
+    for entry in energies:
+        try:
+            facts[entry.tensor] = Facts.from_values(entry.values)
+        except ValueError as error:
+            raise StateFileError(
+                f"{path} is damaged: what it holds of {entry.tensor} cannot be.", "Move it away and measure again."
+            ) from error
     return facts

@@ -10,7 +10,7 @@ from typing import Self
 
 from planner.formats.registry import Family, all_formats, belongs, block_of_activations
 from planner.sensitivity import NOT_ROUNDED, ErrorParts, Observation, Point, Source, TensorSensitivity
-from state import Inventory, Measurement, Pass, Store
+from state import Energies, Inventory, Measurement, Pass
 
 __all__ = ["Losses", "calibration", "error_parts", "observations", "subject_of"]
 
@@ -76,12 +76,11 @@ class Losses:
         return replace(self, sensitivities=exact)
 
 
-def subject_of(store: Store) -> str | None:
-    """Digest of the weights and the imatrix that the finished measurements are of; None where there are none."""
-    inventory = store.inventory()
+def subject_of(inventory: Inventory, energies: Iterable[Energies]) -> str | None:
+    """Return a digest of the weights and the imatrix that these facts are of; None where there are none."""
     # the notes of a tensor's facts hold the digest of its content
-    contents = sorted((entry.tensor, entry.notes) for entry in store.energies(selected=True).values())
-    if inventory is None or not contents:
+    contents = sorted((entry.tensor, entry.notes) for entry in energies)
+    if not contents:
         return None
     return hashlib.sha256(json.dumps([inventory.imatrix_digest, contents]).encode()).hexdigest()
 

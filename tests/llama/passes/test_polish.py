@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
+from planner.errors import InferenceError
 from planner.formats.ggml import select_formats
 from planner.gguf import open_model, read_imatrix
+from planner.llama.evaluate.baseline import record
+from planner.llama.passes import polish as polish_module
 from planner.llama.passes.perturb import open_perturber
 from planner.llama.passes.polish import Polish
 from planner.llama.text import spread_windows
@@ -55,6 +59,40 @@ def test_the_engine_holds_the_recipe_as_it_stands(polish):
     for exchange in polish.run(3):
         assert all(before != after for before, after in exchange.changes.values())
     assert polish._evaluate() == pytest.approx(polish._klds)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, InferenceError("out of memory")])
+def test_a_start_that_fails_keeps_nothing(error, polish, monkeypatch):
+    baselines = []
+
+    def recorded(*arguments, **more):
+        baselines.append(record(*arguments, **more))
+        return baselines[-1]
+
+    def fail(self, progress=None):
+        raise error
+
+    monkeypatch.setattr(polish_module, "record", recorded)
+    monkeypatch.setattr(Polish, "_evaluate", fail)
+    windows = np.ones((1, 64), np.int32)
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        Polish.start(polish._findings, polish._request, polish._perturber, windows, polish.plan)
+    assert len(baselines) == 1
+    with pytest.raises(ValueError, match="closed"):
+        baselines[0].rows(0)
+
+
+def test_stopped_before_the_first_exchange(run, example, cheap, here, monkeypatch):
+    def stop(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(polish_module, "record", stop)
+    arguments = ("--imatrix", example.sums, "--state", cheap, "--types", "k", "-t", 1, "--budget", BUDGET)
+    found = run("solve", example.model, *arguments, "--polish", TEXT)
+    assert found.status == 0, found.text
+    assert "Stopped before the first exchange." in found.err
+    assert "nan" not in found.out
+    assert json.loads((here / "recipe.json").read_text())["size"] <= BUDGET
 
 
 def test_from_the_command_line(run, example, cheap, here):
