@@ -39,8 +39,8 @@ def assess(
     budget: str = "as imported",
     status: str = "imported",
 ) -> Assessment:
-    """The recipe that gives tensors the formats `wanted` (in any case), all others what they are stored in. Formats are
-    of one `family`.
+    """Return the recipe that gives tensors the formats `wanted` (in any case), all others what they are stored in.
+    Formats are of one `family`.
 
     What llama.cpp leaves alone stays, and where blocks do not fill a row its substitute is taken; `notes` say so.
     Raises RecipeError for a format that ggml does not know, and where no tensor of the model is named.
@@ -141,8 +141,9 @@ def _notes(
 
 
 def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Assessment:
-    """A recipe edited by hand, with sizes and losses as they are now; `notes` say what changed.
+    """Return a recipe edited by hand with sizes and losses as they are now; `notes` say what changed.
 
+    That is more than `recount`, which knows neither the model nor its losses, and refuses what has a substitute here.
     Raises RecipeError for another model's recipe, and for formats that cannot be.
     """
     if recipe.model.digest != inventory.model_digest:

@@ -122,6 +122,7 @@ def test_facts_are_kept_as_numbers(added, output):
     other = {"output": 12.0} if output else {}
     assert facts.values() == placed | other | {"fine": 0.1, "coarse": 0.2}
     assert Facts.from_values(facts.values()) == facts
+    assert Facts.from_values(facts.values() | {"of another version": 1.0}) == facts
 
 
 @pytest.mark.parametrize("values", [{"var": 1.0}, {"output": -1.0}, {"fine": -0.1}])
