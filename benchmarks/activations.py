@@ -22,7 +22,8 @@ from planner.gguf.quantize import quantize_model
 from planner.llama.engine import Engine, cut
 from planner.llama.evaluate.baseline import record
 from planner.llama.text import read_text
-from planner.plan.losses import passes_of, sensitivities_of
+from planner.plan.findings import Findings
+from planner.sensitivity import ErrorParts
 from state import Store
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -33,11 +34,10 @@ TYPES = ("q8_0", "q6_K", "q5_1", "q5_K", "q4_0", "q4_K", "iq4_nl", "iq4_xs")
 def expectation(state: Path) -> dict[int, float]:
     """Losses (nats per token) by the length of the blocks in which activations are rounded."""
     with Store.open(state, read_only=True) as store:
-        inventory = store.inventory()
-        assert inventory is not None
-        known = sensitivities_of(store, inventory, "measured", passes_of(store))
-    free = [known[tensor.name] for tensor in inventory.tensors if tensor.left_alone is None]
-    return {block: sum(entry.loss(0, 0, 0, block) for entry in free) for block in (32, 256)}
+        findings = Findings.read(store)
+    known, exact = findings.sensitivities("measured"), ErrorParts(0, 0, 0)
+    free = [known[tensor.name] for tensor in findings.inventory.tensors if tensor.left_alone is None]
+    return {block: sum(entry.loss(exact, block) for entry in free) for block in (32, 256)}
 
 
 def main(model_path: Path, imatrix_path: Path, calibration: Path, evaluation: Path) -> None:

@@ -29,7 +29,8 @@ from planner.measure.energies import (
     global_facts,
 )
 from planner.names.gguf import role_of
-from planner.sensitivity.structure import Facts, stream_shares
+from planner.sensitivity import Facts
+from planner.sensitivity.structure import stream_shares
 
 REFERENCE = ("attn_output", "ffn_down")  # the writers: derived, without a fitted factor
 LOGITS = ("attn_q", "attn_k")
@@ -62,10 +63,11 @@ def compare(
     shares = stream_shares(facts)
     logs: dict[str, list[float]] = defaultdict(list)
     for tensor, value in measured.items():
-        massive = facts.get(tensor, {}).get("massive", 0.0) > 0
+        added = facts.get(tensor, Facts()).added
+        massive = added is not None and added.massive > 0
         # the tables' errors include massive channels, which `shares` takes apart
         if tensor in shares and role_of(tensor)[0] is not None and not massive:
-            logs[role_of(tensor)[1]].append(np.log(value / (sum(shares[tensor][:2]) / 2)))
+            logs[role_of(tensor)[1]].append(np.log(value / (shares[tensor].total / 2)))
     c = float(np.median(np.concatenate([logs[role] for role in REFERENCE])))
     print(f"\n{name}: c = {np.exp(c):.3f}")
     for role, values in sorted(logs.items()):
@@ -76,8 +78,11 @@ def compare(
         if role_of(tensor)[1] in LOGITS and tensor in shares:
             output = tensor.replace(role_of(tensor)[1], "attn_output")
             # the present a l/(l+b), averaged over heads
-            now = facts[tensor]["var"] / facts[output]["varying"]
-            points.append((_logits(now), value / np.exp(c) / shares[tensor][0] * now))
+            added, varying = facts[tensor].added, facts[output].varying
+            assert added is not None
+            assert varying is not None
+            now = added.variance / varying
+            points.append((_logits(now), value / np.exp(c) / shares[tensor].variance * now))
     return {role: float(np.median(values)) - c for role, values in logs.items()}, points
 
 

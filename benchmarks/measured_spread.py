@@ -29,11 +29,12 @@ def fit(model: str, imatrix: str, table: str) -> tuple[float, float, float]:
     with Path(table).open(newline="") as file:
         rows = [(row["tensor"], float(row["sensitivity"])) for row in csv.DictReader(file)]
     # the tables' errors include massive channels, which `shares` takes apart
+    massive = {name for name, own in facts.items() if own.added is not None and own.added.massive}
     rows = [
         (name, value) for name, value in rows
-        if name in shares and role_of(name)[0] is not None and not facts[name].get("massive")
+        if name in shares and role_of(name)[0] is not None and name not in massive
     ]  # fmt: skip
-    logs = np.array([np.log(value / (sum(shares[name][:2]) / 2)) for name, value in rows])
+    logs = np.array([np.log(value / (shares[name].total / 2)) for name, value in rows])
     blocks, roles = (np.array([role_of(name)[part] for name, _ in rows]) for part in (0, 1))
     same_block, same_role = blocks[:, None] == blocks, roles[:, None] == roles
 

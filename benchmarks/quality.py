@@ -29,8 +29,9 @@ from planner.llama.evaluate.baseline import Baseline, record
 from planner.llama.evaluate.compare import diverge
 from planner.llama.library import llama
 from planner.llama.text import read_text
+from planner.plan.findings import Findings
 from planner.plan.plan import make_plan
-from planner.plan.request import Request
+from planner.plan.request import PlanRequest
 from state import Store
 
 MIXES = {
@@ -70,7 +71,7 @@ def divergence(path: Path, baseline: Baseline, threads: int) -> float:
 def ours(state: Path, model: Path, imatrix: Path, source: str, size: int, out: Path, threads: int) -> float | None:
     """Write our file of at most `size` bytes; returns the KL divergence that was predicted, if any."""
     with Store.open(state, read_only=True) as store:
-        plan = make_plan(store, Request(budget=size, sensitivity=source))  # type: ignore[arg-type]
+        plan = make_plan(Findings.read(store), PlanRequest(budget=size, sensitivity=source))  # type: ignore[arg-type]
     with open_model(model) as opened:
         quantize_model(
             opened, plan.recipe.formats, read_imatrix(imatrix), out, file_type=plan.recipe.file_type, threads=threads,

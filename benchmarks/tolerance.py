@@ -18,9 +18,10 @@ from planner.formats.registry import block_of_activations
 from planner.gguf import open_model, read_imatrix
 from planner.measure import Settings
 from planner.measure.campaign import Campaign
+from planner.plan.findings import Findings
+from planner.plan.losses import error_parts
 from planner.plan.plan import make_plan
-from planner.plan.request import Request
-from planner.sensitivity import sensitivities
+from planner.plan.request import PlanRequest
 from state import Store
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -41,18 +42,15 @@ def main(model_path: str, imatrix_path: str) -> None:
             with Store.open(Path(folder) / f"{tolerance}.planner", create=True) as store:
                 for _ in Campaign(model, imatrix, store, select_formats("all"), Settings(0, tolerance)).run(2):
                     pass
-                found = list(store.measurements(selected=True).values())
-                recipes = {size: make_plan(store, Request(bpw=size)).recipe for size in SIZES}
+                findings = Findings.read(store)
+                recipes = {size: make_plan(findings, PlanRequest(bpw=size)).recipe for size in SIZES}
                 if tolerance == EXACT:
-                    facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values()}
-                    weights = sensitivities(
-                        "structure", list(model.by_name), facts, blocks=model.parameter("block_count") or 0
-                    )
-                    for m in found:
-                        block = block_of_activations(formats()[m.format])
-                        loss = weights[m.tensor].loss(m.err_var, m.err_mean, m.err_massive, block)
-                        true_loss[m.tensor, m.format] = loss
+                    losses = findings.losses("structure")
+                    for key, entry in findings.measurements.items():
+                        block = block_of_activations(formats()[entry.format])
+                        true_loss[key] = losses.sensitivities[entry.tensor].loss(error_parts(entry), block)
                     best = {size: recipe.loss for size, recipe in recipes.items()}
+            found = findings.measurements.values()
             share = sum(m.rows for m in found) / sum(model.by_name[m.tensor].rows for m in found)
             regrets = [
                 sum(true_loss.get((c.name, c.format), 0.0) for c in recipe.tensors) / best[size] - 1

@@ -15,8 +15,9 @@ from planner.gguf.provenance import provenance_pairs
 from planner.gguf.quantize import quantize_model
 from planner.measure import Settings
 from planner.measure.campaign import Campaign
+from planner.plan.findings import Findings
 from planner.plan.plan import make_plan
-from planner.plan.request import Request
+from planner.plan.request import PlanRequest
 from planner.report import role_table
 from planner.sizes import parse_size
 from state import Store
@@ -31,7 +32,7 @@ def main(size: str, out: Path) -> None:
         for step in Campaign(model, imatrix, store, select_formats("k,q8_0"), Settings()).run(threads=2):
             if step.done == step.total:
                 print(f"{step.done} measurements")
-        recipe = make_plan(store, Request(budget=parse_size(size))).recipe
+        recipe = make_plan(Findings.read(store), PlanRequest(budget=parse_size(size))).recipe
         print(role_table(recipe))
         written = quantize_model(
             model, recipe.formats, imatrix, out, file_type=recipe.file_type,

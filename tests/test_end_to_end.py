@@ -11,7 +11,7 @@ import pytest
 from planner.formats.ggml import dequantize_rows, formats
 from planner.gguf import open_model
 from planner.recipe import load_recipe
-from planner.sensitivity import sensitivities
+from planner.sensitivity import ErrorParts, Facts, sensitivities
 from planner.sizes import parse_size
 from state import Store
 from tests.models import CHEAP, FEW, MODELS, write_imatrix
@@ -44,7 +44,8 @@ def options(state):
     """Every tensor's options, put together by hand from what the state holds: (padded bytes, loss, format)."""
     with Store.open(state, read_only=True) as store:
         inventory = store.inventory()
-        facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values() if entry.values}
+        energies = store.energies(selected=True).values()
+        facts = {entry.tensor: Facts.from_values(entry.values) for entry in energies if entry.values}
         found = list(store.measurements(selected=True).values())
     names = [tensor.name for tensor in inventory.tensors]
     weights = sensitivities("structure", names, facts, blocks=inventory.metadata["block_count"])
@@ -57,7 +58,8 @@ def options(state):
                 if entry.tensor == tensor.name:
                     nbytes = tensor.elements // formats()[entry.format].block * formats()[entry.format].block_bytes
                     block = 256 if formats()[entry.format].block == 256 else 32 * formats()[entry.format].quantized
-                    loss = weights[tensor.name].loss(entry.err_var, entry.err_mean, entry.err_massive, block)
+                    error = ErrorParts(entry.err_var, entry.err_mean, entry.err_massive)
+                    loss = weights[tensor.name].loss(error, block)
                     every[tensor.name].append((-(-nbytes // 32) * 32, loss, entry.format))
     return every
 

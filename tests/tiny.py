@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from planner.formats.ggml import formats
+from planner.plan.findings import Findings
 from planner.plan.plan import Plan, make_plan
-from planner.plan.request import Request
+from planner.plan.request import PlanRequest
 from state import Inventory, Measurement, Store, TensorRecord
 
 HEADER = 1000
@@ -33,7 +34,8 @@ class Tiny:
 
     def plan(self, **request: object) -> Plan:
         with Store.open(self.path, read_only=True) as store:
-            return make_plan(store, Request(sensitivity="uniform", gap=0.0, **request))  # type: ignore[arg-type]
+            findings = Findings.read(store)
+        return make_plan(findings, PlanRequest(sensitivity="uniform", gap=0.0, **request))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

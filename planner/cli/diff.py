@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from planner.cli.options import only_state
-from planner.errors import RecipeError, UsageError
+from planner.errors import RecipeError
 from planner.inputs.kinds import GGUF
 from planner.inputs.reading import look
 
@@ -56,7 +56,7 @@ def _can_say(text: str) -> bool:
 
 def _losses(state: Path | None, *, strict: bool) -> Losses | None:
     from planner.errors import StateFileError
-    from planner.plan.losses import inventory_of, losses_of
+    from planner.plan.findings import Findings
     from state import StateError, Store
 
     state = state or only_state()
@@ -64,22 +64,18 @@ def _losses(state: Path | None, *, strict: bool) -> Losses | None:
         return None
     try:
         with Store.open(state, read_only=True) as store:
-            inventory = inventory_of(store)
-            found = None if inventory is None else losses_of(store, inventory)
+            return Findings.read(store).losses()
     except (StateError, StateFileError):
         if strict:
             raise
         return None
-    if found is None and strict:
-        raise UsageError(f"{state} holds no finished measurements.", "Finish them: planner measure MODEL")
-    return found
 
 
 def _side(path: Path, losses: Losses | None) -> Side:
     """Read a recipe or a GGUF, each tensor with its loss by the state, or else by the recipe itself."""
     from planner.gguf import open_model
-    from planner.recipe import is_left_alone, parse_recipe
-    from planner.recipe.recount import recounted
+    from planner.recipe import parse_recipe
+    from planner.recipe.recount import recount
     from planner.report.difference import Cell, Side
 
     given = look(path, RecipeError)
@@ -90,14 +86,14 @@ def _side(path: Path, losses: Losses | None) -> Side:
                 for tensor in model.tensors
             }
             return Side(given.name, model.size, cells)
-    recipe, _ = recounted(parse_recipe(given.text(RecipeError, "a recipe or a GGUF"), str(path)))
+    recipe, _ = recount(parse_recipe(given.text(RecipeError, "a recipe or a GGUF"), str(path)))
     cells = {
         choice.name: Cell(
             choice.format,
             choice.bytes,
             choice.shape,
             # in MLX norms are not stored as the state knows them, and lose nothing either
-            choice.loss if is_left_alone(choice) else _loss(losses, choice.name, choice.format),
+            choice.loss if choice.left_alone else _loss(losses, choice.name, choice.format),
         )
         for choice in recipe.tensors
     }
@@ -105,5 +101,5 @@ def _side(path: Path, losses: Losses | None) -> Side:
 
 
 def _loss(losses: Losses | None, name: str, fmt: str) -> float | None:
-    known = None if losses is None else losses.of(name, fmt)
+    known = None if losses is None else losses.error_and_loss(name, fmt)
     return None if known is None else known[1]

@@ -213,13 +213,13 @@ class _Run:
 
     def _baseline(self, text: Path | None, context: int, chunks: int | None, base_file: Path | None) -> Baseline:
         from planner.llama.evaluate.baseline import Baseline
-        from planner.llama.evaluate.cache import Request, check_length, kept, record_kept
+        from planner.llama.evaluate.cache import BaselineRequest, check_length, kept, record_kept
         from planner.llama.text import read_text
 
         if text is None:
             return Baseline.open(self.base)
         path = base_file or Path(f"{self.base.name.removesuffix('.gguf')}.kld")
-        request = Request(self.base, read_text(text), context, chunks)
+        request = BaselineRequest(self.base, read_text(text), context, chunks)
         found = kept(request, path)
         if found is None:
             check_length(request)

@@ -31,11 +31,11 @@ def export(recipe: Path, dialect: str, compact: bool, output: Path | None, threa
     from planner.dialects.exports import export_recipe, files_of
     from planner.files import write_atomically
     from planner.recipe import parse_recipe
-    from planner.recipe.recount import recounted
+    from planner.recipe.recount import recount
     from planner.text import plain
 
     given = look(recipe, RecipeError)
-    plan, _ = recounted(parse_recipe(given.text(RecipeError, "a recipe"), str(recipe)))
+    plan, _ = recount(parse_recipe(given.text(RecipeError, "a recipe"), str(recipe)))
     if given.piped and output is None:
         raise UsageError("A recipe from a pipe gives no name to the output.", "Name it with -o.")
     texts, exported = export_recipe(plan, dialect, recipe, output=output, compact=compact, threads=threads)

@@ -16,7 +16,7 @@ from planner.text import command
 if TYPE_CHECKING:
     from planner.gguf import Imatrix, Model
     from planner.gguf.sums import Sums
-    from planner.llama.collect.run import Request
+    from planner.llama.collect.run import CollectRequest
 
 __all__ = ["imatrix"]
 
@@ -81,7 +81,7 @@ def imatrix(
     """
     from planner.files import check_destinations
     from planner.gguf import open_model, read_imatrix
-    from planner.llama.collect.run import Request
+    from planner.llama.collect.run import CollectRequest
     from planner.llama.text import window_length
 
     reading = bool(texts or chats)
@@ -99,7 +99,7 @@ def imatrix(
             sums = _merge(earlier, ctx)
             _finish(sums, opened, output, output_format, [*inputs, *opened.parts], force=force)
             return
-        request = Request(
+        request = CollectRequest(
             opened, texts, chats, tuple(earlier), output, context=ctx or window_length(opened), chunks=chunks,
             output=process_output, parse_special=parse_special, gpu_layers=gpu_layers, threads=threads, force=force,
         )  # fmt: skip
@@ -125,7 +125,7 @@ def _check_model(file: Imatrix, model: Model) -> None:
         )
 
 
-def _read(request: Request, output_format: Encoding, inputs: list[Path]) -> None:
+def _read(request: CollectRequest, output_format: Encoding, inputs: list[Path]) -> None:
     from planner.llama.collect.run import Gathering
 
     check_runs([request.model.path], context=request.context, gpu_layers=request.gpu_layers, predicts=False)

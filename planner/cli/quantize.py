@@ -54,7 +54,7 @@ def quantize(
     from planner.gguf.provenance import provenance_pairs
     from planner.gguf.quantize import quantize_model
     from planner.recipe import load_recipe
-    from planner.recipe.recount import recounted
+    from planner.recipe.recount import recount
     from planner.sizes import format_size, parse_size
 
     given = load_recipe(recipe)
@@ -64,7 +64,7 @@ def quantize(
             f"{recipe} is planned for MLX: no GGUF can have its formats.",
             f"Export it: planner export RECIPE --to {dialect}. Or solve again without --family mlx.",
         )
-    plan, changes = recounted(given)
+    plan, changes = recount(given)
     for change in changes:
         click.echo(plain(f"Edited: {change}"), err=True)
     limit = None if max_shard_size is None else parse_size(max_shard_size)

@@ -68,9 +68,10 @@ def sensitivity(
     """
     from planner.cli.measure import run_campaign
     from planner.formats.ggml import select_formats
-    from planner.llama.passes.perturb import perturber
+    from planner.llama.passes.perturb import open_perturber
     from planner.llama.passes.trials import Trials, plan_trials
     from planner.llama.text import spread_windows, window_length
+    from planner.plan.findings import Findings
 
     if design is not None and passes is not None:
         raise UsageError("--design and --passes exclude each other.", "Give one of them.")
@@ -78,16 +79,21 @@ def sensitivity(
         context = ctx or window_length(sources.model)
         check_runs([model], context=context, gpu_layers=gpu_layers)
         run_campaign(sources, select_formats(measuring.types or "all"), {}, measuring)
-        trials = plan_trials(sources.store, design, passes, affordable=_AFFORDABLE)
+        findings = Findings.read(sources.store)
+        trials = plan_trials(findings, design, passes, affordable=_AFFORDABLE)
         threads = measuring.threads
         try:
             with contextlib.ExitStack() as kept:
-                with perturber(
+                with open_perturber(
                     model, sources.model, sources.imatrix, context=context, threads=threads, gpu_layers=gpu_layers
                 ) as changer:
                     stretches = spread_windows(changer.engine, text, context, tokens, repeat)
-                    runs = [kept.enter_context(Trials(sources.store, changer, windows)) for windows in stretches]
-                    for number, run in enumerate(runs, start=1):
+                    runs = []
+                    for number, windows in enumerate(stretches, start=1):
+                        with progress_bar("tokens") as advance:
+                            unchanged = functools.partial(advance, "the unchanged model")
+                            run = kept.enter_context(Trials.start(sources.store, changer, windows, unchanged))
+                        runs.append(run)
                         _run(run, trials, f"stretch {number} of {repeat}: " if repeat > 1 else "")
                 if calibrate:  # the original is not in memory any more
                     _calibrate(sources, runs[0], threads, gpu_layers)
@@ -105,16 +111,12 @@ def _run(run: Trials, trials: list[Trial], stretch: str) -> None:
     """Run the missing passes, after saying how long they will take."""
     missing = run.missing(trials)
     done = len(trials) - len(missing)
-    with progress_bar("tokens") as advance:
-        seconds = run.start(functools.partial(advance, "the unchanged model"))
     if not missing:
         click.echo(f"{stretch}{done} passes were there already.", err=True)
         return
     before = f" {done} were there already." if done else ""
-    click.echo(
-        f"{stretch}{len(missing)} passes of {seconds:.1f} s: about {_duration(seconds * len(missing))}.{before}",
-        err=True,
-    )
+    whole = _duration(run.seconds * len(missing))
+    click.echo(f"{stretch}{len(missing)} passes of {run.seconds:.1f} s: about {whole}.{before}", err=True)
     with progress_bar("passes") as advance:
         for number, entry in enumerate(run.run(missing), start=1):
             advance(entry.label, number, len(missing))
@@ -122,8 +124,9 @@ def _run(run: Trials, trials: list[Trial], stretch: str) -> None:
 
 def _calibrate(sources: Sources, run: Trials, threads: int, gpu_layers: int) -> None:
     from planner.llama.passes.calibrate import calibrate, calibration_recipes
+    from planner.plan.findings import Findings
 
-    recipes = calibration_recipes(sources.store)
+    recipes = calibration_recipes(Findings.read(sources.store))
     click.echo("Making and evaluating " + ", ".join(f"{recipe.bpw:.2f}" for recipe in recipes) + " bpw.", err=True)
     with progress_bar("files") as advance:
         found = calibrate(

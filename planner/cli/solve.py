@@ -34,8 +34,9 @@ from planner.text import plain
 if TYPE_CHECKING:
     from planner.cli.options import Sources
     from planner.formats.ggml import Format
+    from planner.plan.findings import Findings
     from planner.plan.plan import Plan
-    from planner.plan.request import Request
+    from planner.plan.request import PlanRequest
 
 __all__ = ["solve"]
 
@@ -89,8 +90,9 @@ def solve(
         click.echo("\n" + plain(text, keep="\n"))
 
 
-def _plan_from_state(request: Request, measuring: Measuring, polishing: Polishing) -> Plan:
+def _plan_from_state(request: PlanRequest, measuring: Measuring, polishing: Polishing) -> Plan:
     """Plan without the model. Raises UsageError for what would need it."""
+    from planner.plan.findings import Findings
     from planner.plan.plan import make_plan
     from state import Store
 
@@ -99,12 +101,13 @@ def _plan_from_state(request: Request, measuring: Measuring, polishing: Polishin
     if measuring.imatrix is not None:
         raise UsageError("--imatrix is for measuring, which needs the model.", "Give the model too, or leave it out.")
     with Store.open(find_state(measuring.state), read_only=True) as store:
-        return make_plan(store, request)
+        findings = Findings.read(store, request.family)
+    return make_plan(findings, request)
 
 
 def _plan_with_model(
     model: Path,
-    request: Request,
+    request: PlanRequest,
     measuring: Measuring,
     output: Path,
     polishing: Polishing,
@@ -112,6 +115,7 @@ def _plan_with_model(
 ) -> Plan:
     """Measure what is missing, plan, and polish on a text where one is given."""
     from planner.formats.registry import family_named
+    from planner.plan.findings import Findings
     from planner.plan.plan import make_plan
 
     if polishing.polish is not None and family_named(request.family).exported_to is not None:
@@ -120,14 +124,15 @@ def _plan_with_model(
         if polishing.polish is not None:
             check_runs([model], context=0, gpu_layers=gpu_layers)
         _measure(sources, request, measuring)
-        plan = make_plan(sources.store, request)
+        findings = Findings.read(sources.store, request.family)
+        plan = make_plan(findings, request)
         if polishing.polish is not None:
             polisher = _Polisher(polishing.polish, polishing.polish_passes, output, measuring.threads, gpu_layers)
-            plan = polisher.run(plan, request, sources)
+            plan = polisher.run(plan, request, findings, sources)
         return plan
 
 
-def _measure(sources: Sources, request: Request, measuring: Measuring) -> None:
+def _measure(sources: Sources, request: PlanRequest, measuring: Measuring) -> None:
     from planner.cli.measure import run_campaign
     from planner.formats.registry import family_named
 
@@ -150,10 +155,10 @@ class _Polisher:
     threads: int
     gpu_layers: int
 
-    def run(self, plan: Plan, request: Request, sources: Sources) -> Plan:
+    def run(self, plan: Plan, request: PlanRequest, findings: Findings, sources: Sources) -> Plan:
         """Return the plan with a recipe that was improved on a text; if stopped, with the recipe so far, which `output`
         always has, in case llama.cpp ends the process."""
-        from planner.llama.passes.perturb import perturber
+        from planner.llama.passes.perturb import open_perturber
         from planner.llama.passes.polish import TOKENS, Polish
         from planner.llama.text import spread_windows, window_length
         from planner.recipe import save_recipe
@@ -162,18 +167,22 @@ class _Polisher:
         save_recipe(plan.recipe, self.output)
         with contextlib.ExitStack() as open_things:
             changer = open_things.enter_context(
-                perturber(
+                open_perturber(
                     model.path, model, sources.imatrix, context=context, threads=self.threads,
                     gpu_layers=self.gpu_layers,
                 )
             )  # fmt: skip
             (windows,) = spread_windows(changer.engine, self.text, context, TOKENS)
-            polish = open_things.enter_context(Polish(sources.store, request, changer, windows, plan))
             kept = tried = 0
             try:
                 with progress_bar("tokens") as advance:
-                    seconds = polish.start(functools.partial(advance, "the recipe"))
-                click.echo(f"At most {self.passes} exchanges of {seconds:.1f} s each.", err=True)
+                    started = functools.partial(advance, "the recipe")
+                    polish = open_things.enter_context(Polish.start(findings, request, changer, windows, plan, started))
+            except KeyboardInterrupt:
+                click.echo("Stopped before the first exchange.", err=True)
+                return plan
+            click.echo(f"At most {self.passes} exchanges of {polish.seconds:.1f} s each.", err=True)
+            try:
                 with progress_bar("exchanges") as advance:
                     for exchange in polish.run(self.passes):
                         tried += 1

@@ -13,7 +13,7 @@ from planner.errors import UsageError
 from planner.terms import FamilyName, RunOn, Source
 
 if TYPE_CHECKING:
-    from planner.plan.request import Request
+    from planner.plan.request import PlanRequest
 
 __all__ = [
     "Limits",
@@ -133,10 +133,10 @@ def make_request(
     types: str | None,
     sensitivity: Source | None,
     run_on: RunOn,
-) -> Request:
+) -> PlanRequest:
     """Make a request of options. Raises UsageError for values that cannot be parsed or do not go together."""
     from planner.formats.registry import family_named
-    from planner.plan.request import Request
+    from planner.plan.request import PlanRequest
     from planner.plan.rules import parse_device, parse_rule, parse_tie
     from planner.sizes import parse_bits, parse_size
 
@@ -146,7 +146,7 @@ def make_request(
     active = None if limits.active_budget is None else parse_size(limits.active_budget)
     if budget is not None and bpw is not None:
         raise UsageError("--budget and --bpw exclude each other.", "Give one of them.")
-    return Request(
+    return PlanRequest(
         budget=budget,
         bpw=bpw,
         devices=devices,

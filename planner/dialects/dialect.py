@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from planner.errors import RecipeError
 from planner.names.transformers import bare
-from planner.recipe import Choice, Recipe, is_left_alone
+from planner.recipe import Choice, Recipe
 from planner.text import some
 
 __all__ = [
@@ -109,7 +109,7 @@ def with_own_names(imported: Imported, names: Collection[str]) -> Imported:
 
 def changing(recipe: Recipe) -> list[Choice]:
     """Return the tensors that a quantizer decides about."""
-    return [choice for choice in recipe.tensors if not is_left_alone(choice)]
+    return [choice for choice in recipe.tensors if not choice.left_alone]
 
 
 def refuse(names: Iterable[str], sayable: Callable[[str], object], who: str, why: str, remedy: str) -> None:
@@ -123,7 +123,7 @@ def type_names(recipe: Recipe, known: Iterable[str], who: str) -> None:
     """Raise RecipeError for a format that a dialect has no name for."""
     names = set(known)
     for choice in recipe.tensors:
-        if choice.format not in names and not is_left_alone(choice):
+        if choice.format not in names and not choice.left_alone:
             raise RecipeError(
                 f"{who} has no type {choice.format}, which {choice.name} has.",
                 "Solve again without it: --types all,-" + choice.format + ".",

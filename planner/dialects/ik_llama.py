@@ -19,7 +19,7 @@ from planner.dialects.rules import Rule, reader_of_rules
 from planner.dialects.shell import is_script, script_rules, tensor_type_words
 from planner.errors import RecipeError
 from planner.formats.ggml import TYPES
-from planner.recipe import Choice, Recipe, is_left_alone
+from planner.recipe import Choice, Recipe
 from planner.text import command
 
 __all__ = ["DIALECT"]
@@ -54,7 +54,7 @@ def _custom_q(recipe: Recipe, *, compact: bool) -> str:
 
 def _is_told(choice: Choice) -> bool:
     """Return whether a rule is needed: also for matrices that llama.cpp leaves alone and ik_llama.cpp would not."""
-    if not is_left_alone(choice):
+    if not choice.left_alone:
         return True
     matrix = sum(size > 1 for size in choice.shape) > 1 and choice.name.endswith("weight")
     return matrix and choice.format in _TYPES and not any(part in choice.name for part in _LEFT_ALONE_TOO)

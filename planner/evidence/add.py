@@ -10,7 +10,8 @@ from planner.evidence.bpw_state import Tried
 from planner.evidence.kld_table import KldTable
 from planner.formats.ggml import formats, nearest_known
 from planner.names.gguf import role_of
-from planner.plan.losses import subject_of
+from planner.plan.findings import Findings, not_measured
+from planner.plan.losses import error_parts
 from planner.text import some
 from state import Inventory, Measurement, Pass, Store
 
@@ -82,22 +83,17 @@ def add_fork_errors(store: Store, inventory: Inventory, tried: Mapping[str, Trie
 
 
 def add_divergences(store: Store, inventory: Inventory, table: KldTable) -> list[str]:
-    """Add KL divergences of single tensors as passes, for `--sensitivity measured`; what to say of them.
+    """Add KL divergences of single tensors as passes, for `--sensitivity measured`; return notes on them.
 
     Tensors of one block with the same number were dropped together and are one pass. The smallest divergence of a type
-    is taken for its noise. Raises RecipeError where errors to compare with are missing.
+    is taken for its noise. Raises StateFileError where errors to compare with are missing, RecipeError where the table
+    is of other tensors or types.
     """
-    subject = subject_of(store)
-    errors = {
-        (entry.tensor, entry.format): (entry.err_var, entry.err_mean, entry.err_massive)
-        for entry in store.measurements(selected=True).values()
-        if entry.format in formats()
-    }
-    if subject is None or not errors:
-        raise RecipeError(
-            "The state has no finished measurements, which divergences are compared with.",
-            "Measure first: planner measure MODEL --imatrix FILE",
-        )
+    findings = Findings.read(store)
+    subject = findings.subject_of_passes()
+    errors = {key: error_parts(entry) for key, entry in findings.measurements.items() if key[1] in formats()}
+    if not errors:
+        raise not_measured(store.path, others=True)
     passes: list[Pass] = []
     notes = []
     for kind, klds in table.klds.items():

@@ -9,7 +9,8 @@ from planner.errors import UsageError
 from planner.gguf import open_model, read_imatrix
 from planner.measure import Settings
 from planner.measure.inventory import take_inventory
-from planner.plan.losses import Losses, inventory_of, losses_of
+from planner.plan.findings import Findings, inventory_of
+from planner.plan.losses import Losses
 from state import Inventory, Store
 
 __all__ = ["Basis", "inventory_of_model", "open_basis"]
@@ -41,7 +42,8 @@ def open_basis(model: Path | None, imatrix: Path | None, state: Path | None) -> 
             raise UsageError(
                 f"{state} is the state of {known.model_name}, not of {model}.", "Give the state of the model."
             )
-        return Basis(known, losses_of(store, known))
+        findings = Findings.find(store)
+        return Basis(known, None if findings is None else findings.losses())
 
 
 def inventory_of_model(model: Path, imatrix: Path | None) -> Inventory:

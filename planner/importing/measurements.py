@@ -11,7 +11,7 @@ from planner.evidence.kld_table import read_kld_table
 from planner.importing.basis import inventory_of_model
 from planner.importing.source import Source, identify
 from planner.inputs import kinds
-from planner.plan.losses import inventory_of
+from planner.plan.findings import inventory_of
 from state import Store
 
 __all__ = ["import_measurements"]

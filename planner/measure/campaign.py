@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 from planner.digests import digest, stamp
 from planner.errors import ModelError
@@ -195,7 +195,7 @@ class Campaign:
                     tensor=target.tensor.name,
                     content_digest=target.digest,
                     gaps_version=GAPS_VERSION if self._has_gaps(target.tensor) else None,
-                    values=facts[target.tensor.name],
+                    values=facts[target.tensor.name].values(),
                 )
                 for target in block.targets
             )
@@ -213,8 +213,9 @@ class Campaign:
         else:
             placed = {survey.tensor.name: global_facts(survey, self._anatomy, tied=tied) for survey in surveys}
         return {
-            survey.tensor.name: placed.get(survey.tensor.name, {})
-            | asdict(rounding_of(survey, self._anatomy, tied=tied))
+            survey.tensor.name: replace(
+                placed.get(survey.tensor.name, Facts()), rounding=rounding_of(survey, self._anatomy, tied=tied)
+            )
             for survey in surveys
         }
 
@@ -226,9 +227,9 @@ class Campaign:
                     key=self._key(target, fmt),
                     tensor=target.tensor.name,
                     format=fmt.name,
-                    err_var=estimate.var,
-                    err_mean=estimate.mean,
-                    err_massive=estimate.massive,
+                    err_var=estimate.error.variance,
+                    err_mean=estimate.error.mean,
+                    err_massive=estimate.error.massive,
                     stderr=estimate.stderr,
                     stderr_massive=estimate.stderr_massive,
                     rows=found.rows[fmt.name],

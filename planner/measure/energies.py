@@ -7,6 +7,7 @@ error; `planner.sensitivity` sets them against the stream. docs/design.md has th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from planner.measure.anatomy import Anatomy, BlockAnatomy
 from planner.measure.experts import Part, stack_experts
 from planner.measure.survey import Survey
 from planner.names.gguf import role_of
-from planner.sensitivity import Facts
+from planner.sensitivity import ErrorParts, Facts
 from planner.sensitivity.prior import role_value
 
 __all__ = ["block_facts", "global_facts"]
@@ -39,13 +40,13 @@ _WRITERS = {"attn_output": _ATTENTION, "attn_out": _ATTENTION, "ssm_out": _ATTEN
 def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
     """Return the facts of a tensor outside the blocks: token_embd (the energy of a mean row, scaled as the model scales
     it), and what computes the logits (`output`: in energies of the final stream)."""
-    facts: Facts = {}
+    facts = Facts()
     name = survey.tensor.name
     if name == "token_embd.weight":
         energy = survey.energy / max(survey.tensor.rows, 1) * anatomy.embedding_scale**2
-        facts = {"var": energy, "mean": energy, "write": energy, "massive": 0.0, "stage": -1.0}
-    if name == "output.weight" or (tied and facts):
-        facts["output"] = OUTPUT if survey.moments.known else OUTPUT_BLIND
+        facts = Facts(ErrorParts(energy, energy, 0.0), write=energy, stage=-1)
+    if name == "output.weight" or (tied and facts.added is not None):
+        facts = replace(facts, output=OUTPUT if survey.moments.known else OUTPUT_BLIND)
     return facts
 
 
@@ -70,7 +71,7 @@ def block_facts(
         _feed_forward(known, facts, suffix, anatomy)
     _anchored(known, facts)
     names = {role: survey.tensor.name for role, survey in known.items()}
-    found = {names[role]: values for role, values in facts.items() if all(map(np.isfinite, values.values()))}
+    found = {names[role]: own for role, own in facts.items() if own.is_finite()}
     for stack, members in parts.items():
         whole = found.pop(stack, None)
         found |= {part.name: _part_of(whole, part) for part in members if whole is not None}
@@ -79,8 +80,10 @@ def block_facts(
 
 def _part_of(facts: Facts, part: Part) -> Facts:
     """An expert's part of what is known of all."""
-    shared = {key: facts[key] * part.share for key in ("var", "mean", "write")}
-    return {**facts, **shared, "massive": facts["massive"] * part.massive}
+    whole = facts.added
+    assert whole is not None, "all that has a place in a block adds something"
+    added = ErrorParts(whole.variance * part.share, whole.mean * part.share, whole.massive * part.massive)
+    return replace(facts, added=added, write=facts.write * part.share)
 
 
 def _share(survey: Survey, anatomy: Anatomy) -> float:
@@ -98,12 +101,17 @@ def _writer(survey: Survey, block: BlockAnatomy, anatomy: Anatomy, stage: int) -
         # The norm sets the energy of the output, and scales errors with it
         scale = float((norm**2).sum()) * anatomy.residual_scale**2 / (energy + massive)
         energy, massive = energy * scale, massive * scale
-    return {"var": energy, "mean": energy, "massive": massive, "write": energy, "stage": float(stage)}
+    return Facts(ErrorParts(energy, energy, massive), write=energy, stage=stage)
+
+
+def _evenly(energy: float, stage: int) -> Facts:
+    """Return the facts of an inner tensor whose error adds as much in its varying as in its mean part."""
+    return Facts(ErrorParts(energy, energy, 0.0), stage=stage)
 
 
 def _gain(survey: Survey, facts: Facts) -> float:
     """Return the ratio of the energy that reaches the stream to the writer's own (scales and norms are behind it)."""
-    return facts["write"] / survey.energy if survey.energy > 0 else 0.0
+    return facts.write / survey.energy if survey.energy > 0 else 0.0
 
 
 def _attention(known: Mapping[str, Survey], facts: dict[str, Facts], block: BlockAnatomy, anatomy: Anatomy) -> None:
@@ -113,11 +121,10 @@ def _attention(known: Mapping[str, Survey], facts: dict[str, Facts], block: Bloc
     gain = _gain(output, facts["attn_output"])
     columns = output.columns[0] * gain
     varying = columns * output.moments.variance[0]  # energy of each channel of the attention's output
-    facts["attn_output"]["varying"] = float(varying.sum())
+    facts["attn_output"] = replace(facts["attn_output"], varying=float(varying.sum()))
     parts = _projections(known, block)
     if parts is None or len(columns) != block.heads * block.value_length:
         return
-    stage = float(_ATTENTION)
     for part, role, mean, var in parts:
         if part == "v":
             # the channel of `value` that each channel of the output averages
@@ -126,15 +133,13 @@ def _attention(known: Mapping[str, Survey], facts: dict[str, Facts], block: Bloc
             spread = float((columns * var[source]).sum())
             rho = min(1.0, float(varying.sum()) / spread) if spread > 0 else 1.0
             energy = ATTENTION_VALUE * float((columns * (var + mean**2)[source]).sum())
-            added = {"var": rho * energy, "mean": energy}
+            added = ErrorParts(rho * energy, energy, 0.0)
         else:
-            sharp = _sharp_energy(parts, block, anatomy, varying)
-            energy = ATTENTION_LOGITS * sharp
-            added = {"var": energy, "mean": energy}
-        # a fused attn_qkv collects its three parts
-        fact = facts.setdefault(role, {"var": 0.0, "mean": 0.0, "massive": 0.0, "write": 0.0, "stage": stage})
-        for key, value in added.items():
-            fact[key] += value
+            energy = ATTENTION_LOGITS * _sharp_energy(parts, block, anatomy, varying)
+            added = ErrorParts(energy, energy, 0.0)
+        if role in facts and (so_far := facts[role].added) is not None:  # a fused attn_qkv collects its three parts
+            added = ErrorParts(so_far.variance + added.variance, so_far.mean + added.mean, so_far.massive)
+        facts[role] = replace(facts.get(role, Facts(stage=_ATTENTION)), added=added)
 
 
 _Part = tuple[Literal["q", "k", "v"], str, Doubles, Doubles]
@@ -218,14 +223,12 @@ def _feed_forward(known: Mapping[str, Survey], facts: dict[str, Facts], suffix: 
             value, slope = activation_moments(*g, anatomy.activation)
             up_energy += float((weight * value * u_second).sum())
             gate_energy += float((weight * slope * (g[0] ** 2 + g[1]) * u_second).sum())
-    stage = float(_FFN)
     fused = gate is None and gate_energy > 0
     role = role_of(up.tensor.name)[1]
     total = scale * (up_energy + (gate_energy if fused else 0.0))
-    facts[role] = {"var": total, "mean": total, "massive": 0.0, "write": 0.0, "stage": stage}
+    facts[role] = _evenly(total, _FFN)
     if gate is not None:
-        total = scale * gate_energy
-        facts[f"ffn_gate{suffix}"] = {"var": total, "mean": total, "massive": 0.0, "write": 0.0, "stage": stage}
+        facts[f"ffn_gate{suffix}"] = _evenly(scale * gate_energy, _FFN)
 
 
 # Inner tensors of latent attention and of state-space layers, whose path to the writer is not worked out: the
@@ -241,5 +244,5 @@ def _anchored(known: Mapping[str, Survey], facts: dict[str, Facts]) -> None:
         if role in facts or not role.startswith(_ANCHORED):
             continue
         anchor = anchors[-1] if role.startswith("ssm_") else anchors[0]
-        energy = facts[anchor]["write"] * role_value(role) / role_value(anchor)
-        facts[role] = {"var": energy, "mean": energy, "massive": 0.0, "write": 0.0, "stage": float(_ATTENTION)}
+        energy = facts[anchor].write * role_value(role) / role_value(anchor)
+        facts[role] = _evenly(energy, _ATTENTION)

@@ -105,9 +105,9 @@ def measure_job(model: Model, job: Job, settings: Settings, stop: Callable[[], b
 
 def _precise(estimate: Estimate, tolerance: float) -> bool:
     return (
-        estimate.stderr <= tolerance * estimate.total
+        estimate.stderr <= tolerance * estimate.error.total
         # A massive channel matters as a whole or not at all: half the precision is plenty
-        and estimate.stderr_massive <= 2 * tolerance * max(estimate.massive, estimate.total)
+        and estimate.stderr_massive <= 2 * tolerance * max(estimate.error.massive, estimate.error.total)
     )
 
 

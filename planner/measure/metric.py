@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from planner.formats.ggml import Format
 from planner.formats.registry import round_trip
 from planner.measure.survey import Survey
+from planner.sensitivity import ErrorParts
 
 __all__ = ["METRIC_VERSION", "Estimate", "Tally", "errors_of", "relative", "row_errors"]
 
@@ -21,20 +22,12 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """The relative error of a tensor in a format. `var`, `mean` and `massive` are its components (the massive one
-    relative to the massive channels' energy), `stderr` the standard error of var + mean, `stderr_massive` that of
-    massive."""
+    """The relative error of a tensor in a format; `stderr` is the standard error of its total, `stderr_massive` that of
+    its massive part."""
 
-    var: float
-    mean: float
-    massive: float
+    error: ErrorParts
     stderr: float
     stderr_massive: float
-
-    @property
-    def total(self) -> float:
-        """Error of the ordinary channels."""
-        return self.var + self.mean
 
 
 def row_errors(survey: Survey, fmt: Format, matrix: int, rows: NDArray[np.float32]) -> Doubles:
@@ -86,13 +79,8 @@ class Tally:
         """Replace the sample by the errors of all rows, float64 [3, rows]."""
         var, mean, massive = errors.sum(axis=1).tolist()
         energy, heavy = self.energy, self.massive
-        self.exact = Estimate(
-            var=relative(var, energy),
-            mean=relative(mean, energy),
-            massive=relative(massive, heavy),
-            stderr=0.0,
-            stderr_massive=0.0,
-        )
+        parts = ErrorParts(relative(var, energy), relative(mean, energy), relative(massive, heavy))
+        self.exact = Estimate(parts, stderr=0.0, stderr_massive=0.0)
 
     def estimate(self) -> Estimate:
         """Return the mean over draws, with the standard error of systematic draws taken as independent (which errs to
@@ -108,9 +96,7 @@ class Tally:
         draws = np.divide(draws, scale, out=(draws > 0).astype(np.float64), where=scale > 0)
         var, mean, massive = draws.mean(axis=1)
         return Estimate(
-            var=float(var),
-            mean=float(mean),
-            massive=float(massive),
+            ErrorParts(float(var), float(mean), float(massive)),
             stderr=_standard_error(draws[0] + draws[1]),
             stderr_massive=_standard_error(draws[2]),
         )

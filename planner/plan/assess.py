@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from planner.errors import RecipeError, UsageError
 from planner.formats.ggml import CANDIDATES, Format, formats
@@ -13,6 +13,7 @@ from planner.gguf import fallback
 from planner.plan.accounting import compose_recipe, left_alone
 from planner.plan.losses import Losses
 from planner.recipe import Choice, Recipe
+from planner.recipe.recount import describe_change
 from planner.terms import FamilyName
 from planner.text import some
 from state import Inventory, TensorRecord
@@ -38,17 +39,15 @@ def assess(
     budget: str = "as imported",
     status: str = "imported",
 ) -> Assessment:
-    """The recipe that gives tensors the formats `wanted` (in any case), all others what they are stored in. Formats are
-    of one `family`.
+    """Return the recipe that gives tensors the formats `wanted` (in any case), all others what they are stored in.
+    Formats are of one `family`.
 
     What llama.cpp leaves alone stays, and where blocks do not fill a row its substitute is taken; `notes` say so.
     Raises RecipeError for a format that ggml does not know, and where no tensor of the model is named.
     """
     chosen = family_named(family)
     inventory = chosen.inventory(inventory)
-    if losses is not None:
-        stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
-        losses = replace(losses, source_formats=stored)
+    losses = None if losses is None else losses.stored_as(inventory)
     names = {tensor.name for tensor in inventory.tensors}
     foreign = [name for name in wanted if name not in names]
     if wanted and len(foreign) == len(wanted):
@@ -111,7 +110,7 @@ def _substitute(tensor: TensorRecord, asked: Format) -> Format:
 
 def _choice(tensor: TensorRecord, fmt: Format, losses: Losses | None, why: str) -> Choice:
     nbytes = fmt.tensor_bytes(tensor.shape)
-    known = losses.of(tensor.name, fmt.name) if losses else None
+    known = losses.error_and_loss(tensor.name, fmt.name) if losses else None
     err, loss = known or (None, None)
     return Choice(name=tensor.name, shape=tensor.shape, format=fmt.name, bytes=nbytes, err=err, loss=loss, why=why)
 
@@ -139,8 +138,9 @@ def _notes(
 
 
 def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Assessment:
-    """A recipe edited by hand, with sizes and losses as they are now; `notes` say what changed.
+    """Return a recipe edited by hand with sizes and losses as they are now; `notes` say what changed.
 
+    That is more than `recount`, which knows neither the model nor its losses, and refuses what has a substitute here.
     Raises RecipeError for another model's recipe, and for formats that cannot be.
     """
     if recipe.model.digest != inventory.model_digest:
@@ -157,7 +157,7 @@ def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Ass
     for choice in found.recipe.tensors:
         old = before.get(choice.name)
         if old is None or (old.bytes, old.format) != (choice.bytes, choice.format):
-            changes.append(f"{choice.name} is now {choice.format}: {_bytes(old)} → {choice.bytes:,} bytes")
+            changes.append(describe_change(old, choice))
             choices.append(choice.model_copy(update={"why": "edited"}))
         elif _other_loss(old, choice, losses):
             changes.append(f"{choice.name} is now {choice.format}, of the same size: {_change(old, choice)}")
@@ -173,10 +173,6 @@ def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Ass
     loss = f", loss {_number(recipe.loss)} → {_number(new.loss)}"
     changes.append(f"file: {recipe.size:,} → {new.size:,} bytes{loss}")
     return Assessment(new, (*found.notes, *changes))
-
-
-def _bytes(choice: Choice | None) -> str:
-    return "?" if choice is None else f"{choice.bytes:,}"
 
 
 def _other_loss(old: Choice, new: Choice, losses: Losses | None) -> bool:

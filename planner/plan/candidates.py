@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.errors import UsageError
 from planner.formats.ggml import Format
-from planner.formats.registry import all_formats, block_of_activations
+from planner.formats.registry import all_formats
+from planner.plan.losses import Losses
 from planner.plan.rules import Rule, Tie, match_rules, tied
-from planner.sensitivity import TensorSensitivity
-from state import Inventory, Measurement, TensorRecord
+from state import Inventory, TensorRecord
 
 __all__ = ["Candidate", "Candidates", "TiedGroup"]
 
@@ -41,15 +41,14 @@ class TiedGroup:
 class Candidates:
     """All that may be chosen. `fixed` are the tensors that stay as they are; `pins` the pin of each pinned tensor.
 
-    `measured` are in formats that the loaded kernels have; `allowed` are those to choose from, None for all. Raises
-    UsageError for rules that cannot be followed.
+    `losses` are of the inventory's family; `allowed` are the formats to choose from, None for all. Raises UsageError
+    for rules that cannot be followed.
     """
 
     def __init__(
         self,
         inventory: Inventory,
-        measured: Iterable[Measurement],
-        sensitivities: Mapping[str, TensorSensitivity],
+        losses: Losses,
         *,
         allowed: Sequence[Format] | None,
         pins: Sequence[Rule],
@@ -62,17 +61,17 @@ class Candidates:
         self.pins = {name: rules[0] for name, rules in match_rules(pins, inventory, "--pin", exclusive=True).items()}
         self._bounds = match_rules(floors, inventory, "--min"), match_rules(caps, inventory, "--max")
         self._allowed = None if allowed is None else {fmt.name for fmt in allowed}
-        self._sensitivities = sensitivities
-        self._found: dict[str, dict[str, Measurement]] = {}
-        for measurement in measured:
-            self._found.setdefault(measurement.tensor, {})[measurement.format] = measurement
-        for tensor in self.fixed:
-            if tensor.name in self.pins:
-                _check_fixed(tensor, self.pins[tensor.name])
+        self._losses = losses
+        self._measured: dict[str, list[str]] = {}
+        for tensor, fmt in losses.errors:
+            self._measured.setdefault(tensor, []).append(fmt)
+        for record in self.fixed:
+            if record.name in self.pins:
+                _check_fixed(record, self.pins[record.name])
         self.groups = [self._group([by_name[name] for name in names]) for names in tied(ties, inventory)]
 
     def _group(self, tensors: Sequence[TensorRecord]) -> TiedGroup:
-        each = [{entry.format.name: entry for entry in self._of(tensor)} for tensor in tensors]
+        each = [{entry.format.name: entry for entry in self._candidates_of(tensor)} for tensor in tensors]
         common = [name for name in each[0] if all(name in other for other in each)]
         if not common:
             can = [f"{tensor.name} can be {', '.join(own)}" for tensor, own in zip(tensors, each, strict=True)]
@@ -84,17 +83,14 @@ class Candidates:
         options.sort(key=lambda option: (sum(entry.nbytes for entry in option), sum(entry.loss for entry in option)))
         return TiedGroup(tuple(tensors), tuple(options))
 
-    def _of(self, tensor: TensorRecord) -> list[Candidate]:
-        """The formats of one tensor, after its pin or its floors and caps."""
-        weight = self._sensitivities[tensor.name]
-        measured = self._found.get(tensor.name, {})
-        table = all_formats()
-        candidates = [
-            _candidate(tensor, table[name], entry, weight)
-            for name, entry in measured.items()
-            if table[name].fits(tensor.row_length)
-        ]
-        candidates.append(_candidate(tensor, table[tensor.source_format], None, weight))
+    def _candidates_of(self, tensor: TensorRecord) -> list[Candidate]:
+        """Return the formats that one tensor may take, after its pin or its floors and caps."""
+        candidates = []
+        for name in dict.fromkeys((*self._measured.get(tensor.name, ()), tensor.source_format)):
+            known, fmt = self._losses.error_and_loss(tensor.name, name), all_formats()[name]
+            if known is not None and fmt.fits(tensor.row_length):
+                nbytes = fmt.row_bytes(tensor.row_length) * (tensor.elements // tensor.row_length)
+                candidates.append(Candidate(fmt, nbytes, *known))
         if tensor.name in self.pins:
             return [_pinned(tensor, self.pins[tensor.name], candidates)]
         if self._allowed is not None:
@@ -119,16 +115,6 @@ class Candidates:
                 "Widen --min or --max, or allow more --types.",
             )
         return within
-
-
-def _candidate(tensor: TensorRecord, fmt: Format, measured: Measurement | None, weight: TensorSensitivity) -> Candidate:
-    nbytes = fmt.tensor_bytes(tensor.shape)
-    if measured is None:
-        return Candidate(fmt, nbytes, 0.0, 0.0)
-    err = measured.err_var + measured.err_mean
-    block = block_of_activations(fmt)
-    loss = weight.loss(measured.err_var, measured.err_mean, measured.err_massive, block)
-    return Candidate(fmt, nbytes, err, loss)
 
 
 def _pinned(tensor: TensorRecord, rule: Rule, candidates: Sequence[Candidate]) -> Candidate:

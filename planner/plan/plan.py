@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from planner.errors import BudgetError, StateFileError, UsageError
@@ -13,13 +13,15 @@ from planner.formats.registry import family_named
 from planner.plan.accounting import compose_recipe, left_alone
 from planner.plan.candidates import Candidate, Candidates
 from planner.plan.families import fused_ties
+from planner.plan.findings import Findings, not_measured
 from planner.plan.limits import FILE, SizeLimit, causes, size_limits
-from planner.plan.losses import Losses, best_source, calibration, inventory_of, passes_of, sensitivities_of
-from planner.plan.request import Request
+from planner.plan.losses import Losses, calibration
+from planner.plan.request import PlanRequest
 from planner.plan.rules import Rule
 from planner.recipe import Choice, Recipe
-from planner.sensitivity import NOT_ROUNDED, Prediction, Source, fit_link
+from planner.sensitivity import Prediction, Source, fit_link
 from planner.sizes import align
+from planner.terms import FamilyName
 from solvers import (
     Change,
     Explanation,
@@ -34,9 +36,9 @@ from solvers import (
     explain,
     solve,
 )
-from state import Inventory, Store, TensorRecord
+from state import Inventory, TensorRecord
 
-__all__ = ["LimitUse", "Plan", "make_plan"]
+__all__ = ["LimitUse", "Plan", "Solved", "make_plan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,15 @@ class LimitUse:
 
 
 @dataclass(frozen=True)
+class Solved:
+    """A problem, its solution, and the group of every tensor that a format was chosen for."""
+
+    problem: Problem
+    solution: Solution
+    groups: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Plan:
     """A recipe with what is worth saying about it: the KL divergence that is expected of its file, where passes of the
     model allow to say, in `sources` where each tensor's sensitivity came from, and in `left_out` the tensors that the
@@ -62,14 +73,16 @@ class Plan:
     prediction: Prediction | None
     sources: Mapping[str, str]
     left_out: tuple[str, ...]
-    seconds: float
-    _problem: Problem
-    _solution: Solution
-    _groups: Mapping[str, str]
+    solved: Solved
+
+    @property
+    def seconds(self) -> float:
+        """How long solving took."""
+        return self.solved.solution.seconds
 
     @property
     def source(self) -> Source:
-        """What the sensitivities are."""
+        """The source of the sensitivities."""
         return cast("Source", self.recipe.sensitivity)
 
     @property
@@ -80,95 +93,66 @@ class Plan:
         return [name for name, source in self.sources.items() if source == "prior"]
 
     def tied_to(self, tensor: str) -> list[str]:
-        """The other tensors that must have the same format."""
-        return [name for name, group in self._groups.items() if group == self._groups[tensor] and name != tensor]
+        """Return the other tensors that must have the same format."""
+        groups = self.solved.groups
+        return [name for name, group in groups.items() if group == groups[tensor] and name != tensor]
 
     def explain(self, tensor: str) -> Explanation:
-        """Why a tensor (and what is tied to it) has its format: the next better and worse one, and the prices.
+        """Return why a tensor (and what is tied to it) has its format: the next better and worse one, and the prices.
 
         Raises UsageError for a tensor that was not there to choose for.
         """
-        if tensor not in self._groups:
-            near = difflib.get_close_matches(tensor, self._groups, n=3)
+        groups = self.solved.groups
+        if tensor not in groups:
+            near = difflib.get_close_matches(tensor, groups, n=3)
             raise UsageError(
                 f"{tensor} is not a tensor that a format was chosen for.",
                 f"Near names: {', '.join(near)}." if near else "`planner inspect` lists them.",
             )
-        return explain(self._problem, self._solution, self._groups[tensor])
+        return explain(self.solved.problem, self.solved.solution, groups[tensor])
 
 
-def make_plan(store: Store, request: Request, factors: Mapping[str, float] | None = None) -> Plan:
-    """Solve for a request from what the state holds; `factors` multiply sensitivities of tensors.
+def make_plan(findings: Findings, request: PlanRequest, factors: Mapping[str, float] | None = None) -> Plan:
+    """Solve for a request from what a state holds; `factors` multiply sensitivities of tensors.
 
     Raises StateFileError where measurements are missing, UsageError for rules that cannot be followed, BudgetError for
     limits that no recipe meets. Limits above what any recipe takes are met by the best that there is.
     """
-    stored = inventory_of(store)
-    everything = list(store.measurements(selected=True).values())
-    family = family_named(request.family)
-    measured = [entry for entry in everything if entry.format in family.formats]
-    if stored is None or not measured:
-        others = f" in formats of the family {request.family}" if everything else ""
-        step = ("planner measure MODEL --imatrix FILE", *family.option)
-        raise StateFileError(
-            f"{store.path} holds no finished measurements{others}.",
-            f"Measure first: {' '.join(step)}. What is measured already will be kept.",
-        )
-    inventory = family.inventory(stored)
-    _check_measured(inventory, {entry.format for entry in measured}, request.formats or ())
-    passes = passes_of(store)
-    source = request.sensitivity or best_source(stored, passes)
-    known = sensitivities_of(store, stored, source, passes)
-    known |= {name: known[name].times(factor) for name, factor in (factors or {}).items()}
-    by_tensor = known
-    if request.run_on == "gpu":
-        by_tensor = {name: replace(entry, rounding=NOT_ROUNDED) for name, entry in known.items()}
+    inventory = _inventory(findings, request)
+    losses = findings.losses(request.sensitivity).times(factors or {})
+    counted = losses.stored_as(inventory).in_family(request.family)
     candidates = Candidates(
-        inventory, measured, by_tensor, allowed=request.formats, pins=request.pins, floors=request.floors,
-        caps=request.caps, ties=(*request.ties, *fused_ties(inventory, request.family)),
+        inventory, counted if request.run_on == "cpu" else counted.without_rounding(), allowed=request.formats,
+        pins=request.pins, floors=request.floors, caps=request.caps,
+        ties=(*request.ties, *fused_ties(inventory, request.family)),
     )  # fmt: skip
     given = size_limits(
         inventory, candidates.fixed, budget=request.budget, bpw=request.bpw, devices=request.devices,
         active=request.active,
     )  # fmt: skip
     limits = [limit.rounded(candidates) for limit in given]
-    problem, solution = _solve(inventory, candidates, limits, request)
-    assert solution.picks is not None
-    chosen = {
-        tensor.name: entry
-        for group, pick in zip(candidates.groups, solution.picks, strict=True)
-        for tensor, entry in zip(group.tensors, group.options[pick], strict=True)
-    }
-    choices = [_choice(tensor, chosen.get(tensor.name), candidates.pins) for tensor in inventory.tensors]
-    loss = sum(choice.loss or 0.0 for choice in choices)
-    recipe = compose_recipe(
-        inventory, choices, family=request.family, sensitivity=source,
-        budget="; ".join(limit.title for limit in limits),
-        bound=min(solution.bound, loss), status=str(solution.status),
-    )  # fmt: skip
-    uses = [
-        LimitUse(
-            limit.name, int(use.used + limit.overhead), limit.capacity, use.price,
-            binds=limit.capacity < limit.overhead + problem.extremes(limit.name)[1],
-        )
-        for limit, use in zip(limits, solution.usage, strict=True)
-    ]  # fmt: skip
-    prediction = None
-    if source == "measured" and recipe.loss is not None:
-        # files were evaluated on a CPU, wherever this one will run
-        points = calibration(passes, stored, Losses.made(stored, source, known, everything))
-        prediction = fit_link(points).predict(recipe.loss)
+    solved = _solve(inventory, candidates, limits, request)
+    recipe = _recipe(inventory, candidates, limits, solved.solution, request.family, losses.source)
     return Plan(
         recipe=recipe,
-        limits=tuple(uses),
-        prediction=prediction,
-        sources={name: by_tensor[name].source for name in chosen},
-        left_out=tuple(sorted(family.left_out(tensor.name for tensor in stored.tensors))),
-        seconds=solution.seconds,
-        _problem=problem,
-        _solution=solution,
-        _groups={tensor.name: group.name for group in candidates.groups for tensor in group.tensors},
+        limits=tuple(_uses(limits, solved)),
+        prediction=_prediction(findings, losses, recipe.loss),
+        sources={name: losses.sensitivities[name].source for name in solved.groups},
+        left_out=tuple(sorted(family_named(request.family).left_out(t.name for t in findings.inventory.tensors))),
+        solved=solved,
     )
+
+
+def _inventory(findings: Findings, request: PlanRequest) -> Inventory:
+    """Return the model as the request's family stores it. Raises StateFileError and UsageError where formats were not
+    measured."""
+    family = family_named(request.family)
+    measured = {fmt for _, fmt in findings.measurements if fmt in family.formats}
+    if not measured:
+        raise not_measured(findings.path, request.family, others=True)
+    inventory = family.inventory(findings.inventory)
+    _check_measured(inventory, measured, request.formats or ())
+    return inventory
 
 
 def _check_measured(inventory: Inventory, measured: Collection[str], wanted: Iterable[Format]) -> None:
@@ -197,9 +181,7 @@ def _check_measured(inventory: Inventory, measured: Collection[str], wanted: Ite
         )
 
 
-def _solve(
-    inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLimit], request: Request
-) -> tuple[Problem, Solution]:
+def _solve(inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLimit], request: PlanRequest) -> Solved:
     problem = _problem(inventory, candidates, limits)
     try:
         solution = solve(problem, method=request.method, gap=request.gap, time_limit=request.time_limit)
@@ -209,7 +191,9 @@ def _solve(
         raise UsageError(f"{error}.", "Check --method, --gap and --time-limit.") from error
     if solution.picks is None:
         raise BudgetError("No recipe was found in time.", "Give more time with --time-limit.")
-    return problem, solution
+    return Solved(
+        problem, solution, {tensor.name: group.name for group in candidates.groups for tensor in group.tensors}
+    )
 
 
 def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLimit]) -> Problem:
@@ -264,6 +248,43 @@ def _conflict(
     limit = by_name[analysis.limits[0]]
     least = limit.format_amount(analysis.minimum[limit.name] + limit.overhead, up=True)
     return BudgetError(f"{limit.title} is below the minimum of {least}. {causes(limit, inventory, candidates)}", remedy)
+
+
+def _recipe(
+    inventory: Inventory,
+    candidates: Candidates,
+    limits: Sequence[SizeLimit],
+    solution: Solution,
+    family: FamilyName,
+    source: Source,
+) -> Recipe:
+    assert solution.picks is not None
+    chosen = {
+        tensor.name: entry
+        for group, pick in zip(candidates.groups, solution.picks, strict=True)
+        for tensor, entry in zip(group.tensors, group.options[pick], strict=True)
+    }
+    choices = [_choice(tensor, chosen.get(tensor.name), candidates.pins) for tensor in inventory.tensors]
+    loss = sum(choice.loss or 0.0 for choice in choices)
+    return compose_recipe(
+        inventory, choices, family=family, sensitivity=source,
+        budget="; ".join(limit.title for limit in limits),
+        bound=min(solution.bound, loss), status=str(solution.status),
+    )  # fmt: skip
+
+
+def _uses(limits: Sequence[SizeLimit], solved: Solved) -> Iterator[LimitUse]:
+    for limit, use in zip(limits, solved.solution.usage, strict=True):
+        binds = limit.capacity < limit.overhead + solved.problem.extremes(limit.name)[1]
+        yield LimitUse(limit.name, int(use.used + limit.overhead), limit.capacity, use.price, binds=binds)
+
+
+def _prediction(findings: Findings, losses: Losses, loss: float | None) -> Prediction | None:
+    """Return the divergence to expect of a recipe; None without passes. Files were evaluated on a CPU, wherever this
+    one will run."""
+    if losses.source != "measured" or loss is None:
+        return None
+    return fit_link(calibration(findings.passes, findings.inventory, losses)).predict(loss)
 
 
 def _choice(tensor: TensorRecord, entry: Candidate | None, pins: Mapping[str, Rule]) -> Choice:

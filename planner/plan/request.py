@@ -12,11 +12,11 @@ from planner.plan.rules import Device, Rule, Tie
 from planner.sensitivity import Source
 from planner.terms import FamilyName, RunOn
 
-__all__ = ["Request", "RunOn"]
+__all__ = ["PlanRequest", "RunOn"]
 
 
 @dataclass(frozen=True)
-class Request:
+class PlanRequest:
     """What is asked of a plan. At least one limit: `budget` (bytes of the file), `bpw` (bits of tensor data per
     element), `devices` (bytes of the tensors on each), `active` (bytes that generating one token reads). Formats and
     rules are of one `family`. What rounded activations cost counts for files that `run_on` a CPU."""

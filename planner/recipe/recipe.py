@@ -26,7 +26,6 @@ __all__ = [
     "ModelSource",
     "Recipe",
     "file_type_of_choices",
-    "is_left_alone",
     "load_recipe",
     "parse_recipe",
     "recipe_schema",
@@ -69,6 +68,11 @@ class Choice(_Record):
     err: Amount | None
     loss: Amount | None
     why: str
+
+    @property
+    def left_alone(self) -> bool:
+        """Whether llama.cpp never changes the tensor."""
+        return self.why.startswith("left alone")
 
 
 class Recipe(_Record):
@@ -150,14 +154,9 @@ def parse_recipe(text: str, where: str) -> Recipe:
     return recipe
 
 
-def is_left_alone(choice: Choice) -> bool:
-    """Whether llama.cpp never changes the tensor."""
-    return choice.why.startswith("left alone")
-
-
 def file_type_of_choices(choices: Iterable[Choice]) -> int:
     """`general.file_type` of a file with these tensors, by what a quantizer decides about, or else by all of it."""
     weights: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     for choice in choices:
-        weights[is_left_alone(choice)][choice.format] += prod(choice.shape)
+        weights[choice.left_alone][choice.format] += prod(choice.shape)
     return file_type_of(weights[False] or weights[True])

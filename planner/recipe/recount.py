@@ -7,11 +7,11 @@ from planner.formats.registry import Family, family_named
 from planner.recipe.recipe import Choice, Recipe, file_type_of_choices
 from planner.sizes import align
 
-__all__ = ["recounted"]
+__all__ = ["describe_change", "recount"]
 
 
-def recounted(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """A recipe with bytes that fit its formats, and what was changed, a line a tensor: nothing if it was not edited.
+def recount(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Return a recipe with bytes that fit its formats, and its changes, a line a tensor: none if it was not edited.
 
     Losses of edited tensors are not known any more, nor is the bound. Tensors without a shape are believed. Raises
     RecipeError for formats that do not exist or do not fit.
@@ -23,7 +23,7 @@ def recounted(recipe: Recipe) -> tuple[Recipe, list[str]]:
         counted = _counted(choice, family)
         if counted.bytes != choice.bytes:
             size += align(counted.bytes, family.alignment) - align(choice.bytes, family.alignment)
-            changes.append(f"{choice.name} is now {counted.format}: {choice.bytes:,} → {counted.bytes:,} bytes")
+            changes.append(describe_change(choice, counted))
         choices.append(counted)
         bits += 8 * counted.bytes
     if not changes:
@@ -34,9 +34,15 @@ def recounted(recipe: Recipe) -> tuple[Recipe, list[str]]:
     return recipe.model_copy(update={**new, "bpw": recipe.bpw * bits / before if before else 0.0}), changes
 
 
+def describe_change(before: Choice | None, after: Choice) -> str:
+    """Return a line on a tensor that takes other bytes than a recipe said; None: it was not in the recipe."""
+    old = "?" if before is None else f"{before.bytes:,}"
+    return f"{after.name} is now {after.format}: {old} → {after.bytes:,} bytes"
+
+
 def _counted(choice: Choice, family: Family) -> Choice:
     """The choice with its format spelt as everywhere, and the bytes that it takes in it."""
-    if choice.why.startswith("left alone"):
+    if choice.left_alone:
         return choice
     try:
         fmt = family.named(choice.format)

@@ -47,7 +47,7 @@ def role_table(recipe: Recipe) -> str:
     roles: dict[str, list[Choice]] = {}
     kept: list[Choice] = []
     for choice in recipe.tensors:
-        if choice.why.startswith("left alone"):
+        if choice.left_alone:
             kept.append(choice)
         else:
             roles.setdefault(role_of(choice.name)[1], []).append(choice)

@@ -3,9 +3,11 @@ facts of the structure (structure), from passes of the model (measured)."""
 
 from __future__ import annotations
 
-from planner.sensitivity.design import DESIGNS, Design, factored, most_telling
+from planner.sensitivity.design import DESIGNS, Design, factored, select_passes
+from planner.sensitivity.facts import Facts
 from planner.sensitivity.link import Link, Point, Prediction, fit_link
-from planner.sensitivity.measured import Observation, spread
+from planner.sensitivity.measured import Observation, prior_covariance
+from planner.sensitivity.parts import ErrorParts
 from planner.sensitivity.prior import Prior, prior
 from planner.sensitivity.rounding import NOT_ROUNDED, Rounding
 from planner.sensitivity.sources import (
@@ -16,7 +18,7 @@ from planner.sensitivity.sources import (
     measured_sensitivities,
     sensitivities,
 )
-from planner.sensitivity.structure import STRUCTURE_VERSION, Facts
+from planner.sensitivity.structure import STRUCTURE_VERSION
 
 __all__ = [
     "DESIGNS",
@@ -24,6 +26,7 @@ __all__ = [
     "SOURCES",
     "STRUCTURE_VERSION",
     "Design",
+    "ErrorParts",
     "Facts",
     "Link",
     "Observation",
@@ -37,8 +40,8 @@ __all__ = [
     "factored",
     "fit_link",
     "measured_sensitivities",
-    "most_telling",
     "prior",
+    "prior_covariance",
+    "select_passes",
     "sensitivities",
-    "spread",
 ]

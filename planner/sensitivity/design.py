@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from planner.names.gguf import role_of
 from planner.terms import Design
 
-__all__ = ["DESIGNS", "Design", "factored", "most_telling"]
+__all__ = ["DESIGNS", "Design", "factored", "select_passes"]
 
 DESIGNS: tuple[Design, ...] = get_args(Design)
 
@@ -34,10 +34,11 @@ def factored(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
     return [(label, tuple(members)) for label, members in groups.items()]
 
 
-def most_telling(
+def select_passes(
     names: Sequence[str], covariance: Doubles, elements: Mapping[str, int], passes: int
 ) -> list[tuple[str, tuple[str, ...]]]:
-    """At most `passes` passes, over single tensors, blocks or roles, each the one that tells most after those before.
+    """Select at most `passes` passes, over single tensors, blocks or roles, each the one that tells most after those
+    before: greedy, A-optimal experimental design.
 
     At the best recipe a tensor's loss goes with the number of its weights (a bit more divides the error by four,
     whatever the tensor), and what a recipe loses by a wrong sensitivity is that loss times half the square of the

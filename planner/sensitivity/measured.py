@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from planner.names.gguf import role_of
 
-__all__ = ["Correction", "Observation", "correct", "spread"]
+__all__ = ["Correction", "Observation", "posterior", "prior_covariance"]
 
 Doubles = NDArray[np.float64]
 
@@ -45,15 +45,15 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What a tensor's reference loss is to be multiplied by, and the standard deviation of its logarithm, the part
-    that all tensors have in common left out."""
+    """A factor of a tensor's reference loss, and the standard deviation of its logarithm, without the part that all
+    tensors have in common."""
 
     factor: float
-    deviation: float
+    log_std: float
 
 
-def spread(names: Sequence[str], placed: Mapping[str, bool]) -> Doubles:
-    """Covariance of the δ of tensors `names` before anything is measured, f64[n, n], without the common part.
+def prior_covariance(names: Sequence[str], placed: Mapping[str, bool]) -> Doubles:
+    """Return the covariance of the δ of tensors before anything is measured, f64[n, n], without the common part.
 
     `placed` tells which have a reference of their own rather than their role's.
     """
@@ -68,8 +68,8 @@ def spread(names: Sequence[str], placed: Mapping[str, bool]) -> Doubles:
     return np.asarray(covariance + np.diag(own**2), np.float64)
 
 
-def correct(names: Sequence[str], covariance: Doubles, observations: Sequence[Observation]) -> dict[str, Correction]:
-    """The correction of every tensor from all observations; `covariance` f64[n, n] is what `spread` gives."""
+def posterior(names: Sequence[str], covariance: Doubles, observations: Sequence[Observation]) -> dict[str, Correction]:
+    """Return the correction of every tensor by all observations. `covariance`, f64[n, n], is the prior's."""
     column = {name: number for number, name in enumerate(names)}
     losses = np.zeros((len(observations), len(names)))
     for row, observation in enumerate(observations):

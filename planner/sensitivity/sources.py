@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from planner.names.gguf import role_of
-from planner.sensitivity.measured import Observation, correct, spread
+from planner.sensitivity.facts import Facts
+from planner.sensitivity.measured import Observation, posterior, prior_covariance
+from planner.sensitivity.parts import ErrorParts
 from planner.sensitivity.prior import prior
 from planner.sensitivity.rounding import NOT_ROUNDED, Rounding
-from planner.sensitivity.structure import Facts, stream_shares
+from planner.sensitivity.structure import stream_shares
 from planner.terms import Source
 
 __all__ = ["SOURCES", "Source", "TensorSensitivity", "default_source", "measured_sensitivities", "sensitivities"]
@@ -21,24 +23,23 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 
 @dataclass(frozen=True, slots=True)
 class TensorSensitivity:
-    """Loss per unit of a tensor's relative error, by component; `source` is what it came from. `rounding` is what
-    its activations add to the error, where that is known."""
+    """Loss per unit of each part of a tensor's relative error, and the source that it came from; `log_std` is the
+    standard deviation of its logarithm (0: not known), `rounding` the error that activations add to the tensor's."""
 
-    var: float
-    mean: float
-    massive: float
+    per_unit: ErrorParts
     source: Source
-    deviation: float = 0.0  # of the logarithm, where it is known
+    log_std: float = 0.0
     rounding: Rounding = NOT_ROUNDED
 
-    def loss(self, err_var: float, err_mean: float, err_massive: float, block: int = 0) -> float:
-        """Loss of errors of this tensor, and of activations rounded in such blocks; never negative."""
-        noise = err_var + self.rounding.of(block)
-        return max(self.var * noise + self.mean * err_mean + self.massive * err_massive, 0.0)
+    def loss(self, error: ErrorParts, block: int = 0) -> float:
+        """Return the loss of an error of this tensor, with activations rounded in such blocks; never negative."""
+        noise = error.variance + self.rounding.of(block)
+        unit = self.per_unit
+        return max(unit.variance * noise + unit.mean * error.mean + unit.massive * error.massive, 0.0)
 
     def times(self, factor: float) -> TensorSensitivity:
-        """The same, larger."""
-        return replace(self, var=self.var * factor, mean=self.mean * factor, massive=self.massive * factor)
+        """Return it multiplied by a factor."""
+        return replace(self, per_unit=ErrorParts(*(value * factor for value in self.per_unit)))
 
 
 def default_source(*, has_imatrix: bool, has_means: bool, has_passes: bool = False) -> Source:
@@ -62,7 +63,8 @@ def sensitivities(
     assert source != "measured", "it corrects one of the others"
     by_role = {name: entry.value for name, entry in prior(names, blocks=blocks).items()}
     if source == "uniform":
-        return {name: TensorSensitivity(1.0, 1.0, 0.0, "uniform", rounding=_rounding(facts, name)) for name in names}
+        one = TensorSensitivity(ErrorParts(1.0, 1.0, 0.0), "uniform")
+        return {name: replace(one, rounding=_rounding(facts, name)) for name in names}
     shares = stream_shares(facts) if source != "prior" else {}
     scale = _common_scale(shares, by_role)
     result: dict[str, TensorSensitivity] = {}
@@ -70,17 +72,16 @@ def sensitivities(
         known = by_role[name] * scale
         share = shares.get(name)
         if share is None:
-            result[name] = TensorSensitivity(known, known, known, "prior")
+            result[name] = TensorSensitivity(ErrorParts(known, known, known), "prior")
         elif source == "structure":
-            result[name] = TensorSensitivity(*share, source)
+            result[name] = TensorSensitivity(share, source)
         else:
-            result[name] = TensorSensitivity(*_between(share, known), source)
+            result[name] = TensorSensitivity(_between(share, known), source)
     return {name: replace(entry, rounding=_rounding(facts, name)) for name, entry in result.items()}
 
 
 def _rounding(facts: Mapping[str, Facts], name: str) -> Rounding:
-    own = facts.get(name, {})
-    return Rounding(own.get("fine", 0.0), own.get("coarse", 0.0))
+    return facts[name].rounding if name in facts else NOT_ROUNDED
 
 
 def measured_sensitivities(
@@ -88,27 +89,27 @@ def measured_sensitivities(
 ) -> dict[str, TensorSensitivity]:
     """Sensitivities in nats per token, from passes of the model; `reference` is what they correct (see `measured`)."""
     names = list(reference)
-    covariance = spread(names, {name: entry.source != "prior" for name, entry in reference.items()})
-    corrections = correct(names, covariance, passes)
+    covariance = prior_covariance(names, {name: entry.source != "prior" for name, entry in reference.items()})
+    corrections = posterior(names, covariance, passes)
     result = {}
     for name, entry in reference.items():
         correction = corrections[name]
-        result[name] = replace(entry.times(correction.factor), source="measured", deviation=correction.deviation)
+        result[name] = replace(entry.times(correction.factor), source="measured", log_std=correction.log_std)
     return result
 
 
-def _between(share: tuple[float, float, float], known: float) -> tuple[float, float, float]:
-    """Geometric mean of structure and prior; the components keep their proportions."""
-    bulk = (share[0] + share[1]) / 2
+def _between(share: ErrorParts, known: float) -> ErrorParts:
+    """Geometric mean of structure and prior; the parts keep their proportions."""
+    bulk = share.total / 2
     factor = math.sqrt(known / bulk) if bulk > 0 else 1.0
-    return share[0] * factor, share[1] * factor, share[2]
+    return ErrorParts(share.variance * factor, share.mean * factor, share.massive)
 
 
-def _common_scale(shares: Mapping[str, tuple[float, float, float]], by_role: Mapping[str, float]) -> float:
+def _common_scale(shares: Mapping[str, ErrorParts], by_role: Mapping[str, float]) -> float:
     """What prior is multiplied by so that, over the tensors of blocks, its geometric mean is structure's."""
     ratios = [
-        math.log((share[0] + share[1]) / 2 / by_role[name])
+        math.log(share.total / 2 / by_role[name])
         for name, share in shares.items()
-        if role_of(name)[0] is not None and share[0] + share[1] > 0
+        if role_of(name)[0] is not None and share.total > 0
     ]
     return math.exp(sum(ratios) / len(ratios)) if ratios else 1.0

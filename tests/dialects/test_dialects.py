@@ -21,7 +21,6 @@ from planner.errors import RecipeError
 from planner.formats.ggml import formats
 from planner.names.transformers import ARCHITECTURES, module_of
 from planner.plan.assess import assess
-from planner.recipe import is_left_alone
 from tests.dialects.inventories import MODELS, inventory, random_formats, recipe_of
 
 KINDS = {kind.name.lower(): kind.name for kind in gguf.GGMLQuantizationType}
@@ -74,7 +73,7 @@ def made(model, seed):
 def test_a_hundred_recipes_come_back(model, seed, tmp_path):
     recipe = made(model, seed)
     names = [choice.name for choice in recipe.tensors]
-    free = {choice.name: choice.format for choice in recipe.tensors if not is_left_alone(choice)}
+    free = {choice.name: choice.format for choice in recipe.tensors if not choice.left_alone}
     assert len(free) > 100
     for dialect in EXACT:
         for compact in (False, True) if dialect in PATTERNS else (False,):

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from planner.dialects.llama_quantize import base_type, command_line, tensor_types
 from planner.errors import RecipeError
 from planner.gguf import open_model
+from planner.plan.findings import Findings
 from planner.plan.plan import make_plan
-from planner.plan.request import Request
+from planner.plan.request import PlanRequest
 from planner.recipe import Choice, ImatrixSource, ModelSource, Recipe, load_recipe
 from state import Store
 
@@ -113,7 +114,7 @@ def test_the_base_is_quantized_and_the_file_says_what_it_is(number):
 
 def test_a_real_recipe(cheap, example, here, run):
     with Store.open(cheap, read_only=True) as store:
-        recipe = make_plan(store, Request(budget=5_000_000)).recipe
+        recipe = make_plan(Findings.read(store), PlanRequest(budget=5_000_000)).recipe
     options = parse(tensor_types(recipe))
     with open_model(example.model) as model:
         for tensor in model.tensors:

@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from planner.errors import RecipeError, UsageError
+from planner.errors import RecipeError, StateFileError, UsageError
 from planner.importing import identify, import_measurements, import_recipe
 from planner.inputs import kinds
 from planner.recipe import save_recipe
@@ -101,6 +101,6 @@ def test_a_state_without_a_model_gets_it(model, here):
         import_measurements(here / "kld_results.csv", here / "s.planner")
     with pytest.raises(UsageError, match="holds no model yet"):
         import_recipe(RULES, state=here / "s.planner")
-    with pytest.raises(RecipeError, match="no finished measurements"):
+    with pytest.raises(StateFileError, match="no finished measurements"):
         import_measurements(here / "kld_results.csv", here / "s.planner", model=model)
     assert import_recipe(RULES, state=here / "s.planner").recipe.formats["output.weight"] == "q8_0"

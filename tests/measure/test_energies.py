@@ -11,7 +11,7 @@ from planner.measure.activation_moments import ACTIVATIONS, logit_variance
 from planner.measure.anatomy import read_anatomy
 from planner.measure.energies import block_facts, global_facts
 from planner.names.gguf import role_of
-from planner.sensitivity import structure
+from planner.sensitivity import ErrorParts, Facts, structure
 from planner.sensitivity.structure import stream_shares
 from tests.models import MODELS, dense, experts, fused, post_norm, tied, write_imatrix
 
@@ -37,7 +37,7 @@ def facts_of(maker, folder, **imatrix):
             survey = survey_tensor(model, tensor, moments(tensor, matrix), find_massive=role.startswith(MASSIVE_ROLES))
             if number is None:
                 found = global_facts(survey, anatomy, tied="output.weight" not in model.by_name)
-                facts |= {tensor.name: found} if found else {}
+                facts |= {tensor.name: found} if found != Facts() else {}
             else:
                 blocks.setdefault(number, []).append(survey)
         for number, surveys in blocks.items():
@@ -100,8 +100,8 @@ def test_values_are_averaged_by_attention(averaging, tmp_path):
     energy = energies.ATTENTION_VALUE * (columns * (var + mean**2)).sum()
     rho = min(1.0, (columns * varies).sum() / (columns * var).sum())
     assert bool(rho < 1) is (averaging < 1)
-    assert facts["mean"] == pytest.approx(energy, rel=1e-4)
-    assert facts["var"] == pytest.approx(rho * energy, rel=1e-4)
+    assert facts.added.mean == pytest.approx(energy, rel=1e-4)
+    assert facts.added.variance == pytest.approx(rho * energy, rel=1e-4)
 
 
 def test_heads_that_share_keys_and_values(tmp_path):
@@ -114,7 +114,8 @@ def test_heads_that_share_keys_and_values(tmp_path):
         maker.arrays[f"blk.0.{role}.weight"] = np.repeat(rows, 2, axis=0).reshape(256, 256)
     written_out = facts_of(maker, tmp_path)
     for role in ("attn_q", "attn_k", "attn_v", "attn_output"):
-        assert written_out[f"blk.0.{role}.weight"] == pytest.approx(grouped[f"blk.0.{role}.weight"], rel=1e-4)
+        name = f"blk.0.{role}.weight"
+        assert written_out[name].values() == pytest.approx(grouped[name].values(), rel=1e-4)
 
 
 def test_fused_tensors_collect_their_parts(tmp_path):
@@ -132,11 +133,11 @@ def test_fused_tensors_collect_their_parts(tmp_path):
         means[:] = 0.3
 
     whole, apart = (facts_of(maker, tmp_path, change=same) for maker in (one, parts))
-    for component in ("var", "mean"):
-        total = sum(apart[f"blk.0.attn_{part}.weight"][component] for part in "qkv")
-        assert whole["blk.0.attn_qkv.weight"][component] == pytest.approx(total, rel=1e-4)
-        total = sum(apart[f"blk.0.ffn_{part}.weight"][component] for part in ("gate", "up"))
-        assert whole["blk.0.ffn_up.weight"][component] == pytest.approx(total, rel=1e-4)
+    for component in (0, 1):
+        total = sum(apart[f"blk.0.attn_{part}.weight"].added[component] for part in "qkv")
+        assert whole["blk.0.attn_qkv.weight"].added[component] == pytest.approx(total, rel=1e-4)
+        total = sum(apart[f"blk.0.ffn_{part}.weight"].added[component] for part in ("gate", "up"))
+        assert whole["blk.0.ffn_up.weight"].added[component] == pytest.approx(total, rel=1e-4)
 
 
 # Writers
@@ -160,9 +161,9 @@ def test_writers_add_their_own_energy(tmp_path):
         entry = matrix.entries[name]
         rows = maker.arrays[name].astype(np.float64)
         expected = energy_by_hand(rows, entry.values[0].astype(np.float64), entry.means[0].astype(np.float64))
-        assert facts[name]["write"] == facts[name]["var"] == pytest.approx(expected, rel=1e-4)
+        assert facts[name].write == facts[name].added.variance == pytest.approx(expected, rel=1e-4)
     rows = maker.arrays["token_embd.weight"].astype(np.float64)
-    assert facts["token_embd.weight"]["write"] == pytest.approx(np.square(rows).sum() / len(rows), rel=1e-4)
+    assert facts["token_embd.weight"].write == pytest.approx(np.square(rows).sum() / len(rows), rel=1e-4)
 
 
 def test_feed_forward_against_simulation(tmp_path):
@@ -190,22 +191,22 @@ def test_feed_forward_against_simulation(tmp_path):
             * np.square(out["up"]).mean(axis=0)
         ).sum()
     )
-    assert facts["blk.0.ffn_up.weight"]["var"] == pytest.approx(up, rel=0.05)
-    assert facts["blk.0.ffn_gate.weight"]["var"] == pytest.approx(gate, rel=0.05)
+    assert facts["blk.0.ffn_up.weight"].added.variance == pytest.approx(up, rel=0.05)
+    assert facts["blk.0.ffn_gate.weight"].added.variance == pytest.approx(gate, rel=0.05)
 
 
 def test_a_norm_behind_a_block_sets_its_energy(tmp_path):
     maker = post_norm()
     facts = facts_of(maker, tmp_path)
-    assert facts["blk.0.attn_output.weight"]["write"] == pytest.approx(256 * 0.5**2)
-    assert facts["blk.1.ffn_down.weight"]["write"] == pytest.approx(256 * 0.25**2)
+    assert facts["blk.0.attn_output.weight"].write == pytest.approx(256 * 0.5**2)
+    assert facts["blk.1.ffn_down.weight"].write == pytest.approx(256 * 0.25**2)
     for role in ("attn_output", "ffn_down"):
         name = f"blk.0.{role}.weight"
         maker.arrays[name] = (maker.arrays[name] * np.float16(4)).astype(np.float16)
     louder = facts_of(maker, tmp_path)
     for name, values in facts.items():
-        assert louder[name] == pytest.approx(values, rel=1e-3), name
-    assert facts["token_embd.weight"]["write"] == pytest.approx(
+        assert louder[name].values() == pytest.approx(values.values(), rel=1e-3), name
+    assert facts["token_embd.weight"].write == pytest.approx(
         256 * np.square(maker.arrays["token_embd.weight"].astype(np.float64)).sum() / 96, rel=1e-4
     )  # Gemma scales embeddings by √width
 
@@ -226,9 +227,9 @@ def test_experts_share_what_one_matrix_would_do(tmp_path):
 
     many, one = (facts_of(model, tmp_path, change=same) for model in (maker, single))
     for part in ("gate", "up", "down"):
+        shared, alone = many[f"blk.0.ffn_{part}_exps.weight"].values(), one[f"blk.0.ffn_{part}.weight"].values()
         for kind in ("var", "mean", "write"):
-            share = many[f"blk.0.ffn_{part}_exps.weight"][kind]
-            assert share == pytest.approx(one[f"blk.0.ffn_{part}.weight"][kind] / 2, rel=1e-4)
+            assert shared[kind] == pytest.approx(alone[kind] / 2, rel=1e-4)
 
 
 def test_experts_count_by_use(tmp_path):
@@ -241,7 +242,7 @@ def test_experts_count_by_use(tmp_path):
         second[:], means[:] = 1.0, 0.3
 
     def energy(counts):
-        return facts_of(maker, tmp_path, change=same, counts={name: counts})[name]["write"]
+        return facts_of(maker, tmp_path, change=same, counts={name: counts})[name].write
 
     assert energy([0, 0, 0, 5]) == pytest.approx(4 * energy([1, 7, 9, 0]), rel=1e-3)
     assert energy([1, 1, 1, 1]) == pytest.approx(energy([5, 0, 0, 0]) * 7 / 4, rel=1e-3)
@@ -258,9 +259,9 @@ def test_massive_channels_leave_the_energy_alone(tmp_path):
 
     with_massive, without = (facts_of(dense(), tmp_path, change=change) for change in (strong, usual))
     name = "blk.0.ffn_down.weight"
-    assert with_massive[name]["massive"] > 100 * with_massive[name]["write"]
-    assert without[name]["massive"] == 0
-    assert with_massive[name]["write"] == pytest.approx(without[name]["write"], rel=0.02)
+    assert with_massive[name].added.massive > 100 * with_massive[name].write
+    assert without[name].added.massive == 0
+    assert with_massive[name].write == pytest.approx(without[name].write, rel=0.02)
     shares = stream_shares(with_massive)
     assert shares[name][2] == pytest.approx(structure.MASSIVE, rel=1e-6)  # all of the massive energy so far
     assert shares["blk.1.ffn_down.weight"][2] == 0
@@ -271,18 +272,18 @@ def test_massive_channels_leave_the_energy_alone(tmp_path):
 
 def test_shares_of_the_stream_by_hand():
     def fact(var, write, stage, massive=0.0):
-        return {"var": var, "mean": 2 * var, "write": write, "stage": stage, "massive": massive}
+        return Facts(ErrorParts(var, 2 * var, massive), write=write, stage=stage)
 
     facts = {
-        "token_embd.weight": fact(10.0, 10.0, -1.0),
-        "blk.0.attn_v.weight": fact(3.0, 0.0, 0.0),
-        "blk.0.attn_output.weight": fact(5.0, 5.0, 0.0),
-        "blk.0.ffn_up.weight": fact(1.0, 0.0, 1.0),
-        "blk.0.ffn_down.weight": fact(5.0, 5.0, 1.0, massive=800.0),
-        "blk.10.ffn_down.weight": fact(20.0, 20.0, 1.0, massive=800.0),
-        "blk.2.ffn_down.weight": fact(20.0, 20.0, 1.0),
-        "output.weight": {"output": 12.0},
-        "blk.3.attn_q.weight": {"note": 1.0},
+        "token_embd.weight": fact(10.0, 10.0, -1),
+        "blk.0.attn_v.weight": fact(3.0, 0.0, 0),
+        "blk.0.attn_output.weight": fact(5.0, 5.0, 0),
+        "blk.0.ffn_up.weight": fact(1.0, 0.0, 1),
+        "blk.0.ffn_down.weight": fact(5.0, 5.0, 1, massive=800.0),
+        "blk.10.ffn_down.weight": fact(20.0, 20.0, 1, massive=800.0),
+        "blk.2.ffn_down.weight": fact(20.0, 20.0, 1),
+        "output.weight": Facts(output=12.0),
+        "blk.3.attn_q.weight": Facts(),
     }
     assert stream_shares(facts) == {
         "token_embd.weight": (1.0, 1.0, 0.0),

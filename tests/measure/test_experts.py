@@ -69,15 +69,16 @@ def test_the_facts_of_all_experts_add_up_to_those_of_the_stack(pair):
     (stacked, _), (apart, surveys) = (facts_of(*files) for files in pair)
     for name, whole in stacked.items():
         if "_exps." not in name:
-            assert apart[name] == pytest.approx(whole)
+            assert apart[name].values() == pytest.approx(whole.values())
             continue
         parts = [apart[own] for own in one_by_one(name)]
         for key in ("var", "mean", "write"):
-            assert sum(part[key] for part in parts) == pytest.approx(whole[key], rel=1e-9)
-        assert [part["var"] > 0 for part in parts] == [count > 0 for count in COUNTS]
+            assert sum(part.values()[key] for part in parts) == pytest.approx(whole.values()[key], rel=1e-9)
+        assert [part.added.variance > 0 for part in parts] == [count > 0 for count in COUNTS]
         # relative errors are of an expert's own energy: its part goes with that, and with how often it is used
         energies = np.array([surveys[own].energy for own in one_by_one(name)]) * COUNTS
-        assert [part["var"] for part in parts] == pytest.approx(whole["var"] * energies / energies.sum(), rel=1e-9)
+        expected = whole.added.variance * energies / energies.sum()
+        assert [part.added.variance for part in parts] == pytest.approx(expected, rel=1e-9)
 
 
 def test_prior_counts_experts_together(pair):

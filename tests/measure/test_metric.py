@@ -70,9 +70,9 @@ def test_exhaustive_errors_are_the_formula(name, sums, tmp_path):
         for fmt in FORMATS:
             estimate = found[fmt.name]
             expected = by_hand(model, imatrix, name, fmt)
-            assert [estimate.var, estimate.mean, estimate.massive] == pytest.approx(expected, rel=1e-5)
+            assert list(estimate.error) == pytest.approx(expected, rel=1e-5)
             assert estimate.stderr == estimate.stderr_massive == 0
-            assert (estimate.mean > 0) is bool(sums)
+            assert (estimate.error.mean > 0) is bool(sums)
 
 
 def test_experts_that_nobody_uses_do_not_count(tmp_path):
@@ -114,8 +114,8 @@ def test_massive_channels_are_kept_apart(tmp_path):
         for fmt in FORMATS:
             expected = by_hand(model, imatrix, name, fmt, massive=[3, 300])
             estimate = found[fmt.name]
-            assert [estimate.var, estimate.mean, estimate.massive] == pytest.approx(expected, rel=1e-5)
-            assert estimate.massive > 0
+            assert list(estimate.error) == pytest.approx(expected, rel=1e-5)
+            assert estimate.error.massive > 0
         rows = model.rows(model[name]).astype(np.float64)
         second, mean = survey.moments.second[0], survey.moments.mean[0]
         usual = ~survey.massive[0]
@@ -179,7 +179,7 @@ def test_reading_in_small_pieces_makes_no_difference(tmp_path, monkeypatch):
     assert np.allclose(pieces.out_var, whole.out_var, rtol=1e-6)
     assert np.allclose(pieces.columns, whole.columns, rtol=1e-6)
     for name in large:
-        assert small[name].total == pytest.approx(large[name].total, rel=1e-9)
+        assert small[name].error.total == pytest.approx(large[name].error.total, rel=1e-9)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e25])
@@ -225,11 +225,11 @@ def test_a_looser_tolerance_needs_fewer_rows(tmp_path):
             (found,) = measure_jobs(model, [Job(survey, FORMATS)], Settings(tolerance=tolerance), threads=1)
             rows.append(found.rows["q4_K"])
             for estimate in found.estimates.values():
-                assert estimate.stderr <= tolerance * estimate.total
+                assert estimate.stderr <= tolerance * estimate.error.total
             errors.append(found.estimates["q4_K"])
         assert rows == sorted(rows)
         assert rows[0] < rows[-1] <= 4096
-        assert errors[0].total == pytest.approx(errors[-1].total, rel=0.5)
+        assert errors[0].error.total == pytest.approx(errors[-1].error.total, rel=0.5)
 
 
 def exact(model, survey, fmt):
@@ -260,10 +260,10 @@ def test_sampled_errors_are_within_their_standard_errors(example):
                 for fmt, estimate in found.estimates.items():
                     if estimate.stderr > 0:
                         sampled += 1
-                        close = abs(estimate.total - truth[fmt][0]) <= 3 * estimate.stderr
-                        inside += close and abs(estimate.massive - truth[fmt][1]) <= 3 * estimate.stderr_massive
+                        close = abs(estimate.error.total - truth[fmt][0]) <= 3 * estimate.stderr
+                        inside += close and abs(estimate.error.massive - truth[fmt][1]) <= 3 * estimate.stderr_massive
                     else:
-                        assert estimate.total == pytest.approx(truth[fmt][0], rel=1e-6)
+                        assert estimate.error.total == pytest.approx(truth[fmt][0], rel=1e-6)
     assert sampled > 300
     assert inside >= 0.99 * sampled
 
@@ -280,7 +280,7 @@ def test_rows_that_no_usual_block_divides(tmp_path):
         found = measured(model, imatrix, "blk.0.attn_q.weight", chosen)
         for fmt in chosen:
             expected = by_hand(model, imatrix, "blk.0.attn_q.weight", fmt)
-            assert [found[fmt.name].var, found[fmt.name].mean] == pytest.approx(expected[:2], rel=1e-4)
+            assert list(found[fmt.name].error[:2]) == pytest.approx(expected[:2], rel=1e-4)
 
 
 def test_a_format_that_cannot_hold_the_weights_is_left_out(tmp_path):
@@ -307,4 +307,4 @@ def test_what_is_lost_of_weights_too_small_to_square_is_not_nothing(tmp_path):
     for settings in (Settings(), Settings(tolerance=1e-9)):
         with open_model(path) as model:
             for estimate in measured(model, None, "blk.0.attn_q.weight", settings=settings).values():
-                assert estimate.var == 1
+                assert estimate.error.variance == 1

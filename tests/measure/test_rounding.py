@@ -14,7 +14,7 @@ from planner.gguf import open_model, read_imatrix
 from planner.measure import Survey, moments, survey_tensor
 from planner.measure.anatomy import read_anatomy
 from planner.measure.rounding import rounded, rounding_of
-from planner.sensitivity import NOT_ROUNDED, Rounding, TensorSensitivity
+from planner.sensitivity import NOT_ROUNDED, ErrorParts, Rounding, TensorSensitivity
 from tests.models import dense, experts, tied, write_imatrix
 
 
@@ -52,11 +52,12 @@ def test_short_blocks_and_zeros():
 def test_losses_know_the_blocks():
     for name in ("f32", "f16", "bf16", *AFFINE):
         assert block_of_activations(all_formats()[name]) == 0
-    sensitivity = TensorSensitivity(2.0, 3.0, 0.0, "measured", rounding=Rounding(0.01, 0.04))
-    assert sensitivity.loss(0.1, 0.1, 0) == pytest.approx(0.5)
-    assert sensitivity.loss(0.1, 0.1, 0, 32) == pytest.approx(0.52)
-    assert sensitivity.loss(0.1, 0.1, 0, 256) == pytest.approx(0.58)
-    assert sensitivity.times(2).loss(0.1, 0.1, 0, 256) == pytest.approx(1.16)
+    sensitivity = TensorSensitivity(ErrorParts(2.0, 3.0, 0.0), "measured", rounding=Rounding(0.01, 0.04))
+    error = ErrorParts(0.1, 0.1, 0)
+    assert sensitivity.loss(error) == pytest.approx(0.5)
+    assert sensitivity.loss(error, 32) == pytest.approx(0.52)
+    assert sensitivity.loss(error, 256) == pytest.approx(0.58)
+    assert sensitivity.times(2).loss(error, 256) == pytest.approx(1.16)
 
 
 def roundings(maker, folder, **imatrix) -> dict[str, tuple[Survey, Rounding]]:

@@ -20,11 +20,12 @@ from planner.measure.campaign import Campaign
 from planner.measure.inventory import take_inventory
 from planner.names.mlx import module_paths
 from planner.plan.families import fused_ties
+from planner.plan.findings import Findings
 from planner.plan.plan import make_plan
-from planner.plan.request import Request
+from planner.plan.request import PlanRequest
 from planner.plan.rules import parse_rule
 from planner.recipe import load_recipe
-from planner.recipe.recount import recounted
+from planner.recipe.recount import recount
 from state import Inventory, Store, TensorRecord
 from tests import models
 
@@ -112,7 +113,7 @@ def test_plans_keep_together_what_is_fused(tmp_path):
     path, state = maker.write(tmp_path / "m.gguf"), tmp_path / "s.planner"
     campaign(path, state, "mlx", FEW)
     with Store.open(state, read_only=True) as store:
-        plan = make_plan(store, Request(bpw=Fraction(5), family="mlx"))
+        plan = make_plan(Findings.read(store), PlanRequest(bpw=Fraction(5), family="mlx"))
         assert plan.tied_to("blk.0.attn_qkv.weight") == ["blk.0.attn_gate.weight"]
         recipe = plan.recipe
     assert recipe.formats["blk.0.attn_qkv.weight"] == recipe.formats["blk.0.attn_gate.weight"]
@@ -140,7 +141,7 @@ def test_plans_of_made_up_models(name, tmp_path):
     with open_model(path) as model:
         inventory = MLX.inventory(take_inventory(model, None, Settings()))
     with Store.open(state, read_only=True) as store:
-        recipe = make_plan(store, Request(bpw=Fraction(8), family="mlx")).recipe
+        recipe = make_plan(Findings.read(store), PlanRequest(bpw=Fraction(8), family="mlx")).recipe
     assert recipe.family == "mlx"
     assert [choice.name for choice in recipe.tensors] == [tensor.name for tensor in inventory.tensors]
     for choice in recipe.tensors:
@@ -161,9 +162,9 @@ def test_families_lie_side_by_side(tmp_path):
     with_ggml = campaign(path, state, "gguf", "q4_0,q8_0")
     with Store.open(state, read_only=True) as store:
         before = store.measurements(selected=True)
-        plan = make_plan(store, Request(bpw=Fraction(6))).recipe
+        plan = make_plan(Findings.read(store), PlanRequest(bpw=Fraction(6))).recipe
         with pytest.raises(StateFileError, match="of the family mlx") as error:
-            make_plan(store, Request(bpw=Fraction(6), family="mlx"))
+            make_plan(Findings.read(store), PlanRequest(bpw=Fraction(6), family="mlx"))
         assert "--family mlx" in error.value.remedy
     with_mlx = campaign(path, state, "mlx", FEW)
     assert with_ggml[0] == with_ggml[1] > 0
@@ -173,8 +174,9 @@ def test_families_lie_side_by_side(tmp_path):
         after = store.measurements(selected=True)
         assert before.items() <= after.items()
         assert {entry.made_with for key, entry in after.items() if key not in before} == {"mlx-affine 1"}
-        assert make_plan(store, Request(bpw=Fraction(6))).recipe == plan
-        assert make_plan(store, Request(bpw=Fraction(6), family="mlx")).recipe.formats.keys() == plan.formats.keys()
+        findings = Findings.read(store)
+    assert make_plan(findings, PlanRequest(bpw=Fraction(6))).recipe == plan
+    assert make_plan(findings, PlanRequest(bpw=Fraction(6), family="mlx")).recipe.formats.keys() == plan.formats.keys()
 
 
 def test_other_kernels_are_other_measurements(tmp_path, monkeypatch):
@@ -192,7 +194,7 @@ def test_rules_are_of_the_family(tmp_path):
     with Store.open(state, read_only=True) as store:
         pins = (parse_rule("attn_v=MLX_Q8_g128", family="mlx"), parse_rule("^output.weight=f16", family="mlx"))
         floors = (parse_rule("mlx_q4_g64", default_pattern="", family="mlx"),)
-        plan = make_plan(store, Request(bpw=Fraction(9), family="mlx", pins=pins, floors=floors))
+        plan = make_plan(Findings.read(store), PlanRequest(bpw=Fraction(9), family="mlx", pins=pins, floors=floors))
     recipe = plan.recipe.formats
     assert {fmt for name, fmt in recipe.items() if "attn_v" in name} == {"mlx_q8_g128"}
     assert recipe["output.weight"] == "f16"
@@ -279,12 +281,12 @@ def test_looking_at_recipes_and_editing_them(run, state, here):
     assert new.family == "mlx"
     assert new.formats == old.formats | {"blk.0.attn_q.weight": "mlx_q8_g128"}
     assert new.size - old.size == prod(before["shape"]) * 8.25 / 8 - before["bytes"]
-    assert recounted(load_recipe(Path("edited.json")))[0].size == new.size
+    assert recount(load_recipe(Path("edited.json")))[0].size == new.size
     small = old.tensors[0].model_copy(
         update={"shape": (32, 1), "format": "mlx_q3_g32", "bytes": 12, "why": "solved"}
     )  # as 2 bits
     recipe = old.model_copy(update={"tensors": (small,), "size": 12})
-    assert recounted(recipe)[0].size == 16  # 3 bits, nothing between tensors
+    assert recount(recipe)[0].size == 16  # 3 bits, nothing between tensors
     assert run("export", "edited.json", "--to", "mlx-lm").status == 0
 
     Path("edited.json").write_text("\n".join(lines).replace("mlx_q8_g128", "q8_0"))

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from planner.errors import BudgetError, StateFileError, UsageError
 from planner.formats.ggml import formats, select_formats
+from planner.plan.findings import Findings
 from planner.plan.plan import make_plan
-from planner.plan.request import Request
+from planner.plan.request import PlanRequest
 from planner.plan.rules import parse_device, parse_rule, parse_tie
 from planner.recipe import Recipe
-from planner.sensitivity import sensitivities
+from planner.sensitivity import ErrorParts, Facts, sensitivities
 from state import Energies, Inventory, Measurement, Store, TensorRecord
 
 NAMES = [
@@ -116,7 +117,8 @@ def facts(name: str, rng: random.Random) -> dict[str, float] | None:
 
 def plan(path: Path, **request: object):
     with Store.open(path, read_only=True) as store:
-        return make_plan(store, Request(**request))  # type: ignore[arg-type]
+        findings = Findings.read(store, request.get("family", "gguf"))
+    return make_plan(findings, PlanRequest(**request))  # type: ignore[arg-type]
 
 
 def padded(nbytes: int) -> int:
@@ -128,7 +130,7 @@ def everything(path: Path, source: str) -> tuple[list[str], list[list[tuple[str,
     with Store.open(path, read_only=True) as store:
         inventory = store.inventory()
         measured = store.measurements(selected=True).values()
-        known = {entry.tensor: entry.values for entry in store.energies(selected=True).values()}
+        known = {entry.tensor: Facts.from_values(entry.values) for entry in store.energies(selected=True).values()}
     weights = sensitivities(source, [tensor.name for tensor in inventory.tensors], known, blocks=2)
     names, options, fixed, elements = [], [], 0, 0
     for tensor in inventory.tensors:
@@ -140,7 +142,7 @@ def everything(path: Path, source: str) -> tuple[list[str], list[list[tuple[str,
         for entry in measured:
             if entry.tensor == tensor.name:
                 block = 256 if formats()[entry.format].block == 256 else 32 * formats()[entry.format].quantized
-                loss = weights[tensor.name].loss(entry.err_var, entry.err_mean, entry.err_massive, block)
+                loss = weights[tensor.name].loss(ErrorParts(entry.err_var, entry.err_mean, entry.err_massive), block)
                 own.append((entry.format, formats()[entry.format].row_bytes(tensor.row_length) * tensor.shape[1], loss))
         names.append(tensor.name)
         options.append(own)
@@ -238,9 +240,11 @@ def test_rounded_activations_count_where_they_are_rounded(states):
         cost = {}
         for block in (256, 32):
             with Store.open(path, read_only=True) as store:
-                facts = {entry.tensor: entry.values for entry in store.energies(selected=True).values()}
+                facts = {
+                    entry.tensor: Facts.from_values(entry.values) for entry in store.energies(selected=True).values()
+                }
             known = sensitivities("structure", NAMES, facts, blocks=2)
-            cost[block] = {name: known[name].loss(0, 0, 0, block) for name in known}
+            cost[block] = {name: known[name].loss(ErrorParts(0, 0, 0), block) for name in known}
 
         def rounded(recipe, cost=cost):
             blocks = {choice.name: formats()[choice.format].block for choice in recipe.tensors}

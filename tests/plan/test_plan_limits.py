@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from planner.errors import BudgetError, StateFileError, UsageError
 from planner.formats.ggml import select_formats
 from planner.plan.limits import SizeLimit, size_limits
-from planner.plan.request import Request
+from planner.plan.request import PlanRequest
 from planner.plan.rules import parse_device, parse_rule, parse_tie
 from planner.report import explanation
 from planner.sizes import parse_size
@@ -356,13 +356,13 @@ def test_limits_that_leave_nothing_to_decide(mixtures):
 )
 def test_names_of_devices(devices, words):
     with pytest.raises(UsageError, match=words) as caught:
-        Request(budget=1, devices=tuple(map(parse_device, devices)))
+        PlanRequest(budget=1, devices=tuple(map(parse_device, devices)))
     assert caught.value.remedy
 
 
 def test_a_request_without_limits():
     with pytest.raises(UsageError, match="Give the size"):
-        Request()
+        PlanRequest()
 
 
 def test_a_pin_on_one_of_a_tie_is_for_all_of_it(mixtures):

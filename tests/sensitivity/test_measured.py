@@ -9,24 +9,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.sensitivity import Observation, TensorSensitivity, factored, measured_sensitivities, most_telling, spread
+from planner.sensitivity import (
+    ErrorParts,
+    Observation,
+    TensorSensitivity,
+    factored,
+    measured_sensitivities,
+    prior_covariance,
+    select_passes,
+)
 
 ROLES = ("attn_q", "attn_v", "ffn_down")
 NAMES = [f"blk.{block}.{role}.weight" for block in range(4) for role in ROLES] + ["output.weight"]
-REFERENCE = {name: TensorSensitivity(1.0 + number, 1.0 + number, 0.0, "structure") for number, name in enumerate(NAMES)}
+REFERENCE = {
+    name: TensorSensitivity(ErrorParts(1.0 + number, 1.0 + number, 0.0), "structure")
+    for number, name in enumerate(NAMES)
+}
 truths = st.lists(st.floats(-1.0, 1.0), min_size=len(NAMES), max_size=len(NAMES))
 
 
 def observed(truth, names, stderr=0.0, error=0.01):
     """A pass over `names`, all with the same relative error, where the reference is off by exp(truth)."""
-    losses = {name: REFERENCE[name].loss(error, 0.0, 0.0) for name in names}
+    losses = {name: REFERENCE[name].loss(ErrorParts(error, 0.0, 0.0)) for name in names}
     kld = sum(loss * math.exp(truth[name]) for name, loss in losses.items())
     return Observation(losses, kld, stderr * kld)
 
 
 def corrections(passes):
     found = measured_sensitivities(REFERENCE, passes)
-    return {name: math.log(found[name].var / REFERENCE[name].var) for name in NAMES}
+    return {name: math.log(found[name].per_unit.variance / REFERENCE[name].per_unit.variance) for name in NAMES}
 
 
 @given(truths)
@@ -65,11 +76,12 @@ def test_blocks_and_roles_together_tell_tensors_apart():
 
 
 def test_components_keep_their_proportions():
-    reference = {"blk.0.ffn_down.weight": TensorSensitivity(1.0, 2.0, 3.0, "structure")}
+    reference = {"blk.0.ffn_down.weight": TensorSensitivity(ErrorParts(1.0, 2.0, 3.0), "structure")}
     found = measured_sensitivities(reference, [Observation({"blk.0.ffn_down.weight": 0.1}, 0.05, 0.001)])
     entry = found["blk.0.ffn_down.weight"]
     assert entry.source == "measured"
-    assert (entry.mean / entry.var, entry.massive / entry.var) == pytest.approx((2.0, 3.0))
+    unit = entry.per_unit
+    assert (unit.mean / unit.variance, unit.massive / unit.variance) == pytest.approx((2.0, 3.0))
 
 
 @pytest.mark.parametrize("kld", [0.0, -1e-7])
@@ -81,14 +93,14 @@ def test_a_divergence_below_its_noise_says_small_and_no_more(kld):
             *(observed(dict.fromkeys(NAMES, -1.0), [name]) for name in NAMES[1:]),
         ],
     )
-    assert 0 < found[NAMES[0]].var < REFERENCE[NAMES[0]].var
-    assert all(math.isfinite(entry.var) and entry.deviation >= 0 for entry in found.values())
+    assert 0 < found[NAMES[0]].per_unit.variance < REFERENCE[NAMES[0]].per_unit.variance
+    assert all(math.isfinite(entry.per_unit.variance) and entry.log_std >= 0 for entry in found.values())
 
 
 def test_measuring_makes_surer():
-    deviation = {entry.deviation for entry in measured_sensitivities(REFERENCE, []).values()}
+    before = {entry.log_std for entry in measured_sensitivities(REFERENCE, []).values()}
     passes = [observed(dict.fromkeys(NAMES, 0.0), [name], stderr=0.05) for name in NAMES]
-    assert max(entry.deviation for entry in measured_sensitivities(REFERENCE, passes).values()) < min(deviation) / 3
+    assert max(entry.log_std for entry in measured_sensitivities(REFERENCE, passes).values()) < min(before) / 3
 
 
 def test_factored_covers_everything_once_by_block_and_once_by_role():
@@ -102,15 +114,15 @@ def test_factored_covers_everything_once_by_block_and_once_by_role():
 @given(st.integers(1, 40), st.randoms(use_true_random=False))
 def test_the_most_telling_passes_are_different_and_the_first_are_a_beginning_of_more(count, rng):
     elements = {name: rng.randint(1, 1000) for name in NAMES}
-    covariance = spread(NAMES, dict.fromkeys(NAMES, True))
-    chosen = most_telling(NAMES, covariance, elements, count)
+    covariance = prior_covariance(NAMES, dict.fromkeys(NAMES, True))
+    chosen = select_passes(NAMES, covariance, elements, count)
     assert len({members for _, members in chosen}) == len(chosen) <= count
     assert chosen[0] == ("output.weight", ("output.weight",))
-    assert most_telling(NAMES, covariance, elements, count + 1)[: len(chosen)] == chosen
+    assert select_passes(NAMES, covariance, elements, count + 1)[: len(chosen)] == chosen
 
 
 def test_large_tensors_are_measured_alone_before_small_ones():
     elements = {name: 10_000 if "ffn_down" in name else 10 for name in NAMES}
-    covariance = spread(NAMES, dict.fromkeys(NAMES, True))
-    alone = [members[0] for _, members in most_telling(NAMES, covariance, elements, 12) if len(members) == 1]
+    covariance = prior_covariance(NAMES, dict.fromkeys(NAMES, True))
+    alone = [members[0] for _, members in select_passes(NAMES, covariance, elements, 12) if len(members) == 1]
     assert sum("ffn_down" in name for name in alone[1:]) == 4 == len(alone[1:5])

@@ -23,14 +23,14 @@ from planner.llama.engine import Engine, cut
 from planner.llama.library import llama_version
 from planner.llama.text import read_text
 
-__all__ = ["Gathering", "Request"]
+__all__ = ["CollectRequest", "Gathering"]
 
 _SAVE_EVERY = 10.0  # seconds
 _SAVE_SHARE = 20  # saving takes at most one part in so many of the time
 
 
 @dataclass(frozen=True)
-class Request:
+class CollectRequest:
     """The request: `context` tokens are a chunk; at most `chunks` are read of each text; `earlier` matrices are added;
     `output`: for output.weight too. The file will be `destination`."""
 
@@ -55,7 +55,7 @@ class Gathering(Closing):
     is too short, a bad line, or progress of another run; InferenceError and ModelError as Engine.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: CollectRequest) -> None:
         self.progress = request.destination.with_name(f"{request.destination.name}.progress")
         self.sums = merge_imatrices(request.earlier, request.context)
         collector = Collector(self.sums, output=request.output)
@@ -111,7 +111,7 @@ class Gathering(Closing):
         self.saved = self.done
 
 
-def _read_all(engine: Engine, request: Request) -> list[Text]:
+def _read_all(engine: Engine, request: CollectRequest) -> list[Text]:
     plain = (
         _text(path, engine.tokenize(read_text(path), parse_special=request.parse_special), request)
         for path in request.texts
@@ -119,7 +119,7 @@ def _read_all(engine: Engine, request: Request) -> list[Text]:
     return [*plain, *(_text(path, chat_tokens(engine, path), request) for path in request.chats)]
 
 
-def _text(path: Path, tokens: NDArray[np.int32], request: Request) -> Text:
+def _text(path: Path, tokens: NDArray[np.int32], request: CollectRequest) -> Text:
     windows = cut(tokens, request.context, request.chunks)
     if not len(windows):
         raise UsageError(
@@ -129,7 +129,7 @@ def _text(path: Path, tokens: NDArray[np.int32], request: Request) -> Text:
     return Text(str(path), windows)
 
 
-def _identity(request: Request, texts: list[Text], engine: Engine) -> dict[str, str]:
+def _identity(request: CollectRequest, texts: list[Text], engine: Engine) -> dict[str, str]:
     """Return all that the result depends on: the sums of two runs may be added if it is the same."""
     files = [(part.name, *stamp(part)) for part in request.model.parts]
     model = hashlib.sha256(f"{request.model.digest}{files}".encode()).hexdigest()

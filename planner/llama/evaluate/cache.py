@@ -26,11 +26,11 @@ from planner.llama.evaluate.compare import Progress
 from planner.llama.library import llama_version
 from planner.text import command
 
-__all__ = ["Request", "check_length", "kept", "record_kept"]
+__all__ = ["BaselineRequest", "check_length", "kept", "record_kept"]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class BaselineRequest:
     """Log-probabilities of a model on a text: in windows of `context` tokens, at most `chunks` of them."""
 
     model: Path
@@ -49,7 +49,7 @@ class Request:
         return digest(*parts)
 
 
-def check_length(request: Request) -> None:
+def check_length(request: BaselineRequest) -> None:
     """Refuse a text that cannot fill a window, as a token is a byte at least, before there is memory for one.
 
     Raises BaselineError.
@@ -59,7 +59,7 @@ def check_length(request: Request) -> None:
             raise _too_short(engine.tokenize(request.text), request.context)
 
 
-def kept(request: Request, path: Path) -> Baseline | None:
+def kept(request: BaselineRequest, path: Path) -> Baseline | None:
     """Return the cached log-probabilities if they are this request's; None where others are, or nothing.
 
     Raises OutputError for a file that was not kept by us, or has been changed since.
@@ -76,7 +76,7 @@ def kept(request: Request, path: Path) -> Baseline | None:
     return Baseline.open(path) if note.get("key") == request.key() else None
 
 
-def record_kept(request: Request, engine: Engine, path: Path, progress: Progress | None = None) -> Baseline:
+def record_kept(request: BaselineRequest, engine: Engine, path: Path, progress: Progress | None = None) -> Baseline:
     """Compute the log-probabilities and keep them at `path`. Raises BaselineError for a text that is too short,
     OutputError where there is no room."""
     tokens = engine.tokenize(request.text)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import ModelError, StateFileError
+from planner.errors import ModelError
 from planner.formats.ggml import formats
 from planner.gguf import Imatrix, Model, open_model
 from planner.gguf.quantize import quantize_model
@@ -21,9 +21,9 @@ from planner.llama.engine import Engine
 from planner.llama.evaluate.baseline import Baseline
 from planner.llama.evaluate.compare import Progress, diverge
 from planner.llama.passes.kld import by_window, mean_kld, pass_key
-from planner.plan.losses import subject_of
+from planner.plan.findings import Findings
 from planner.plan.plan import make_plan
-from planner.plan.request import Request
+from planner.plan.request import PlanRequest
 from planner.recipe import Recipe
 from state import Pass, Store
 
@@ -35,24 +35,23 @@ _RECIPES = 3
 _MARGIN = 1.02  # nothing is to be decided at the very ends of what is possible
 
 
-def calibration_recipes(store: Store) -> list[Recipe]:
-    """Recipes over the range of usual sizes, or over what the model can be stored in of it."""
-    inventory = store.inventory()
-    assert inventory is not None, "recipes are made from finished measurements"
+def calibration_recipes(findings: Findings) -> list[Recipe]:
+    """Return recipes over the range of usual sizes, or over what the model can be stored in of it."""
+    inventory = findings.inventory
     shapes = {tensor.name: tensor.shape for tensor in inventory.tensors}
     sizes: dict[str, list[int]] = {tensor.name: [] for tensor in inventory.tensors}
-    for entry in store.measurements(selected=True).values():
-        if entry.format in formats():
-            sizes[entry.tensor].append(formats()[entry.format].tensor_bytes(shapes[entry.tensor]))
+    for tensor, fmt in findings.measurements:
+        if fmt in formats():
+            sizes[tensor].append(formats()[fmt].tensor_bytes(shapes[tensor]))
     bits = 8 / sum(tensor.elements for tensor in inventory.tensors)
     least, most = (
-        bits * sum(pick(sizes[tensor.name] or [tensor.nbytes]) for tensor in inventory.tensors) for pick in (min, max)
+        bits * sum(pick(sizes[own.name] or [own.nbytes]) for own in inventory.tensors) for pick in (min, max)
     )
     low = max(_LEAST_BPW, least * _MARGIN)
     high = max(min(_MOST_BPW, most / _MARGIN), low)
     step = (high / low) ** (1 / (_RECIPES - 1))
     targets = dict.fromkeys(Fraction(round(low * step**number, 2)).limit_denominator(100) for number in range(_RECIPES))
-    return [make_plan(store, Request(bpw=target)).recipe for target in targets]
+    return [make_plan(findings, PlanRequest(bpw=target)).recipe for target in targets]
 
 
 def calibrate(
@@ -68,10 +67,10 @@ def calibrate(
 ) -> Iterator[Pass]:
     """Make each recipe's file, beside the state and for the time being, and evaluate it; yields what was kept.
 
-    What the state holds already is not done again. Raises OutputError where there is no room for a file.
+    What the state holds already is not done again. Raises OutputError where there is no room for a file, and
+    StateFileError without finished measurements.
     """
-    subject = subject_of(store)
-    assert subject is not None, "recipes are made from finished measurements"
+    subject = Findings.read(store).subject_of_passes()
     known = {entry.key: entry for entry in store.passes(subject)}
     for recipe in recipes:
         key = pass_key(subject, baseline.tokens, recipe.formats)
@@ -95,9 +94,8 @@ def remember(store: Store, file: Path, baseline: Baseline, klds: NDArray[np.floa
 
     Raises StateFileError without finished measurements, and ModelError for a file of another model.
     """
-    subject, inventory = subject_of(store), store.inventory()
-    if subject is None or inventory is None:
-        raise StateFileError(f"{store.path} holds no finished measurements.", "Run `planner measure MODEL` first.")
+    findings = Findings.read(store)
+    subject, inventory = findings.subject_of_passes(), findings.inventory
     with open_model(file) as model:
         shapes = {tensor.name: tensor.shape for tensor in model.tensors}
         used = {tensor.name: tensor.format for tensor in model.tensors}

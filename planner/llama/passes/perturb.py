@@ -24,17 +24,15 @@ from planner.llama.graph import Node, Tensor
 from planner.measure import Survey, moments, survey_tensor
 from planner.measure.metric import errors_of, relative
 from planner.names.gguf import has_massive_channels
+from planner.sensitivity import ErrorParts
 
-__all__ = ["Errors", "Perturber", "perturber"]
-
-Errors = tuple[float, float, float]
-"""Relative errors of a tensor over all its rows: variance, mean, massive channels (docs/design.md)."""
+__all__ = ["Perturber", "open_perturber"]
 
 _WEIGHTS_AT_A_TIME = 1 << 20  # in each thread: 4 MiB of float32, a few times over
 
 
 class Perturber:
-    """The weights of one engine. Made by `perturber`."""
+    """The weights of one engine. Made by `open_perturber`."""
 
     def __init__(
         self, engine: Engine, weights: Mapping[str, Sequence[Tensor]], model: Model, imatrix: Imatrix | None
@@ -44,9 +42,9 @@ class Perturber:
         self._surveys: dict[str, Survey] = {}
         self._changed: set[str] = set()
 
-    def change(self, changes: Mapping[str, Format]) -> dict[str, Errors]:
-        """Put every tensor named through its format, in memory; returns its relative errors. What was changed before
-        and is not named stays changed."""
+    def change(self, changes: Mapping[str, Format]) -> dict[str, ErrorParts]:
+        """Put every tensor named through its format, in memory; return its relative error over all its rows. What was
+        changed before and is not named stays changed."""
         return {name: self._change(self._model[name], fmt) for name, fmt in changes.items()}
 
     def restore(self, names: Sequence[str] | None = None) -> None:
@@ -77,7 +75,7 @@ class Perturber:
                     )
                 self._model.release(tensor, start, stop)
 
-    def _change(self, tensor: FileTensor, fmt: Format) -> Errors:
+    def _change(self, tensor: FileTensor, fmt: Format) -> ErrorParts:
         self._changed.add(tensor.name)
         survey = self._survey(tensor)
         stored = formats()[tensor.format]
@@ -96,7 +94,8 @@ class Perturber:
 
         sums = np.sum(self.engine.workers.map(one, tensor.slices(_WEIGHTS_AT_A_TIME)), axis=0)
         var, mean, massive = sums.tolist()
-        return relative(var, survey.energy), relative(mean, survey.energy), relative(massive, survey.energy_massive)
+        bulk, heavy = survey.energy, survey.energy_massive
+        return ErrorParts(relative(var, bulk), relative(mean, bulk), relative(massive, heavy))
 
     def _survey(self, tensor: FileTensor) -> Survey:
         if tensor.name not in self._surveys:
@@ -107,7 +106,7 @@ class Perturber:
 
 
 @contextlib.contextmanager
-def perturber(
+def open_perturber(
     path: Path, model: Model, imatrix: Imatrix | None, *, context: int, threads: int | None, gpu_layers: int
 ) -> Iterator[Perturber]:
     """Load a model so that its weights can be changed; on leaving, however that comes about, all is put back first.

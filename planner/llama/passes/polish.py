@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,11 @@ from planner.llama.passes.kld import by_window, mean_kld
 from planner.llama.passes.perturb import Perturber
 from planner.plan.accounting import compose_recipe
 from planner.plan.assess import assess
-from planner.plan.losses import losses_of, passes_of, sensitivities_of
+from planner.plan.findings import Findings
 from planner.plan.plan import Plan, make_plan
-from planner.plan.request import Request
+from planner.plan.request import PlanRequest
 from planner.recipe import Choice, Recipe
 from planner.sensitivity import Prediction
-from state import Store
 
 __all__ = ["TOKENS", "Exchange", "Polish"]
 
@@ -36,7 +36,7 @@ TOKENS = 16384  # of the text: differences of 1 % are then seen in most models
 
 _FACTORS = (2.0, 0.5)
 _SURE = 3.0  # standard errors that an exchange has to be better by: tens of them are tried
-_PRIOR_DEVIATION = 0.35  # of the logarithm of a sensitivity that no pass has measured
+_PRIOR_LOG_STD = 0.35  # of the logarithm of a sensitivity that no pass has measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,51 +52,58 @@ class Exchange:
 
 class Polish(Closing):
     """The improvement of one plan over windows of text, i32[n, context], on the model that a perturber holds; a context
-    manager, which lets go of the original's log-probabilities."""
+    manager, which lets go of the original's log-probabilities. Made by `Polish.start`.
+
+    `before` is the KL divergence of the plan's recipe (nats per token) and its standard error; `seconds` is the time of
+    one run of the model.
+    """
 
     def __init__(
-        self, store: Store, request: Request, perturber: Perturber, windows: NDArray[np.int32], plan: Plan
-    ) -> None:
-        self._store, self._perturber, self._windows = store, perturber, windows
+        self, findings: Findings, request: PlanRequest, perturber: Perturber, plan: Plan, baseline: Baseline,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self._findings, self._perturber, self._baseline = findings, perturber, baseline
         self.plan = plan
-        inventory = store.inventory()
-        assert inventory is not None, "there is a plan"
-        self._inventory = inventory
         # every further plan is by the same source, with this and that sensitivity multiplied
-        self._request = replace(request, sensitivity=self.plan.source)
+        self._request = replace(request, sensitivity=plan.source)
         self._factors: dict[str, float] = {}
-        self._formats = self.plan.recipe.formats
-        self._baseline: Baseline | None = None
-        self._klds = np.zeros((0, 0))
-        self.before = (0.0, 0.0)
+        self._formats = plan.recipe.formats
+        self._apply({choice.name: choice.format for choice in plan.recipe.tensors if choice.loss})
+        begun = time.monotonic()
+        self._klds = self._evaluate(progress)
+        self.seconds = time.monotonic() - begun
+        self.before = self.now
+
+    @classmethod
+    def start(
+        cls, findings: Findings, request: PlanRequest, perturber: Perturber, windows: NDArray[np.int32], plan: Plan,
+        progress: Progress | None = None,
+    ) -> Self:  # fmt: skip
+        """Run the original, then the plan's recipe."""
+        baseline = record(perturber.engine, windows, progress=progress)
+        try:
+            return cls(findings, request, perturber, plan, baseline, progress)
+        except BaseException:
+            baseline.close()
+            raise
 
     def close(self) -> None:
         """Let go of the original's log-probabilities."""
-        if self._baseline is not None:
-            self._baseline.close()
+        self._baseline.close()
 
     @property
     def now(self) -> tuple[float, float]:
         """KL divergence of the recipe as it stands (nats per token), and its standard error."""
         return mean_kld(self._klds)
 
-    def start(self, progress: Progress | None = None) -> float:
-        """Run the original, then the recipe; returns the seconds that one run takes."""
-        self._baseline = record(self._perturber.engine, self._windows, progress=progress)
-        self._apply(self._quantized(self._formats))
-        begun = time.monotonic()
-        self._klds = self._evaluate(progress)
-        self.before = self.now
-        return time.monotonic() - begun
-
     def run(self, passes: int) -> Iterator[Exchange]:
-        """Try at most so many exchanges, those of the most uncertain losses first; `start` comes first."""
+        """Try at most so many exchanges, those of the most uncertain losses first."""
         tried = {tuple(sorted(self._formats.items()))}
         for name, factor in self._candidates():
             if passes <= 0:
                 return
             factors = {**self._factors, name: self._factors.get(name, 1.0) * factor}
-            wanted = make_plan(self._store, self._request, factors).recipe.formats
+            wanted = make_plan(self._findings, self._request, factors).recipe.formats
             identity = tuple(sorted(wanted.items()))
             if identity in tried:
                 continue
@@ -126,41 +133,36 @@ class Polish(Closing):
         return replace(self.plan, recipe=self._recipe(), prediction=prediction)
 
     def _recipe(self) -> Recipe:
-        solved = self.plan.recipe
-        losses = losses_of(self._store, self._inventory, self.plan.source)
-        polished = assess(self._inventory, self._formats, losses, why="polished").recipe
+        solved, inventory = self.plan.recipe, self._findings.inventory
+        losses = self._findings.losses(self.plan.source)
+        polished = assess(inventory, self._formats, losses, why="polished").recipe
 
         def choice(before: Choice, after: Choice) -> Choice:
             return before if before.format == after.format else after
 
         choices = [choice(*pair) for pair in zip(solved.tensors, polished.tensors, strict=True)]
         return compose_recipe(
-            self._inventory, choices, sensitivity=solved.sensitivity, budget=solved.budget, bound=solved.bound,
+            inventory, choices, sensitivity=solved.sensitivity, budget=solved.budget, bound=solved.bound,
             status=solved.status,
         )  # fmt: skip
 
     def _candidates(self) -> Iterator[tuple[str, float]]:
         """Tensors and factors of their sensitivities, those first whose loss is least certain."""
-        known = sensitivities_of(self._store, self._inventory, self.plan.source, passes_of(self._store))
+        known = self._findings.sensitivities(self.plan.source)
 
         def doubt(choice: Choice) -> float:
-            return (choice.loss or 0.0) * (known[choice.name].deviation or _PRIOR_DEVIATION)
+            return (choice.loss or 0.0) * (known[choice.name].log_std or _PRIOR_LOG_STD)
 
         for choice in sorted(self.plan.recipe.tensors, key=doubt, reverse=True):
             if choice.loss and choice.name in self._perturber.weights:
                 for factor in _FACTORS:
                     yield choice.name, factor
 
-    def _quantized(self, wanted: Mapping[str, str]) -> dict[str, str]:
-        solved = {choice.name: choice for choice in self.plan.recipe.tensors}
-        return {name: fmt for name, fmt in wanted.items() if solved[name].loss}
-
     def _apply(self, wanted: Mapping[str, str]) -> None:
         """Bring tensors in the engine's memory into these formats."""
-        stored = {tensor.name: tensor.source_format for tensor in self._inventory.tensors}
+        stored = {tensor.name: tensor.source_format for tensor in self._findings.inventory.tensors}
         self._perturber.restore([name for name, fmt in wanted.items() if fmt == stored[name]])
         self._perturber.change({name: formats()[fmt] for name, fmt in wanted.items() if fmt != stored[name]})
 
     def _evaluate(self, progress: Progress | None = None) -> NDArray[np.float64]:
-        assert self._baseline is not None, "start comes first"
         return by_window(diverge(self._perturber.engine, self._baseline, progress).kld, self._baseline)

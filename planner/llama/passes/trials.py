@@ -9,19 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.closing import Closing
-from planner.errors import StateFileError
 from planner.formats.ggml import Format, formats
 from planner.llama.evaluate.baseline import Baseline, record
 from planner.llama.evaluate.compare import Progress, diverge
 from planner.llama.passes.kld import by_window, mean_kld, pass_key
 from planner.llama.passes.perturb import Perturber
-from planner.plan.losses import best_source, sensitivities_of, subject_of
-from planner.sensitivity import Design, factored, most_telling, spread
+from planner.plan.findings import Findings
+from planner.plan.losses import error_parts
+from planner.sensitivity import Design, factored, prior_covariance, select_passes
 from state import Pass, Store
 
 __all__ = ["Trial", "Trials", "plan_trials"]
@@ -40,27 +41,19 @@ class Trial:
     changes: Mapping[str, Format]
 
 
-def plan_trials(store: Store, design: Design | None, passes: int | None, *, affordable: int) -> list[Trial]:
-    """The passes of a design, or the `passes` most telling ones, over all tensors that were measured. Without either
-    every tensor alone, where they are not more than `affordable`.
-
-    Raises StateFileError where the state holds no finished measurements.
-    """
-    inventory = store.inventory()
-    measured = list(store.measurements(selected=True).values())
-    if inventory is None or not measured:
-        raise StateFileError(f"{store.path} holds no finished measurements.", "Run `planner measure MODEL` first.")
-    reference = sensitivities_of(store, inventory, best_source(inventory))
+def plan_trials(findings: Findings, design: Design | None, passes: int | None, *, affordable: int) -> list[Trial]:
+    """Return the passes of a design, or the `passes` most telling ones, over all tensors that were measured. Without
+    either every tensor alone, where they are not more than `affordable`."""
+    inventory, reference = findings.inventory, findings.sensitivities(findings.reference)
     losses: dict[str, dict[str, float]] = {}
-    for entry in measured:
-        if entry.format in _MIDDLING:
-            errors = entry.err_var, entry.err_mean, entry.err_massive
-            losses.setdefault(entry.tensor, {})[entry.format] = reference[entry.tensor].loss(*errors)
-    names = [tensor.name for tensor in inventory.tensors if tensor.name in losses]
+    for (tensor, fmt), entry in findings.measurements.items():
+        if fmt in _MIDDLING:
+            losses.setdefault(tensor, {})[fmt] = reference[tensor].loss(error_parts(entry))
+    names = [record.name for record in inventory.tensors if record.name in losses]
     if passes is not None:
-        covariance = spread(names, {name: reference[name].source != "prior" for name in names})
-        elements = {tensor.name: tensor.elements for tensor in inventory.tensors}
-        groups = most_telling(names, covariance, elements, passes)
+        covariance = prior_covariance(names, {name: reference[name].source != "prior" for name in names})
+        elements = {record.name: record.elements for record in inventory.tensors}
+        groups = select_passes(names, covariance, elements, passes)
     elif design == "factored" or (design is None and len(names) > affordable):
         groups = factored(names)
     else:
@@ -80,57 +73,63 @@ def _middling(losses: Mapping[str, float], most: float) -> Format:
 
 class Trials(Closing):
     """Passes over one stretch of text, `windows` i32[n, context], of the model that a perturber holds; a context
-    manager, which lets go of the unchanged model's log-probabilities."""
+    manager, which lets go of the unchanged model's log-probabilities. Made by `Trials.start`.
 
-    def __init__(self, store: Store, perturber: Perturber, windows: NDArray[np.int32]) -> None:
-        subject = subject_of(store)
-        assert subject is not None, "passes are planned from finished measurements"
-        self._store, self._perturber, self._windows, self._subject = store, perturber, windows, subject
-        self._record: Baseline | None = None
-        self._at_rest: NDArray[np.float64] | None = None
+    `baseline` are these log-probabilities, a temporary file; `seconds` is how long one pass takes.
+    """
+
+    def __init__(
+        self, store: Store, subject: str, perturber: Perturber, windows: NDArray[np.int32], baseline: Baseline
+    ) -> None:
+        self._store, self._subject, self._perturber, self._windows = store, subject, perturber, windows
+        self.baseline = baseline
+        begun = time.monotonic()
+        # What 16 bits of log-probability leave of zero: the same in every pass, so it is taken off
+        self._at_rest = self._evaluate()
+        self.seconds = time.monotonic() - begun
+
+    @classmethod
+    def start(
+        cls, store: Store, perturber: Perturber, windows: NDArray[np.int32], progress: Progress | None = None
+    ) -> Self:
+        """Run the unchanged model, twice. Raises StateFileError where the state holds no finished measurements."""
+        subject = Findings.read(store).subject_of_passes()
+        baseline = record(perturber.engine, windows, progress=progress)
+        try:
+            return cls(store, subject, perturber, windows, baseline)
+        except BaseException:
+            baseline.close()
+            raise
 
     def close(self) -> None:
         """Let go of the unchanged model's log-probabilities."""
-        if self._record is not None:
-            self._record.close()
-
-    @property
-    def baseline(self) -> Baseline:
-        """The unchanged model's log-probabilities, once `start` was called; a temporary file."""
-        assert self._record is not None, "start comes first"
-        return self._record
+        self.baseline.close()
 
     def missing(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Those that the state does not hold."""
+        """Return those that the state does not hold."""
         known = {entry.key for entry in self._store.passes(self._subject)}
         return [trial for trial in trials if self._key(trial) not in known and self._reachable(trial)]
 
-    def start(self, progress: Progress | None = None) -> float:
-        """Run the unchanged model; returns the seconds that one run takes."""
-        self._record = record(self._perturber.engine, self._windows, progress=progress)
-        start = time.monotonic()
-        # What 16 bits of log-probability leave of zero: the same in every pass, so it is taken off
-        self._at_rest = by_window(diverge(self._perturber.engine, self.baseline).kld, self.baseline)
-        return time.monotonic() - start
-
     def run(self, trials: Sequence[Trial]) -> Iterator[Pass]:
-        """Run passes one after the other, keeping each; `start` comes first. Weights are put back after every one."""
-        assert self._at_rest is not None, "start comes first"
+        """Run passes one after the other, keeping each. Weights are put back after every one."""
         for trial in trials:
             begun = time.monotonic()
             try:
                 errors = self._perturber.change(trial.changes)
-                klds = by_window(diverge(self._perturber.engine, self.baseline).kld, self.baseline)
+                klds = self._evaluate()
             finally:
                 self._perturber.restore()
             kld, stderr = mean_kld(klds - self._at_rest)
             entry = Pass(
                 key=self._key(trial), subject=self._subject, label=trial.label,
-                formats={name: fmt.name for name, fmt in trial.changes.items()}, errors=errors,
+                formats={name: fmt.name for name, fmt in trial.changes.items()}, errors={**errors},
                 kld=kld, stderr=stderr, tokens=self._windows.size, seconds=time.monotonic() - begun,
             )  # fmt: skip
             self._store.add_passes([entry])
             yield entry
+
+    def _evaluate(self) -> NDArray[np.float64]:
+        return by_window(diverge(self._perturber.engine, self.baseline).kld, self.baseline)
 
     def _reachable(self, trial: Trial) -> bool:
         return all(name in self._perturber.weights for name in trial.changes)

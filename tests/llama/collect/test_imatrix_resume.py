@@ -12,7 +12,7 @@ from planner.errors import InferenceError, UsageError
 from planner.gguf import open_model
 from planner.gguf.sums import Sums, TensorSums
 from planner.llama.collect.checkpoint import Checkpoint
-from planner.llama.collect.run import Gathering, Request
+from planner.llama.collect.run import CollectRequest, Gathering
 
 RUN = {"the model": "x", "the text": "y"}
 
@@ -35,7 +35,7 @@ def text(example, here):
 
 
 def request(model, text, here, **more):
-    return Request(model, (text,), (), (), here / "x.gguf", context=64, chunks=96, threads=2, **more)
+    return CollectRequest(model, (text,), (), (), here / "x.gguf", context=64, chunks=96, threads=2, **more)
 
 
 def test_what_is_kept_comes_back(tmp_path):

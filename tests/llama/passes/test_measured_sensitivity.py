@@ -14,9 +14,10 @@ from planner.errors import ModelError, StateFileError
 from planner.gguf import open_model, read_imatrix
 from planner.llama.passes.calibrate import calibration_recipes, remember
 from planner.llama.passes.kld import mean_kld
-from planner.llama.passes.perturb import perturber
+from planner.llama.passes.perturb import open_perturber
 from planner.llama.passes.trials import Trials, plan_trials
 from planner.llama.text import spread_windows
+from planner.plan.findings import Findings
 from state import Store
 from tests.conftest import EXAMPLES
 from tests.models import CHEAP, dense
@@ -82,26 +83,26 @@ def test_a_text_that_is_too_short(run, example, cheap, tmp_path):
 
 def test_designs(cheap):
     with Store.open(cheap, read_only=True) as store:
-        alone = plan_trials(store, None, None, affordable=AFFORDABLE)
-        assert len(alone) == 58
-        assert all(len(trial.changes) == 1 for trial in alone)
-        groups = plan_trials(store, None, None, affordable=10)
-        assert [trial.label for trial in groups] == [
-            trial.label for trial in plan_trials(store, "factored", None, affordable=AFFORDABLE)
-        ]
-        assert len(groups) == 8 + 7 + 2
-        assert len(plan_trials(store, None, 20, affordable=AFFORDABLE)) == 20
+        findings = Findings.read(store)
+    alone = plan_trials(findings, None, None, affordable=AFFORDABLE)
+    assert len(alone) == 58
+    assert all(len(trial.changes) == 1 for trial in alone)
+    groups = plan_trials(findings, None, None, affordable=10)
+    assert [trial.label for trial in groups] == [
+        trial.label for trial in plan_trials(findings, "factored", None, affordable=AFFORDABLE)
+    ]
+    assert len(groups) == 8 + 7 + 2
+    assert len(plan_trials(findings, None, 20, affordable=AFFORDABLE)) == 20
 
 
 def test_a_pass_is_repeatable_and_both_thread_counts_agree(example, cheap, monkeypatch):
     imatrix, klds = read_imatrix(example.sums), []
     with Store.open(cheap) as store, open_model(example.model) as model:
-        trials = plan_trials(store, None, None, affordable=AFFORDABLE)[7:9]
+        trials = plan_trials(Findings.read(store), None, None, affordable=AFFORDABLE)[7:9]
         for threads in (1, 2, 2):
-            with perturber(example.model, model, imatrix, context=64, threads=threads, gpu_layers=0) as changer:
+            with open_perturber(example.model, model, imatrix, context=64, threads=threads, gpu_layers=0) as changer:
                 (windows,) = spread_windows(changer.engine, TEXT, 64, 512)
-                with Trials(store, changer, windows) as run:
-                    run.start()
+                with Trials.start(store, changer, windows) as run:
                     monkeypatch.setattr(store, "add_passes", lambda entries: None)  # else it is there the next time
                     klds.append([entry.kld for entry in run.run(trials)])
     assert klds[1] == klds[2]
@@ -110,7 +111,7 @@ def test_a_pass_is_repeatable_and_both_thread_counts_agree(example, cheap, monke
 
 def test_calibration_covers_the_usual_sizes(cheap):
     with Store.open(cheap, read_only=True) as store:
-        sizes = [recipe.bpw for recipe in calibration_recipes(store)]
+        sizes = [recipe.bpw for recipe in calibration_recipes(Findings.read(store))]
     assert sizes == pytest.approx([3.0, 4.42, 6.5], abs=0.02)
 
 

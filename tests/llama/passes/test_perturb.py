@@ -9,7 +9,7 @@ from planner.errors import InferenceError, UsageError
 from planner.formats.ggml import dequantize_rows, formats, quantize_rows
 from planner.gguf import open_model, read_imatrix
 from planner.gguf.quantize import quantize_model
-from planner.llama.passes.perturb import perturber
+from planner.llama.passes.perturb import open_perturber
 from planner.measure import moments, survey_tensor
 from planner.measure.metric import row_errors
 
@@ -34,7 +34,7 @@ def held(changer, name):
 
 
 def test_all_weights_are_found_and_are_the_files(example, model, imatrix):
-    with perturber(example.model, model, imatrix, **SETTINGS) as changer:
+    with open_perturber(example.model, model, imatrix, **SETTINGS) as changer:
         quantizable = {tensor.name for tensor in model.tensors if tensor.format == "f16"}
         assert quantizable <= set(changer.weights)
         for name in quantizable:
@@ -44,7 +44,7 @@ def test_all_weights_are_found_and_are_the_files(example, model, imatrix):
 @pytest.mark.parametrize("name", ["q3_K", "q4_0", "iq4_nl"])
 def test_a_change_is_what_the_format_does(example, model, imatrix, name):
     tensor, fmt = model[CHANGED], formats()[name]
-    with perturber(example.model, model, imatrix, **SETTINGS) as changer:
+    with open_perturber(example.model, model, imatrix, **SETTINGS) as changer:
         (errors,) = changer.change({CHANGED: fmt}).values()
         rows = model.rows(tensor)
         back = dequantize_rows(fmt, quantize_rows(fmt, rows, imatrix.match(tensor).values[0]), tensor.row_length)
@@ -57,7 +57,7 @@ def test_a_change_is_what_the_format_does(example, model, imatrix, name):
 
 
 def test_restoring_puts_back_every_bit(example, model, imatrix):
-    with perturber(example.model, model, imatrix, **SETTINGS) as changer:
+    with open_perturber(example.model, model, imatrix, **SETTINGS) as changer:
         changer.change({CHANGED: formats()["q2_K"], "output.weight": formats()["q4_0"]})
         changer.restore([CHANGED])
         assert np.array_equal(held(changer, CHANGED), model.raw_rows(model[CHANGED]).reshape(-1))
@@ -71,7 +71,7 @@ def test_everything_is_back_whatever_happened(example, model, imatrix, error, mo
     checked = []
 
     def fail_half_way():
-        with perturber(example.model, model, imatrix, **SETTINGS) as changer:
+        with open_perturber(example.model, model, imatrix, **SETTINGS) as changer:
             monkeypatch.setattr(changer, "check", checked.append)
             changer.change({CHANGED: formats()["q2_K"]})
             raise error
@@ -82,7 +82,7 @@ def test_everything_is_back_whatever_happened(example, model, imatrix, error, mo
 
 
 def test_memory_that_is_not_the_file_is_noticed(example, model, imatrix):
-    with perturber(example.model, model, imatrix, **SETTINGS) as changer:
+    with open_perturber(example.model, model, imatrix, **SETTINGS) as changer:
         (weight,) = changer.weights[CHANGED]
         weight.write(np.array([1], np.uint8), weight.nbytes - 1)
         with pytest.raises(InferenceError, match=r"blk\.3\.ffn_down\.weight in llama\.cpp's memory"):
@@ -97,7 +97,7 @@ def test_a_change_moves_the_predictions_and_restoring_moves_them_back(example, m
     def logits(changer):
         return np.stack([rows.copy() for _, rows in changer.engine.windows(windows, first=8)])
 
-    with perturber(example.model, model, imatrix, **SETTINGS) as changer:
+    with open_perturber(example.model, model, imatrix, **SETTINGS) as changer:
         before = logits(changer)
         changer.change({CHANGED: formats()["q2_K"]})
         assert not np.array_equal(logits(changer), before)
@@ -112,10 +112,10 @@ def test_a_quantized_model_is_refused_and_one_in_part_is_not(model, imatrix, tmp
     with (
         open_model(path) as quantized,
         pytest.raises(UsageError, match=r"is q8_0, quantized already"),
-        perturber(path, quantized, None, **SETTINGS),
+        open_perturber(path, quantized, None, **SETTINGS),
     ):
         pytest.fail("it was accepted")
     quantize_model(model, {CHANGED: "q8_0"}, None, path, file_type=7, force=True)
-    with open_model(path) as partly, perturber(path, partly, None, **SETTINGS) as changer:
+    with open_model(path) as partly, open_perturber(path, partly, None, **SETTINGS) as changer:
         assert CHANGED not in changer.weights
         assert changer.weights

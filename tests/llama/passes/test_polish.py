@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
+from planner.errors import InferenceError
 from planner.formats.ggml import select_formats
 from planner.gguf import open_model, read_imatrix
-from planner.llama.passes.perturb import perturber
+from planner.llama.evaluate.baseline import record
+from planner.llama.passes import polish as polish_module
+from planner.llama.passes.perturb import open_perturber
 from planner.llama.passes.polish import Polish
 from planner.llama.text import spread_windows
+from planner.plan.findings import Findings
 from planner.plan.plan import make_plan
-from planner.plan.request import Request
+from planner.plan.request import PlanRequest
 from state import Store
 from tests.conftest import EXAMPLES
 
@@ -22,18 +27,19 @@ BUDGET = 4_500_000
 
 @pytest.fixture
 def polish(example, cheap):
-    """A polish of a bad plan: by `uniform`, so that there is much to gain."""
-    with Store.open(cheap, read_only=True) as store, open_model(example.model) as model:
+    """A polish of a bad plan: by `uniform`, so that there is much to gain. The state is closed: it is read once."""
+    with Store.open(cheap, read_only=True) as store:
+        findings = Findings.read(store)
+    request = PlanRequest(budget=BUDGET, sensitivity="uniform", formats=select_formats("k,legacy"))
+    with open_model(example.model) as model:
         imatrix = read_imatrix(example.sums)
-        request = Request(budget=BUDGET, sensitivity="uniform", formats=select_formats("k,legacy"))
-        with perturber(example.model, model, imatrix, context=64, threads=1, gpu_layers=0) as changer:
+        with open_perturber(example.model, model, imatrix, context=64, threads=1, gpu_layers=0) as changer:
             (windows,) = spread_windows(changer.engine, TEXT, 64, 2048)
-            with Polish(store, request, changer, windows, make_plan(store, request)) as polish:
+            with Polish.start(findings, request, changer, windows, make_plan(findings, request)) as polish:
                 yield polish
 
 
 def test_what_helps_is_kept_and_nothing_else(polish):
-    polish.start()
     before = polish.before[0]
     exchanges = list(polish.run(8))
     assert len(exchanges) <= 8
@@ -50,10 +56,43 @@ def test_what_helps_is_kept_and_nothing_else(polish):
 
 
 def test_the_engine_holds_the_recipe_as_it_stands(polish):
-    polish.start()
     for exchange in polish.run(3):
         assert all(before != after for before, after in exchange.changes.values())
     assert polish._evaluate() == pytest.approx(polish._klds)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, InferenceError("out of memory")])
+def test_a_start_that_fails_keeps_nothing(error, polish, monkeypatch):
+    baselines = []
+
+    def recorded(*arguments, **more):
+        baselines.append(record(*arguments, **more))
+        return baselines[-1]
+
+    def fail(self, progress=None):
+        raise error
+
+    monkeypatch.setattr(polish_module, "record", recorded)
+    monkeypatch.setattr(Polish, "_evaluate", fail)
+    windows = np.ones((1, 64), np.int32)
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        Polish.start(polish._findings, polish._request, polish._perturber, windows, polish.plan)
+    assert len(baselines) == 1
+    with pytest.raises(ValueError, match="closed"):
+        baselines[0].rows(0)
+
+
+def test_stopped_before_the_first_exchange(run, example, cheap, here, monkeypatch):
+    def stop(*arguments, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(polish_module, "record", stop)
+    arguments = ("--imatrix", example.sums, "--state", cheap, "--types", "k", "-t", 1, "--budget", BUDGET)
+    found = run("solve", example.model, *arguments, "--polish", TEXT)
+    assert found.status == 0, found.text
+    assert "Stopped before the first exchange." in found.err
+    assert "nan" not in found.out
+    assert json.loads((here / "recipe.json").read_text())["size"] <= BUDGET
 
 
 def test_from_the_command_line(run, example, cheap, here):

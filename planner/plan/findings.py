@@ -1,0 +1,148 @@
+"""A finished state as plans see it: read once, and then independent of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from planner.errors import StateFileError, UsageError
+from planner.formats.ggml import formats
+from planner.formats.registry import family_named
+from planner.plan.losses import Losses, observations, subject_of
+from planner.sensitivity import (
+    Facts,
+    Source,
+    TensorSensitivity,
+    default_source,
+    measured_sensitivities,
+    sensitivities,
+)
+from planner.terms import FamilyName
+from state import Energies, Inventory, Measurement, Pass, Store
+
+__all__ = ["Findings", "inventory_of", "not_measured"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the state file at `path` holds about a model: finished measurements by tensor and format, facts by tensor,
+    and passes about the `subject`, a digest of the weights and the imatrix that all this is of. It is None where the
+    weights were never read, and errors are somebody else's."""
+
+    path: Path
+    inventory: Inventory
+    measurements: Mapping[tuple[str, str], Measurement]
+    facts: Mapping[str, Facts]
+    passes: tuple[Pass, ...]
+    subject: str | None
+
+    @classmethod
+    def read(cls, store: Store, family: FamilyName = "gguf") -> Self:
+        """Read all of it. Raises StateFileError for a state without finished measurements, with the command that makes
+        them in the formats of `family`, and for a damaged one."""
+        findings = cls.find(store)
+        if findings is None:
+            raise not_measured(store.path, family)
+        return findings
+
+    @classmethod
+    def find(cls, store: Store) -> Self | None:
+        """Read all of it, if there are finished measurements. Raises StateFileError for a damaged state."""
+        inventory = inventory_of(store)
+        finished = store.measurements(selected=True).values()
+        if inventory is None or not finished:
+            return None
+        names = {tensor.name for tensor in inventory.tensors}
+        measurements = {(entry.tensor, entry.format): entry for entry in finished if entry.tensor in names}
+        energies = store.energies(selected=True).values()
+        facts = _facts(store.path, [entry for entry in energies if entry.tensor in names])
+        subject = subject_of(inventory, energies)
+        passes = tuple(entry for entry in store.passes() if entry.subject == subject)
+        return cls(store.path, inventory, measurements, facts, passes, subject)
+
+    @property
+    def reference(self) -> Source:
+        """The best source of sensitivities without passes, which those correct."""
+        return self._best_source(has_passes=False)
+
+    @property
+    def best_source(self) -> Source:
+        """The best source of sensitivities for all that is known."""
+        return self._best_source(has_passes=self._has_passes)
+
+    def _best_source(self, *, has_passes: bool) -> Source:
+        has_imatrix = self.inventory.imatrix_digest is not None
+        return default_source(has_imatrix=has_imatrix, has_means=self.inventory.has_means, has_passes=has_passes)
+
+    @property
+    def _has_passes(self) -> bool:
+        return any(entry.errors for entry in self.passes)
+
+    def sensitivities(self, source: Source) -> dict[str, TensorSensitivity]:
+        """Return the sensitivities of all tensors. Raises UsageError for `measured` without passes."""
+        if source == "measured" and not self._has_passes:
+            raise UsageError(
+                f"{self.path} holds no passes of this model, with this imatrix.",
+                "Run them first: planner sensitivity MODEL --text FILE",
+            )
+        names = [tensor.name for tensor in self.inventory.tensors]
+        blocks = self.inventory.metadata.get("block_count", 0)
+        reference = sensitivities(
+            self.reference if source == "measured" else source, names, self.facts,
+            blocks=0 if isinstance(blocks, str) else int(blocks),
+        )  # fmt: skip
+        if source != "measured":
+            return reference
+        return measured_sensitivities(reference, observations(self.passes, reference))
+
+    def losses(self, source: Source | None = None) -> Losses:
+        """Return the losses of all tensors by `source` (default: the best). Raises UsageError as `sensitivities`."""
+        chosen = source or self.best_source
+        known = self.sensitivities(chosen)
+        return Losses.from_measurements(self.inventory, chosen, known, self.measurements.values())
+
+    def subject_of_passes(self) -> str:
+        """Return the subject that new passes are kept under. Raises StateFileError where there is none."""
+        if self.subject is None:
+            raise not_measured(self.path)
+        return self.subject
+
+
+def not_measured(path: Path, family: FamilyName = "gguf", *, others: bool = False) -> StateFileError:
+    """Return the error of a state without finished measurements in formats of a family; `others`: it has some, but in
+    those of another."""
+    which = f" in formats of the family {family}" if others else ""
+    step = " ".join(("planner measure MODEL --imatrix FILE", *family_named(family).option))
+    return StateFileError(
+        f"{path} holds no finished measurements{which}.",
+        f"Measure first: {step}. What is measured already will be kept.",
+    )
+
+
+def inventory_of(store: Store) -> Inventory | None:
+    """Return the model that a state is of, None where there is none yet. Raises StateFileError for tensors that are
+    stored as none can be."""
+    inventory = store.inventory()
+    for tensor in () if inventory is None else inventory.tensors:
+        fmt = formats().get(tensor.source_format)
+        if fmt is None or not fmt.fits(tensor.row_length):
+            raise StateFileError(
+                f"What the state holds cannot be: {tensor.name}, stored in {tensor.source_format}.",
+                "Measure the model again, into a new --state.",
+            )
+    return inventory
+
+
+def _facts(path: Path, energies: Iterable[Energies]) -> dict[str, Facts]:
+    """Return facts by tensor. Raises StateFileError for such as cannot be."""
+    facts = {}
+    for entry in energies:
+        try:
+            facts[entry.tensor] = Facts.from_values(entry.values)
+        except ValueError as error:
+            raise StateFileError(
+                f"{path} is damaged: what it holds of {entry.tensor} cannot be.", "Move it away and measure again."
+            ) from error
+    return facts

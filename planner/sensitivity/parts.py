@@ -1,0 +1,21 @@
+"""The three parts of a tensor's relative error."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["ErrorParts"]
+
+
+class ErrorParts(NamedTuple):
+    """Relative error from the varying and from the mean part of ordinary channels, and from massive channels, of their
+    own energy (docs/design.md); or loss, or energy, per unit of each."""
+
+    variance: float
+    mean: float
+    massive: float
+
+    @property
+    def total(self) -> float:
+        """Return the sum over ordinary channels."""
+        return self.variance + self.mean
