@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from planner.errors import UsageError
 
-__all__ = ["format_size", "parse_size"]
+__all__ = ["format_size", "parse_bits", "parse_size"]
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", 1):
@@ -30,6 +30,21 @@ def parse_size(text: str) -> int:
             "Write a number and a unit: 23.85GB (10^9 bytes), 22GiB (2^30), 900MB, or plain bytes.",
         )
     return int(Fraction(match[1]) * unit)
+
+
+def parse_bits(text: str) -> Fraction:
+    """Bits per weight, as a number or a fraction; UsageError otherwise.
+
+    >>> parse_bits("4.5"), parse_bits("17/4")
+    (Fraction(9, 2), Fraction(17, 4))
+    """
+    try:
+        bits = Fraction(text) if re.fullmatch(r"[\d./]{1,40}", text) else Fraction(0)  # no exponents: 1e-999999999
+    except (ValueError, ZeroDivisionError):
+        bits = Fraction(0)
+    if not 0 < bits <= 64:
+        raise UsageError(f"--bpw {text!r} is not a number of bits.", "Give a number such as 4.5.")
+    return bits
 
 
 def format_size(count: int, *, up: bool = False) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import click
 
-from planner.errors import ImatrixError, StateFileError, UsageError
+from planner.errors import StateFileError, UsageError
 
 if TYPE_CHECKING:
     from planner.gguf import Imatrix, Model
@@ -117,7 +117,8 @@ def find_state(state: Path | None, model: Path | None = None) -> Path:
 @contextlib.contextmanager
 def open_sources(model: Path, measuring: Measuring) -> Iterator[Sources]:
     """Open model, imatrix and state. Without --imatrix, the one that the state was made with is taken again."""
-    from planner.gguf import open_model, read_imatrix
+    from planner.api.state import imatrix_for
+    from planner.gguf import open_model
     from state import Store
 
     imatrix, no_imatrix = measuring["imatrix"], measuring["no_imatrix"]
@@ -125,13 +126,5 @@ def open_sources(model: Path, measuring: Measuring) -> Iterator[Sources]:
         raise UsageError("--imatrix and --no-imatrix exclude each other.", "Give one of them.")
     path = find_state(measuring["state"], model)
     with open_model(model) as opened, Store.open(path, create=True) as store:
-        known = store.inventory()
-        chosen = read_imatrix(imatrix) if imatrix is not None else None
-        if chosen is None and not no_imatrix and known is not None and known.imatrix_name is not None:
-            if not Path(known.imatrix_name).exists():
-                raise ImatrixError(
-                    f"The state was made with the imatrix {known.imatrix_name}, which is not there any more.",
-                    "Give it with --imatrix, or do without one: --no-imatrix.",
-                )
-            chosen = read_imatrix(known.imatrix_name)
+        chosen = imatrix_for(store, imatrix, no_imatrix=no_imatrix)
         yield Sources(opened, chosen, store, path)

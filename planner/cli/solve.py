@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import textwrap
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -21,7 +19,6 @@ from planner.text import plain
 
 if TYPE_CHECKING:
     from planner.cli.options import Sources
-    from planner.formats.ggml import Format
     from planner.formats.registry import Family
     from planner.plan.plan import Plan
     from planner.plan.request import Request, RunOn
@@ -173,11 +170,11 @@ def _plan_with_model(
 def _limits(budget: str | None, bpw: str | None, devices: tuple[str, ...], active_budget: str | None) -> dict[str, Any]:
     """The limits of a request. Raises UsageError."""
     from planner.plan.rules import parse_device
-    from planner.sizes import parse_size
+    from planner.sizes import parse_bits, parse_size
 
     limits = {
         "budget": None if budget is None else parse_size(budget),
-        "bpw": None if bpw is None else _bits(bpw),
+        "bpw": None if bpw is None else parse_bits(bpw),
         "devices": tuple(map(parse_device, devices)),
         "active": None if active_budget is None else parse_size(active_budget),
     }
@@ -186,25 +183,12 @@ def _limits(budget: str | None, bpw: str | None, devices: tuple[str, ...], activ
     return limits
 
 
-def _bits(text: str) -> Fraction:
-    try:
-        bits = Fraction(text) if re.fullmatch(r"[\d./]{1,40}", text) else Fraction(0)  # no exponents: 1e-999999999
-    except (ValueError, ZeroDivisionError):
-        bits = Fraction(0)
-    if not 0 < bits <= 64:
-        raise UsageError(f"--bpw {text!r} is not a number of bits.", "Give a number such as 4.5.")
-    return bits
-
-
 def _measure(sources: Sources, request: Request, measuring: Measuring) -> None:
     from planner.cli.measure import run_campaign
     from planner.formats.registry import choose_formats
+    from planner.plan.rules import pinned_formats
 
-    pinned: dict[str, list[Format]] = {}
-    for rule in request.pins:
-        for tensor in sources.model.tensors:
-            if rule.pattern.search(tensor.name):
-                pinned.setdefault(tensor.name, []).append(rule.format)
+    pinned = pinned_formats(request.pins, sources.model.by_name)
     family = request.family
     run_campaign(sources, choose_formats(family, measuring["types"] or "all"), pinned, measuring, family=family)
 

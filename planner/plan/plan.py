@@ -66,6 +66,10 @@ class Plan:
     _solution: Solution
     _groups: Mapping[str, str]
 
+    def __repr__(self) -> str:
+        limits = "; ".join(f"{limit.name} {limit.used:,} of {limit.capacity:,}" for limit in self.limits)
+        return f"<Plan: {self.recipe!r}, gap {self.recipe.gap:.2g}, {limits}>"
+
     @property
     def source(self) -> Source:
         """What the sensitivities are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from planner.errors import UsageError
@@ -14,7 +14,18 @@ from planner.names.gguf import FUSED, block_prefix
 from planner.sizes import parse_size
 from state import Inventory
 
-__all__ = ["Device", "Rule", "Tie", "assign_devices", "match_rules", "parse_device", "parse_rule", "parse_tie", "tied"]
+__all__ = [
+    "Device",
+    "Rule",
+    "Tie",
+    "assign_devices",
+    "match_rules",
+    "parse_device",
+    "parse_rule",
+    "parse_tie",
+    "pinned_formats",
+    "tied",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +113,17 @@ def match_rules(
                     "Make one of the patterns narrower.",
                 )
             before.append(rule)
+    return found
+
+
+def pinned_formats(pins: Iterable[Rule], names: Iterable[str]) -> dict[str, list[Format]]:
+    """Tensor → the formats that pins give it, which it has to be measured in."""
+    found: dict[str, list[Format]] = {}
+    every = list(names)
+    for rule in pins:
+        for name in every:
+            if rule.pattern.search(name):
+                found.setdefault(name, []).append(rule.format)
     return found
 
 

@@ -6,6 +6,7 @@ One tensor a line, in the model's order, so that a diff of two recipes can be re
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from math import prod
@@ -108,6 +109,17 @@ class Recipe(_Record):
         if self.loss is None or self.bound is None:
             return 1.0
         return max(0.0, 1 - self.bound / self.loss) if self.loss > 0 else 0.0
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = True) -> None:
+        """Write it as JSON, atomically; over what is there, unless `force` is off. Raises OutputError."""
+        save_recipe(self, Path(path), force=force)
+
+    def __repr__(self) -> str:
+        loss = "not known" if self.loss is None else f"{self.loss:.6g} by {self.sensitivity}"
+        size = f"{len(self.tensors)} tensors, {self.size:,} bytes, {self.bpw:.4f} bpw"
+        return f"<Recipe of {self.model.name}: {size}, loss {loss}>"
+
+    __str__ = __repr__
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from planner.llama.evaluate.compare import Progress
 from planner.llama.library import llama_version
 from planner.text import command
 
-__all__ = ["Request", "check_length", "kept", "record_kept"]
+__all__ = ["Request", "check_length", "kept", "obtain", "record_kept"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,21 @@ def record_kept(request: Request, engine: Engine, path: Path, progress: Progress
     note = {"key": key, "file": _stamp(path), "model": str(request.model)}
     write_atomically(_beside(path), (json.dumps(note, indent=2) + "\n").encode())
     return baseline
+
+
+def obtain(
+    request: Request, path: Path, open_engine: Callable[[Path], Engine], progress: Progress | None = None
+) -> tuple[Baseline, bool]:
+    """Return what is kept at `path` for this request, or else compute and keep it; and whether it had to be computed.
+
+    Raises what `kept`, `check_length` and `record_kept` raise.
+    """
+    found = kept(request, path)
+    if found is not None:
+        return found, False
+    check_length(request)
+    with open_engine(request.model) as engine:
+        return record_kept(request, engine, path, progress), True
 
 
 def _too_short(tokens: NDArray[np.int32], context: int) -> BaselineError:
