@@ -9,7 +9,7 @@ from pathlib import Path
 
 from planner.api.common import Progress, StrPath, check_number, model_at, size_in_bytes
 from planner.digests import recipe_digest
-from planner.errors import ImatrixError, RecipeError
+from planner.errors import ImatrixError, RecipeError, option
 from planner.formats.ggml import formats
 from planner.gguf import Imatrix, Model, read_imatrix
 from planner.gguf.provenance import provenance_pairs
@@ -67,7 +67,7 @@ def quantize(
     if given.family != "gguf":
         raise RecipeError(
             f"{where} is planned for MLX: no GGUF can have its formats.",
-            "Export it: planner export RECIPE --to mlx-lm. Or solve again without --family mlx.",
+            f"Export it: planner export RECIPE --to mlx-lm. Or solve again without {option('family', 'mlx')}.",
         )
     plan, changes = recounted(given)
     for change in changes:
@@ -96,11 +96,13 @@ def _recipe_imatrix(plan: Recipe, where: str, given: StrPath | None) -> Imatrix 
     RecipeError for one that is given and was not used."""
     if plan.imatrix is None:
         if given is not None:
-            raise RecipeError(f"{where} was made without an imatrix.", "Leave --imatrix out, or solve again with it.")
+            raise RecipeError(
+                f"{where} was made without an imatrix.", f"Leave {option('imatrix')} out, or solve again with it."
+            )
         return None
     path = Path(given or plan.imatrix.path)
     if not path.exists():
-        raise ImatrixError(f"The recipe's imatrix {path} is not there.", "Say where it is with --imatrix.")
+        raise ImatrixError(f"The recipe's imatrix {path} is not there.", f"Say where it is with {option('imatrix')}.")
     matrix = read_imatrix(path)
     if matrix.digest != plan.imatrix.digest:
         raise ImatrixError(

@@ -21,7 +21,7 @@ from planner.api.common import (
     state_errors,
 )
 from planner.closing import Closing
-from planner.errors import ImatrixError, UsageError
+from planner.errors import ImatrixError, UsageError, option
 from planner.formats.registry import Family, choose_formats
 from planner.plan.plan import Plan, make_plan
 from planner.plan.request import Request, RunOn
@@ -95,7 +95,7 @@ class State(Closing):
         from planner.measure.campaign import Campaign
 
         if imatrix is not None and no_imatrix:
-            raise UsageError("--imatrix and --no-imatrix exclude each other.", "Give one of them.")
+            raise UsageError(f"{option('imatrix')} and {option('no_imatrix')} exclude each other.", "Give one of them.")
         check_choice("family", family, get_args(Family))
         check_number("tolerance", tolerance, sys.float_info.min, 1)
         check_number("threads", threads, 1)
@@ -187,6 +187,6 @@ def imatrix_for(store: Store, imatrix: StrPath | Imatrix | None, *, no_imatrix: 
     if not Path(known.imatrix_name).exists():
         raise ImatrixError(
             f"The state was made with the imatrix {known.imatrix_name}, which is not there any more.",
-            "Give it with --imatrix, or do without one: --no-imatrix.",
+            f"Give it with {option('imatrix')}, or do without one: {option('no_imatrix')}.",
         )
     return read_imatrix(known.imatrix_name)

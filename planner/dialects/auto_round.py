@@ -18,7 +18,7 @@ from pathlib import Path
 from planner.dialects.dialect import Exported, Found, changing, idle, placed, read_dictionary, unheard
 from planner.dialects.patterns import any_of, escaped, numbers
 from planner.dialects.regex import Regex
-from planner.errors import RecipeError
+from planner.errors import RecipeError, option
 from planner.formats.ggml import formats
 from planner.names.transformers import Module, ahead, module_of, other_modules, spellings
 from planner.recipe import Choice, Recipe
@@ -124,7 +124,8 @@ def export_auto_round(recipe: Recipe, paths: Mapping[str, Path], *, compact: boo
             new += elements * table[_type_of(_nearest(choice))].bpw / 8
         notes.append(
             f"AutoRound does not have {', '.join(kinds)}: {len(near)} tensors get the nearest type that it has, "
-            f"which makes them {new / old - 1:+.1%} in size. Solve with --types k,legacy for an exact recipe."
+            f"which makes them {new / old - 1:+.1%} in size. "
+            f"Solve with {option('types', 'k,legacy')} for an exact recipe."
         )
     return Exported({".auto-round.json": json.dumps(config, indent=2) + "\n"}, call, notes)
 

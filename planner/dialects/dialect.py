@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from planner.dialects.regex import Regex
-from planner.errors import RecipeError
+from planner.errors import RecipeError, option
 from planner.recipe import Choice, Recipe, is_left_alone
 from planner.text import some
 
@@ -78,7 +78,7 @@ def type_names(recipe: Recipe, known: Iterable[str], who: str) -> None:
         if choice.format not in names and not is_left_alone(choice):
             raise RecipeError(
                 f"{who} has no type {choice.format}, which {choice.name} has.",
-                "Solve again without it: --types all,-" + choice.format + ".",
+                f"Solve again without it: {option('types', 'all,-' + choice.format)}.",
             )
 
 

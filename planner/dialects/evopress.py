@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from planner.dialects.dialect import Exported, Found, refuse
-from planner.errors import RecipeError
+from planner.errors import RecipeError, option
 from planner.recipe import Recipe
 from planner.text import command, some
 
@@ -41,7 +41,7 @@ def configuration(recipe: Recipe) -> str:
         if bits is None:
             raise RecipeError(
                 f"EvoPress has no number of bits for {choice.format}, which {choice.name} has.",
-                f"Solve again without it: --types all,-{choice.format}.",
+                f"Solve again without it: {option('types', 'all,-' + choice.format)}.",
             )
         lines.append(f"{choice.name}: {bits} ({bits}-{choice.format.upper()}.pth)\n")
     return "".join(lines)
@@ -51,7 +51,7 @@ def export_evopress(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool,
     """The lines, and the command that puts the model together from a layer database. Raises RecipeError."""
     del threads
     if compact:
-        raise RecipeError("EvoPress has no patterns: a line is one tensor.", "Leave --compact out.")
+        raise RecipeError("EvoPress has no patterns: a line is one tensor.", f"Leave {option('compact')} out.")
     stitch = command(
         "python", "gguf_stitcher.py", "LAYER_DATABASE", "OUT.gguf", "--config", paths[".evopress.txt"],
         "--original-model", Path(recipe.model.path),

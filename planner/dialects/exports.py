@@ -15,7 +15,7 @@ from planner.dialects.llama_quantize import export_llama_quantize
 from planner.dialects.mlx_lm import export_mlx_lm
 from planner.dialects.table import export_table
 from planner.dialects.tool_suite import export_tool_suite
-from planner.errors import RecipeError, UsageError
+from planner.errors import RecipeError, UsageError, option
 from planner.recipe import Recipe
 
 __all__ = ["EXPORTS", "Export", "export_recipe"]
@@ -58,7 +58,7 @@ def export_recipe(
     if recipe.family not in EXPORTS[dialect].families:
         raise RecipeError(
             f"The recipe is planned for MLX, and {dialect} has none of MLX's formats.",
-            "Export it --to mlx-lm, or solve again without --family mlx.",
+            f"Export it {option('to', 'mlx-lm')}, or solve again without {option('family', 'mlx')}.",
         )
     suffixes = EXPORTS[dialect].suffixes
     paths = {suffix: beside.with_name(beside.name.removesuffix(".json") + suffix) for suffix in suffixes}

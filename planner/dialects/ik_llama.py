@@ -16,7 +16,7 @@ from planner.dialects.llama_quantize import base_type
 from planner.dialects.patterns import compacted, escaped_ecmascript, one_each
 from planner.dialects.regex import Regex
 from planner.dialects.shell import script_rules
-from planner.errors import RecipeError
+from planner.errors import RecipeError, option
 from planner.recipe import Choice, Recipe, is_left_alone
 from planner.text import command
 
@@ -67,7 +67,7 @@ def export_ik_llama(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool,
     if len(argument) > _LARGEST_ARGUMENT:
         raise RecipeError(
             f"The rules take {len(argument):,} bytes, and Linux allows {_LARGEST_ARGUMENT:,} in one argument.",
-            "Merge them with --compact.",
+            f"Merge them with {option('compact')}.",
         )
     lines = ["llama-quantize"]
     if recipe.imatrix is not None:

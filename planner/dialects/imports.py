@@ -19,7 +19,7 @@ from planner.dialects.mlx_lm import read_mlx_lm
 from planner.dialects.shell import is_script, tensor_type_words
 from planner.dialects.table import is_table, read_table
 from planner.dialects.tool_suite import read_tool_suite
-from planner.errors import RecipeError, UsageError
+from planner.errors import RecipeError, UsageError, option
 from planner.formats.ggml import nearest_known
 from planner.names.transformers import bare
 
@@ -68,7 +68,9 @@ def guess_dialect(path: Path, text: str) -> str:
         return "ik_llama" if re.search(r"=\w+\s*(,|#)", begin) else "llama-quantize"
     if lines and _SPACED.match(lines[0]):
         return "ik_llama"
-    raise UsageError(f"{path} is of no dialect that can be told.", f"Say which with --from: {', '.join(IMPORTS)}.")
+    raise UsageError(
+        f"{path} is of no dialect that can be told.", f"Say which with {option('from')}: {', '.join(IMPORTS)}."
+    )
 
 
 def read_choices(
@@ -96,7 +98,7 @@ def read_choices(
         if not found.formats:
             raise RecipeError(
                 f"No rule of {where} finds a tensor of the model: the first is {rules[0].regex.pattern[:80]!r}.",
-                "Give the model that the rules are for, or the right --from.",
+                f"Give the model that the rules are for, or the right {option('from')}.",
             )
     elif dialect in _TABLES:
         found = _TABLES[dialect](text, where)
@@ -120,7 +122,7 @@ def known_formats(formats: Mapping[str, str], where: str, *, nearest: bool, rows
         listed = ", ".join(f"{kind} ({found})" for kind, found in list(pairs)[:6])
         raise RecipeError(
             f"{where} has types of ik_llama.cpp or of older ggml, which ggml does not have: {listed}.",
-            "With --nearest each becomes the type of ggml that is nearest in bits per weight (in brackets).",
+            f"With {option('nearest')} each becomes the type of ggml that is nearest in bits per weight (in brackets).",
         )
     notes = [
         f"{count} {'tensor gets' if count == 1 else 'tensors get'} {found} for {kind}, which ggml does not have."

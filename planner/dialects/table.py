@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from planner.dialects.dialect import Exported, Found
-from planner.errors import RecipeError
+from planner.errors import RecipeError, option
 from planner.recipe import Recipe
 
 __all__ = ["export_table", "is_table", "read_rows", "read_table"]
@@ -27,7 +27,9 @@ def export_table(recipe: Recipe, paths: Mapping[str, Path], *, compact: bool, th
     """The table; every tensor is a row, so `compact` is refused. Raises RecipeError."""
     del paths, threads
     if compact:
-        raise RecipeError("A table has a row for every tensor, which cannot be merged.", "Leave --compact out.")
+        raise RecipeError(
+            "A table has a row for every tensor, which cannot be merged.", f"Leave {option('compact')} out."
+        )
     rows = [",".join(_COLUMNS)]
     for choice in recipe.tensors:
         numbers = ("" if value is None else repr(value) for value in (choice.err, choice.loss))

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import UsageError
+from planner.errors import UsageError, option
 from planner.formats.ggml import (
     Format,
     dequantize_rows,
@@ -65,7 +65,9 @@ def named_in(family: Family, name: str) -> Format:
     if family == "mlx":
         return formats()[plain] if plain in _UNQUANTIZED else affine_named(name)
     if plain in AFFINE:
-        raise UsageError(f"{plain} is a format of MLX, which no GGUF can have.", "Plan for MLX with --family mlx.")
+        raise UsageError(
+            f"{plain} is a format of MLX, which no GGUF can have.", f"Plan for MLX with {option('family', 'mlx')}."
+        )
     return format_named(name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.errors import option
 from planner.gguf.metadata import Metadata
 
 __all__ = ["contents_of", "is_encoder", "other_contents"]
@@ -15,7 +16,7 @@ def other_contents(metadata: Metadata) -> tuple[str, str] | None:
     """What a file holds that is no model, and what to do with it; None for a model."""
     kind, architecture = metadata.text("general.type"), metadata.text("general.architecture")
     if "imatrix" in (kind, architecture) or "imatrix.chunk_count" in metadata:
-        return _IMATRIX, "Give the model, and this file with --imatrix."
+        return _IMATRIX, f"Give the model, and this file with {option('imatrix')}."
     if architecture == "controlvector":
         return "a control vector", _STEERS
     if kind == "adapter" or "adapter.type" in metadata:

@@ -14,7 +14,7 @@ from planner.plan.accounting import compose_recipe, left_alone
 from planner.plan.families import in_family
 from planner.plan.losses import Losses
 from planner.recipe import Choice, Recipe
-from planner.text import some
+from planner.text import command, some
 from state import Inventory, TensorRecord
 
 __all__ = ["Assessment", "assess", "reassess"]
@@ -133,10 +133,10 @@ def _notes(
         notes.append(f"{some(replaced)}: the blocks of what was asked do not fill the rows; llama.cpp's substitute.")
     if unknown:
         types = sorted({choice.format for choice in recipe.tensors if choice.loss is None})
+        family = ("--family", "mlx") if recipe.family == "mlx" else ()
         notes.append(
             f"{some(unknown)}: no error was measured, so the loss is not known. "
-            f"Measure it: planner measure MODEL {'--family mlx ' if recipe.family == 'mlx' else ''}"
-            f"--types {','.join(types)}"
+            f"Measure it: {command('planner', 'measure', 'MODEL', *family, '--types', ','.join(types))}"
         )
     return notes
 

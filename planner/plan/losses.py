@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from planner.errors import StateFileError, UsageError
+from planner.errors import StateFileError, UsageError, option
 from planner.formats.ggml import formats
 from planner.formats.registry import all_formats, block_of_activations
 from planner.sensitivity import (
@@ -83,7 +83,7 @@ def inventory_of(store: Store) -> Inventory | None:
         if fmt is None or not fmt.fits(tensor.row_length):
             raise StateFileError(
                 f"What the state holds cannot be: {tensor.name}, stored in {tensor.source_format}.",
-                "Measure the model again, into a new --state.",
+                f"Measure the model again, into a new {option('state')}.",
             )
     return inventory
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from planner.errors import BudgetError, StateFileError, UsageError
+from planner.errors import BudgetError, StateFileError, UsageError, option
 from planner.formats.ggml import Format
 from planner.formats.registry import belongs
 from planner.plan.accounting import compose_recipe, left_alone
@@ -19,6 +19,7 @@ from planner.plan.request import Request
 from planner.plan.rules import Rule
 from planner.recipe import Choice, Recipe
 from planner.sensitivity import NOT_ROUNDED, Prediction, Source, fit_link
+from planner.text import command
 from solvers import (
     Change,
     Explanation,
@@ -111,10 +112,10 @@ def make_plan(store: Store, request: Request, factors: Mapping[str, float] | Non
     measured = [entry for entry in everything if belongs(entry.format, request.family)]
     if stored is None or not measured:
         others = f" in formats of the family {request.family}" if everything else ""
-        option = "" if request.family == "gguf" else f" --family {request.family}"
+        family = "" if request.family == "gguf" else " " + command("--family", request.family)
         raise StateFileError(
             f"{store.path} holds no finished measurements{others}.",
-            f"Measure first: planner measure MODEL --imatrix FILE{option}. What is measured already will be kept.",
+            f"Measure first: planner measure MODEL --imatrix FILE{family}. What is measured already will be kept.",
         )
     inventory = in_family(stored, request.family)
     _check_measured(inventory, {entry.format for entry in measured}, request.formats or ())
@@ -209,9 +210,11 @@ def _solve(
     except InfeasibleError as error:
         raise _conflict(error.analysis, limits, inventory, candidates) from error
     except ProblemError as error:
-        raise UsageError(f"{error}.", "Check --method, --gap and --time-limit.") from error
+        raise UsageError(
+            f"{error}.", f"Check {option('method')}, {option('gap')} and {option('time_limit')}."
+        ) from error
     if solution.picks is None:
-        raise BudgetError("No recipe was found in time.", "Give more time with --time-limit.")
+        raise BudgetError("No recipe was found in time.", f"Give more time with {option('time_limit')}.")
     return problem, solution
 
 
@@ -242,7 +245,7 @@ def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[Size
         )
     except ProblemError as error:
         raise StateFileError(
-            f"What the state holds cannot be: {error}.", "Measure the model again, into a new --state."
+            f"What the state holds cannot be: {error}.", f"Measure the model again, into a new {option('state')}."
         ) from error
 
 
@@ -255,12 +258,12 @@ def _conflict(
     def raised(change: Change) -> str:
         enough = "" if change.least else " (a little less may do)"
         return " and ".join(
-            f"{by_name[name].option} to {by_name[name].spoken(value + by_name[name].overhead, up=True)}"
+            f"{by_name[name].asked_by} to {by_name[name].spoken(value + by_name[name].overhead, up=True)}"
             for name, value in change.capacities.items()
         ) + enough  # fmt: skip
 
     cures = ", or ".join(map(raised, analysis.changes)) or "one of them"
-    remedy = f"Raise {cures}; or allow smaller formats with --types, --pin and --min."
+    remedy = f"Raise {cures}; or allow smaller formats with {option('types')}, {option('pin')} and {option('min')}."
     if len(analysis.limits) > 1:
         names = "; ".join(by_name[name].title for name in analysis.limits)
         return BudgetError(f"These limits cannot hold together: {names}.", remedy)

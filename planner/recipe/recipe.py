@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from planner.errors import OutputError, RecipeError
+from planner.errors import OutputError, RecipeError, option
 from planner.files import write_atomically
 from planner.formats.ggml import file_type_of
 from planner.inputs.reading import look
@@ -131,7 +131,7 @@ def recipe_schema() -> dict[str, Any]:
 def save_recipe(recipe: Recipe, path: Path, *, force: bool = True) -> None:
     """Write a recipe as JSON, atomically. Raises OutputError."""
     if path.exists() and not force:
-        raise OutputError(f"{path} exists.", "Choose another name, or overwrite it with --force.")
+        raise OutputError(f"{path} exists.", f"Choose another name, or overwrite it with {option('force')}.")
     data = recipe.model_dump(mode="json")
     tensors = data.pop("tensors")
     if recipe.family == "gguf":

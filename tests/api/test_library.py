@@ -17,6 +17,11 @@ from tests.conftest import ROOT
 OFFERED = [name for name in planner.__all__ if name not in ("__version__", "errors")]
 
 
+@pytest.fixture
+def spelling():
+    """As a program reads it."""
+
+
 def test_names_are_few_sorted_and_there():
     assert len(planner.__all__) <= 16
     for name in planner.__all__:
@@ -168,6 +173,19 @@ def test_every_error_is_one_of_ours(example, cheap, here):
                 state.measure(example.model, types="q8_0", **wrong)
 
 
+def test_messages_speak_to_whoever_reads_them(cheap, run):
+    """A program has parameters, the command line options; neither is told of the other's, whoever came before."""
+    with planner.open_state(cheap, read_only=True) as state:
+        for _ in range(2):
+            with pytest.raises(planner.errors.UsageError, match=r"^pin='nothing=q4_K': no tensor's name matches"):
+                state.solve(bpw=4, pin="nothing=q4_K")
+            assert "Error: --pin nothing=q4_K: no tensor" in run(
+                "solve", "--state", cheap, "--bpw", 4, "--pin", "nothing=q4_K"
+            ).err  # fmt: skip
+            with pytest.raises(planner.errors.UsageError, match="budget, bpw, device or active_budget"):
+                state.solve()
+
+
 def test_edits_are_told(example, cheap, here):
     with planner.open_state(cheap, read_only=True) as state:
         recipe = state.solve(bpw=4.5).recipe
@@ -214,3 +232,5 @@ def test_the_page_runs(here, capsys):
     said = capsys.readouterr().out
     assert "100%" in said
     assert "below the minimum" in said
+    assert "Raise budget to 2.91 MB" in said
+    assert "--" not in said

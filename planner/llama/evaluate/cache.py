@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.digests import digest
-from planner.errors import BaselineError, OutputError
+from planner.errors import BaselineError, OutputError, option
 from planner.files import write_atomically
 from planner.gguf import open_model
 from planner.llama.engine import Engine, cut
@@ -72,7 +72,8 @@ def kept(request: Request, path: Path) -> Baseline | None:
         raise OutputError(
             f"{path} was not written by planner, or has changed since.",
             "To compare with what it holds, give it in place of the model: "
-            f"`{command('planner', 'evaluate', path, 'QUANT')}`. Else name another file with --kl-divergence-base.",
+            f"`{command('planner', 'evaluate', path, 'QUANT')}`. Else name another file with "
+            f"{option('kl_divergence_base')}.",
         )
     return Baseline.open(path) if note.get("key") == request.key() else None
 
@@ -91,7 +92,8 @@ def record_kept(request: Request, engine: Engine, path: Path, progress: Progress
         if free < needed:
             raise OutputError(
                 f"{path.parent}: the log-probabilities need {needed:,} bytes, and {free:,} are free.",
-                "Take less text with --chunks, or name a file elsewhere with --kl-divergence-base.",
+                f"Take less text with {option('chunks')}, or name a file elsewhere with "
+                f"{option('kl_divergence_base')}.",
             )
     key = request.key()
     baseline = record(engine, windows, path, progress)
@@ -118,7 +120,7 @@ def obtain(
 def _too_short(tokens: NDArray[np.int32], context: int) -> BaselineError:
     return BaselineError(
         f"The text has {len(tokens):,} tokens, and one window needs {context:,}.",
-        "Give a longer text, or a shorter --ctx.",
+        f"Give a longer text, or a shorter {option('ctx')}.",
     )
 
 
