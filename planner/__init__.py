@@ -1,7 +1,77 @@
-"""Pick a quantization format for every tensor of a GGUF model under a size budget, and write the model."""
+"""Pick a quantization format for every tensor of a GGUF model under a size budget, and write the model.
+
+    import planner
+
+    with planner.open_state("model.planner", create=True) as state:
+        state.measure("model-f16.gguf", imatrix="imatrix.gguf")
+        plan = state.solve(budget="23.85GB")
+    planner.quantize("model-f16.gguf", plan.recipe, "model.gguf")
+
+Names are those of the command line, and so are options, with `_` for `-`. Whatever is raised on purpose is a
+`PlannerError`; `planner.errors` has its kinds. Modules below this one may change between releases.
+"""
 
 from __future__ import annotations
 
-__all__ = ["__version__"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from planner import errors
+    from planner.api.evaluate import Evaluation, evaluate
+    from planner.api.quantize import Quantized, load_recipe, quantize
+    from planner.api.state import State, open_state
+    from planner.errors import PlannerError
+    from planner.gguf import Model, open_model
+    from planner.plan.plan import Plan
+    from planner.recipe import Recipe
+    from planner.report import role_table
+
+__all__ = [
+    "Evaluation",
+    "Model",
+    "Plan",
+    "PlannerError",
+    "Quantized",
+    "Recipe",
+    "State",
+    "__version__",
+    "errors",
+    "evaluate",
+    "load_recipe",
+    "open_model",
+    "open_state",
+    "quantize",
+    "role_table",
+]
 
 __version__ = "0.1.0"
+
+# Where names are at home. Each is loaded when it is asked for: `planner --help` must not wait for numpy
+_HOMES = {
+    "Evaluation": "planner.api.evaluate",
+    "Model": "planner.gguf",
+    "Plan": "planner.plan.plan",
+    "PlannerError": "planner.errors",
+    "Quantized": "planner.api.quantize",
+    "Recipe": "planner.recipe",
+    "State": "planner.api.state",
+    "evaluate": "planner.api.evaluate",
+    "load_recipe": "planner.api.quantize",
+    "open_model": "planner.gguf",
+    "open_state": "planner.api.state",
+    "quantize": "planner.api.quantize",
+    "role_table": "planner.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("planner.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'planner' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

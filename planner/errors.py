@@ -1,7 +1,7 @@
 """Every error that `planner` raises on purpose.
 
     PlannerError
-    ├── UsageError          the command line asks for something that cannot be (exit status 2)
+    ├── UsageError          options ask for something that cannot be (exit status 2)
     ├── ModelError          a GGUF model that cannot be read or used
     ├── ImatrixError        an importance matrix that cannot be read or does not belong
     ├── KernelError         the ggml library is missing, too old or refuses the data
@@ -14,9 +14,15 @@
     └── Interrupted         stopped by the user; what was done is kept (exit status 130)
 
 Each says what was wrong and where (`problem`), and what to do next (`remedy`). Only `planner.cli` prints them.
+
+Messages call options by `option(name)`: a program reads `time_limit`, and the command line, which has it spelt so,
+`--time-limit`.
 """
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
 
 __all__ = [
     "BaselineError",
@@ -31,7 +37,38 @@ __all__ = [
     "RecipeError",
     "StateFileError",
     "UsageError",
+    "option",
+    "options_spelt",
 ]
+
+Spelling = Callable[[str, object], str]  # of an option and its value, or None
+
+
+def _argument(name: str, value: object) -> str:
+    return name if value is None else f"{name}={value!r}"
+
+
+_spelling: Spelling = _argument
+
+
+def option(name: str, value: object = None) -> str:
+    """Return an option, with its value if there is one, as whoever reads the message would write it.
+
+    >>> option("time_limit"), option("budget", "23.85GB")
+    ('time_limit', "budget='23.85GB'")
+    """
+    return _spelling(name, value)
+
+
+@contextlib.contextmanager
+def options_spelt(spelling: Spelling) -> Iterator[None]:
+    """Have options spelt in another way inside the block, in all threads."""
+    global _spelling
+    before, _spelling = _spelling, spelling
+    try:
+        yield
+    finally:
+        _spelling = before
 
 
 class PlannerError(Exception):

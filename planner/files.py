@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from planner.errors import OutputError
+from planner.errors import OutputError, option
 from planner.lastwords import note
 
 __all__ = ["Output", "atomic_file", "check_destinations", "refusal", "refused", "write_atomically"]
@@ -232,4 +232,4 @@ def _check_names(paths: Sequence[Path], sources: Sequence[Path], *, force: bool)
         if not path.is_file():
             raise OutputError(f"{path}: not a regular file.", "Give the name of a file.")
         if not force:
-            raise OutputError(f"{path}: exists already.", "Give another name, or --force to replace it.")
+            raise OutputError(f"{path}: exists already.", f"Give another name, or {option('force')} to replace it.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from planner.errors import UsageError
+from planner.errors import UsageError, option
 
 __all__ = ["align", "format_size", "parse_bits", "parse_size"]
 
@@ -52,7 +52,7 @@ def parse_bits(text: str) -> Fraction:
     except (ValueError, ZeroDivisionError):
         bits = Fraction(0)
     if not 0 < bits <= 64:
-        raise UsageError(f"--bpw {text!r} is not a number of bits.", "Give a number such as 4.5.")
+        raise UsageError(f"{option('bpw')} {text!r} is not a number of bits.", "Give a number such as 4.5.")
     return bits
 
 

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from planner.errors import options_spelt
 from tests.models import CHEAP
 
 # Machines are of any speed, and busy: no example has a time to meet
@@ -60,6 +61,15 @@ Run = Callable[..., Result]
 @pytest.fixture(scope="session")
 def example() -> Example:
     return Example()
+
+
+@pytest.fixture(autouse=True)
+def spelling() -> Iterator[None]:
+    """Messages call options as they do on the command line; in `tests/api`, as a program reads them."""
+    from planner.cli import spelt
+
+    with options_spelt(spelt):
+        yield
 
 
 @pytest.fixture

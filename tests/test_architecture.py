@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
+
+from planner.cli import cli
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("planner", "solvers", "state")
@@ -56,6 +60,7 @@ ORDER = (
     ("planner.llama.passes", "kld calibrate perturb polish trials __init__"),
     ("planner.report", "columns difference evaluation tables __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
+    ("planner.api", "common evaluate quantize state __init__"),
     (
         "planner.cli",
         "messages options diff export importing progress inspect measure quantize running bench evaluate "
@@ -128,6 +133,8 @@ def test_every_module_has_its_place():
 def test_imports_go_one_way():
     place = {name: number for number, name in enumerate(in_order())}
     for name, path in MODULES.items():
+        if name == "planner":  # offers from below what is above it, when it is asked for
+            continue
         for imported in imports(path):
             if imported in MODULES:
                 assert place[imported] < place[name], f"{name} imports {imported}, which is built upon it"
@@ -198,6 +205,7 @@ def test_only_the_libraries_have_c_types():
 
 
 def test_help_waits_for_nothing():
+    assert loaded("planner") == {"planner", "__future__", "importlib", "typing"}
     for name in MODULES:
         if part(name) == "planner.cli":
             assert not loaded(name) & SLOW, name
@@ -268,6 +276,71 @@ def test_files_and_functions_are_short(name):
             )
 
 
+# What runs in a shell: commands between backticks, and those that a sentence ends with
+_COMMANDS = re.compile(r"`[^`]*`|\b(?:planner [a-z]+|llama-[a-z]+)(?: (?:MODEL|RECIPE|--[a-z-]+|FILE|mlx-lm|\.\.\.))*")
+
+
+def texts(path: Path) -> Iterator[tuple[int, str]]:
+    """The texts of a module, with their lines: no docstrings, no words of command lines (elements of lists and tuples,
+    arguments of `command`), no keys of dictionaries."""
+    whole = tree(path)
+    passed_over = set()
+    for node in ast.walk(whole):
+        if isinstance(node, ast.Expr):
+            passed_over.add(node.value)
+        elif isinstance(node, ast.List | ast.Tuple):
+            passed_over |= set(node.elts)
+        elif isinstance(node, ast.Dict):
+            passed_over |= set(node.keys)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "command":
+            passed_over |= set(node.args)
+    for node in ast.walk(whole):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in passed_over:
+            yield node.lineno, node.value
+
+
+def options_of_commands() -> dict[str, set[str]]:
+    """Parameter → how the commands spell it."""
+    found: dict[str, set[str]] = {}
+    with click.Context(cli) as context:
+        for name in cli.list_commands(context):
+            command = cli.get_command(context, name)
+            assert command is not None
+            for word in (word for parameter in command.params for word in parameter.opts):
+                found.setdefault(word.lstrip("-").replace("-", "_"), set()).add(word)
+    return found
+
+
+def test_only_the_command_line_spells_options():
+    """A program that imports planner has parameters and no options: messages call them by `option`."""
+    ours = {word for words in options_of_commands().values() for word in words if word.startswith("--")}
+    for name, path in MODULES.items():
+        if part(name) != "planner.cli":
+            for line, text in texts(path):
+                found = set(re.findall(r"--[a-z][a-z-]*", _COMMANDS.sub("", text)))
+                assert not found & ours, f"{name}:{line}: {text}"
+
+
+def test_messages_call_options_that_there_are():
+    known = options_of_commands()
+    for name, path in MODULES.items():
+        if "option" not in {
+            alias.name for node in ast.walk(tree(path)) if is_from_errors(node) for alias in node.names
+        }:
+            continue
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "option":
+                called = node.args[0]
+                assert not isinstance(called, ast.Constant) or called.value in known, f"{name}:{node.lineno}"
+        for node in tree(path).body:  # in functions alone, as how they are spelt depends on who reads
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                assert "option(" not in ast.unparse(node), f"{name}:{node.lineno}"
+
+
+def is_from_errors(node: ast.AST) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module == "planner.errors"
+
+
 def entries_of_the_map() -> list[str]:
     """Folders (with a slash at the end) and files in the map of docs/design.md, from top to bottom."""
     house = (ROOT / "docs/design.md").read_text(encoding="utf-8").split("\n## The house\n")[1].split("\n## ")[0]
@@ -305,6 +378,8 @@ def test_errors_are_a_tree_with_one_root():
 
     for entry in errors.__all__:
         kind = getattr(errors, entry)
+        if not isinstance(kind, type):
+            continue
         assert issubclass(kind, errors.PlannerError)
         assert str(kind("what", "what next")) == "what\nwhat next"
         assert str(kind("what")) == "what"

@@ -12,8 +12,9 @@ import click
 from planner import __version__
 from planner.cli.terminal import finish, never_fail
 from planner.cli.watch import needs_watch, start_watched, watch
+from planner.errors import options_spelt
 
-__all__ = ["cli", "main", "run"]
+__all__ = ["cli", "main", "run", "spelt"]
 
 _COMMANDS = {
     "imatrix": "let a model read text, and write its importance matrix",
@@ -28,6 +29,7 @@ _COMMANDS = {
     "evaluate": "compare quantized models with the original, on a text and tasks",
     "bench": "measure how fast models read and write, in tokens per second",
 }
+_SHORT = {"output": "-o", "gpu_layers": "-ngl"}  # options that messages call by their short names
 _ELSEWHERE = {"import": ("importing", "import_command")}  # a word of Python's own names no module
 
 
@@ -64,6 +66,17 @@ def cli() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; returns its exit status. Messages go to stderr."""
+    with options_spelt(spelt):
+        return _run(arguments)
+
+
+def spelt(option: str, value: object) -> str:
+    """Return an option as it is given on the command line, with its value if there is one."""
+    flag = _SHORT.get(option) or f"--{option.replace('_', '-')}"
+    return flag if value is None else f"{flag} {value}"
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         start_watched()
         cli.main(list(arguments), prog_name="planner", standalone_mode=False)

@@ -213,18 +213,17 @@ class _Run:
 
     def _baseline(self, text: Path | None, context: int, chunks: int | None, base_file: Path | None) -> Baseline:
         from planner.llama.evaluate.baseline import Baseline
-        from planner.llama.evaluate.cache import BaselineRequest, check_length, kept, record_kept
+        from planner.llama.evaluate.cache import BaselineRequest, obtain
         from planner.llama.text import read_text
 
         if text is None:
             return Baseline.open(self.base)
         path = base_file or Path(f"{self.base.name.removesuffix('.gguf')}.kld")
         request = BaselineRequest(self.base, read_text(text), context, chunks)
-        found = kept(request, path)
-        if found is None:
-            check_length(request)
-            with self._engine(self.base, context=context) as engine, progress_bar("tokens") as advance:
-                found = record_kept(request, engine, path, functools.partial(advance, self.base.name))
+        engine = functools.partial(self._engine, context=context)
+        with progress_bar("tokens") as advance:
+            found, made = obtain(request, path, engine, functools.partial(advance, self.base.name))
+        if made:
             click.echo(
                 f"Log-probabilities of {self.base.name} are kept in {path} ({found.size / 1e6:,.1f} MB).", err=True
             )

@@ -37,15 +37,11 @@ def wrapped(text: str) -> str:
     return "\n".join(line for group in lines for line in group).replace(_SPACE, " ")
 
 
-def tell_unseen(imatrix: Imatrix, names: Iterable[str], *, written: bool = False) -> None:
-    """Say, on stderr, of which tensors the imatrix has not seen all channels; and what that means for a file that is
-    `written`."""
+def tell_unseen(imatrix: Imatrix, names: Iterable[str]) -> None:
+    """Say, on stderr, of which tensors the imatrix has not seen all channels."""
     from planner.report.inspection import unseen_text
 
-    text = unseen_text(imatrix, names)
-    if text and written:
-        text += "\nWeights that share a scale only with such ones are kept; llama-quantize would lose them."
-    if text:
+    if text := unseen_text(imatrix, names):
         click.echo(text, err=True)
 
 

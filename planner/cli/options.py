@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from planner.errors import ImatrixError, StateFileError, UsageError
+from planner.errors import StateFileError, UsageError
 from planner.terms import FamilyName
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ def open_sources(model: Path, measuring: Measuring) -> Iterator[Sources]:
 
     Raises UsageError, ImatrixError, ModelError, and StateError for files that cannot be used.
     """
-    from planner.gguf import open_model, read_imatrix
+    from planner.api.state import imatrix_for
+    from planner.gguf import open_model
     from state import Store
 
     imatrix, no_imatrix = measuring.imatrix, measuring.no_imatrix
@@ -175,13 +176,5 @@ def open_sources(model: Path, measuring: Measuring) -> Iterator[Sources]:
         raise UsageError("--imatrix and --no-imatrix exclude each other.", "Give one of them.")
     path = find_state(measuring.state, model)
     with open_model(model) as opened, Store.open(path, create=True) as store:
-        known = store.inventory()
-        chosen = read_imatrix(imatrix) if imatrix is not None else None
-        if chosen is None and not no_imatrix and known is not None and known.imatrix_name is not None:
-            if not Path(known.imatrix_name).exists():
-                raise ImatrixError(
-                    f"The state was made with the imatrix {known.imatrix_name}, which is not there any more.",
-                    "Give it with --imatrix, or do without one: --no-imatrix.",
-                )
-            chosen = read_imatrix(known.imatrix_name)
+        chosen = imatrix_for(store, imatrix, no_imatrix=no_imatrix)
         yield Sources(opened, chosen, store, path)

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.messages import tell_unseen
 from planner.cli.options import threads_option
 from planner.cli.progress import progress_bar
-from planner.errors import ImatrixError, Interrupted, RecipeError
-from planner.text import plain
-
-if TYPE_CHECKING:
-    from planner.gguf import Imatrix, Model
-    from planner.recipe import Recipe
+from planner.errors import Interrupted
 
 __all__ = ["quantize"]
 
@@ -48,77 +41,21 @@ def quantize(
 
     Every tensor has the bytes that llama-quantize would write. OUT appears when it is complete, or not at all.
     """
-    from planner.digests import recipe_digest
-    from planner.formats.registry import family_named
-    from planner.gguf import open_model
-    from planner.gguf.provenance import provenance_pairs
-    from planner.gguf.quantize import quantize_model
-    from planner.recipe import load_recipe
-    from planner.recipe.recount import recount
-    from planner.sizes import format_size, parse_size
+    from planner.api.quantize import quantize as write_quantized
+    from planner.sizes import format_size
 
-    given = load_recipe(recipe)
-    dialect = family_named(given.family).exported_to
-    if dialect is not None:
-        raise RecipeError(
-            f"{recipe} is planned for MLX: no GGUF can have its formats.",
-            f"Export it: planner export RECIPE --to {dialect}. Or solve again without --family mlx.",
-        )
-    plan, changes = recount(given)
-    for change in changes:
-        click.echo(plain(f"Edited: {change}"), err=True)
-    limit = None if max_shard_size is None else parse_size(max_shard_size)
-    with open_model(model) as opened:
-        if opened.digest != plan.model.digest:
-            raise RecipeError(
-                f"{recipe} is for another model: {plan.model.name} ({plan.model.path}), not {model}.",
-                "Give that model, or solve again for this one.",
-            )
-        matrix = _imatrix_of(plan, recipe, imatrix)
-        if matrix is not None:
-            tell_unseen(matrix, _quantized(plan, opened), written=True)
-        try:
-            with progress_bar("MB") as advance:
-                written = quantize_model(
-                    opened, plan.formats, matrix, out, file_type=plan.file_type,
-                    extra=provenance_pairs(recipe_digest(plan.formats)), threads=threads, force=force,
-                    keep_split=keep_split, max_shard_size=limit, allow_requantize=allow_requantize,
-                    progress=lambda step: advance(step.tensor, step.done / 1e6, step.total / 1e6),
-                )  # fmt: skip
-        except KeyboardInterrupt:
-            raise Interrupted("Stopped. Nothing was written.", "The same command starts again.") from None
+    try:
+        with progress_bar("MB") as advance:
+            written = write_quantized(
+                model, recipe, out, imatrix=imatrix, force=force, keep_split=keep_split,
+                max_shard_size=max_shard_size, allow_requantize=allow_requantize, threads=threads,
+                note=functools.partial(click.echo, err=True),
+                progress=lambda tensor, done, total: advance(tensor, done / 1e6, total / 1e6),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Interrupted("Stopped. Nothing was written.", "The same command starts again.") from None
     for path in written.paths:
         click.echo(str(path))
-    exact = "as promised" if written.bytes == given.size else f"the recipe promised {given.size:,} for one file"
+    promised = f"the recipe promised {written.promised:,} for one file"
+    exact = "as promised" if written.bytes == written.promised else promised
     click.echo(f"{written.bytes:,} bytes ({format_size(written.bytes)}), {exact}")
-
-
-def _imatrix_of(plan: Recipe, recipe: Path, given: Path | None) -> Imatrix | None:
-    """The imatrix that a recipe was made with, from where it says or where it is now. Raises ImatrixError, and
-    RecipeError for one that is given and was not used."""
-    from planner.gguf import read_imatrix
-
-    if plan.imatrix is None:
-        if given is not None:
-            raise RecipeError(f"{recipe} was made without an imatrix.", "Leave --imatrix out, or solve again with it.")
-        return None
-    path = given or Path(plan.imatrix.path)
-    if not path.exists():
-        raise ImatrixError(f"The recipe's imatrix {path} is not there.", "Say where it is with --imatrix.")
-    matrix = read_imatrix(path)
-    if matrix.digest != plan.imatrix.digest:
-        raise ImatrixError(
-            f"{path} is not the imatrix that the recipe was made with.", "Give that one, or solve again."
-        )
-    # the name in the metadata is the recipe's, wherever the file lies now: the size was promised with it
-    return dataclasses.replace(matrix, given=plan.imatrix.path)
-
-
-def _quantized(plan: Recipe, model: Model) -> list[str]:
-    """The tensors that kernels make something else of."""
-    from planner.formats.ggml import formats
-
-    known, source = formats(), {tensor.name: tensor.format for tensor in model.tensors}
-    return [
-        name for name, fmt in plan.formats.items() if fmt in known and known[fmt].quantized and source.get(name) != fmt
-    ]

@@ -33,7 +33,6 @@ from planner.text import plain
 
 if TYPE_CHECKING:
     from planner.cli.options import Sources
-    from planner.formats.ggml import Format
     from planner.plan.findings import Findings
     from planner.plan.plan import Plan
     from planner.plan.request import PlanRequest
@@ -135,12 +134,9 @@ def _plan_with_model(
 def _measure(sources: Sources, request: PlanRequest, measuring: Measuring) -> None:
     from planner.cli.measure import run_campaign
     from planner.formats.registry import family_named
+    from planner.plan.rules import pinned_formats
 
-    pinned: dict[str, list[Format]] = {}
-    for rule in request.pins:
-        for tensor in sources.model.tensors:
-            if rule.pattern.search(tensor.name):
-                pinned.setdefault(tensor.name, []).append(rule.format)
+    pinned = pinned_formats(request.pins, sources.model.by_name)
     formats = family_named(request.family).choose(measuring.types or "all")
     run_campaign(sources, formats, pinned, measuring, family=request.family)
 

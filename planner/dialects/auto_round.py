@@ -29,7 +29,7 @@ from planner.dialects.dialect import (
 )
 from planner.dialects.patterns import any_of, escaped, numbers
 from planner.dialects.regex import Regex
-from planner.errors import RecipeError
+from planner.errors import RecipeError, option
 from planner.formats.ggml import TYPES, formats
 from planner.names.transformers import Module, ahead, module_of, other_modules, spellings
 from planner.recipe import Choice, Recipe
@@ -130,7 +130,8 @@ def _write(recipe: Recipe, context: ExportContext) -> Exported:
             new += elements * table[_type_of(_nearest(choice))].bpw / 8
         notes.append(
             f"AutoRound does not have {', '.join(kinds)}: {len(near)} tensors get the nearest type that it has, "
-            f"which makes them {new / old - 1:+.1%} in size. Solve with --types k,legacy for an exact recipe."
+            f"which makes them {new / old - 1:+.1%} in size. "
+            f"Solve with {option('types', 'k,legacy')} for an exact recipe."
         )
     return Exported({".auto-round.json": json.dumps(config, indent=2) + "\n"}, call, notes)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from planner.errors import RecipeError
+from planner.errors import RecipeError, option
 from planner.names.transformers import bare
 from planner.recipe import Choice, Recipe
 from planner.text import some
@@ -126,7 +126,7 @@ def type_names(recipe: Recipe, known: Iterable[str], who: str) -> None:
         if choice.format not in names and not choice.left_alone:
             raise RecipeError(
                 f"{who} has no type {choice.format}, which {choice.name} has.",
-                "Solve again without it: --types all,-" + choice.format + ".",
+                f"Solve again without it: {option('types', 'all,-' + choice.format)}.",
             )
 
 

@@ -19,7 +19,7 @@ from planner.dialects.dialect import (
     refuse,
     with_own_names,
 )
-from planner.errors import RecipeError
+from planner.errors import RecipeError, option
 from planner.formats.ggml import type_of
 from planner.recipe import Recipe
 from planner.text import command, some
@@ -44,7 +44,7 @@ def _configuration(recipe: Recipe) -> str:
         if bits is None:
             raise RecipeError(
                 f"EvoPress has no number of bits for {choice.format}, which {choice.name} has.",
-                f"Solve again without it: --types all,-{choice.format}.",
+                f"Solve again without it: {option('types', 'all,-' + choice.format)}.",
             )
         lines.append(f"{choice.name}: {bits} ({bits}-{choice.format.upper()}.pth)\n")
     return "".join(lines)
@@ -53,7 +53,7 @@ def _configuration(recipe: Recipe) -> str:
 def _write(recipe: Recipe, context: ExportContext) -> Exported:
     """Return the lines, and the command that assembles the model from a layer database. Raises RecipeError."""
     if context.compact:
-        raise RecipeError("EvoPress has no patterns: a line is one tensor.", "Leave --compact out.")
+        raise RecipeError("EvoPress has no patterns: a line is one tensor.", f"Leave {option('compact')} out.")
     stitch = command(
         "python", "gguf_stitcher.py", "LAYER_DATABASE", "OUT.gguf", "--config", context.paths[".evopress.txt"],
         "--original-model", Path(recipe.model.path),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from planner.dialects.dialect import ExportContext, Exported
 from planner.dialects.registry import load_dialect, writable
-from planner.errors import ImatrixError, RecipeError, UsageError
+from planner.errors import ImatrixError, RecipeError, UsageError, option
 from planner.recipe import ImatrixSource, Recipe
 
 __all__ = ["export_recipe", "files_of"]
@@ -36,10 +36,11 @@ def _of_another_family(recipe: Recipe, dialect: str) -> RecipeError:
     if recipe.family == "mlx":
         return RecipeError(
             f"The recipe is planned for MLX, and {dialect} has none of MLX's formats.",
-            "Export it --to mlx-lm, or solve again without --family mlx.",
+            f"Export it {option('to', 'mlx-lm')}, or solve again without {option('family', 'mlx')}.",
         )
     return RecipeError(
-        f"The recipe is planned for ggml, and {dialect} has none of its formats.", "Solve again with --family mlx."
+        f"The recipe is planned for ggml, and {dialect} has none of its formats.",
+        f"Solve again with {option('family', 'mlx')}.",
     )
 
 

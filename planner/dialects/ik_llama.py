@@ -17,7 +17,7 @@ from planner.dialects.patterns import compacted, escaped_ecmascript, one_each
 from planner.dialects.regex import Regex
 from planner.dialects.rules import Rule, reader_of_rules
 from planner.dialects.shell import is_script, script_rules, tensor_type_words
-from planner.errors import RecipeError
+from planner.errors import RecipeError, option
 from planner.formats.ggml import TYPES
 from planner.recipe import Choice, Recipe
 from planner.text import command
@@ -68,7 +68,7 @@ def _write(recipe: Recipe, context: ExportContext) -> Exported:
     if len(argument) > _LARGEST_ARGUMENT:
         raise RecipeError(
             f"The rules take {len(argument):,} bytes, and Linux allows {_LARGEST_ARGUMENT:,} in one argument.",
-            "Merge them with --compact.",
+            f"Merge them with {option('compact')}.",
         )
     lines = ["llama-quantize"]
     if recipe.imatrix is not None:

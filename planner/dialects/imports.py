@@ -9,7 +9,7 @@ from pathlib import Path
 
 from planner.dialects.dialect import ImportContext, Imported
 from planner.dialects.registry import load_dialect, readable
-from planner.errors import RecipeError, UsageError
+from planner.errors import RecipeError, UsageError, option
 from planner.formats.ggml import nearest_known
 
 __all__ = ["are_rules", "guess_dialect", "known_formats", "read_choices"]
@@ -24,7 +24,9 @@ def guess_dialect(path: Path, text: str) -> str:
     for name, dialect in dialects:
         if dialect.sniff(text):
             return name
-    raise UsageError(f"{path} is of no dialect that can be told.", f"Say which with --from: {', '.join(readable())}.")
+    raise UsageError(
+        f"{path} is of no dialect that can be told.", f"Say which with {option('from')}: {', '.join(readable())}."
+    )
 
 
 def read_choices(
@@ -61,7 +63,7 @@ def known_formats(formats: Mapping[str, str], where: str, *, nearest: bool, rows
         listed = ", ".join(f"{kind} ({other})" for kind, other in list(pairs)[:6])
         raise RecipeError(
             f"{where} has types of ik_llama.cpp or of older ggml, which ggml does not have: {listed}.",
-            "With --nearest each becomes the type of ggml that is nearest in bits per weight (in brackets).",
+            f"With {option('nearest')} each becomes the type of ggml that is nearest in bits per weight (in brackets).",
         )
     notes = [
         f"{count} {'tensor gets' if count == 1 else 'tensors get'} {other} for {kind}, which ggml does not have."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from planner.dialects.dialect import ImportContext, Imported, idle, unheard
 from planner.dialects.regex import Regex
-from planner.errors import RecipeError
+from planner.errors import RecipeError, option
 
 __all__ = ["Rule", "first_match", "reader_of_rules"]
 
@@ -39,7 +39,7 @@ def reader_of_rules(
         if not imported.formats:
             raise RecipeError(
                 f"No rule of {where} finds a tensor of the model: the first is {rules[0].regex.pattern[:80]!r}.",
-                "Give the model that the rules are for, or the right --from.",
+                f"Give the model that the rules are for, or the right {option('from')}.",
             )
         return imported
 

@@ -10,7 +10,7 @@ import io
 import re
 
 from planner.dialects.dialect import Dialect, ExportContext, Exported, ImportContext, Imported, with_own_names
-from planner.errors import RecipeError
+from planner.errors import RecipeError, option
 from planner.recipe import Recipe
 
 __all__ = ["DIALECT", "is_table", "read_rows", "read_table"]
@@ -24,7 +24,9 @@ _COLUMNS = ("tensor", "format", "bytes", "err", "loss", "why")
 def _write(recipe: Recipe, context: ExportContext) -> Exported:
     """Return the table; every tensor is a row, so `compact` is refused. Raises RecipeError."""
     if context.compact:
-        raise RecipeError("A table has a row for every tensor, which cannot be merged.", "Leave --compact out.")
+        raise RecipeError(
+            "A table has a row for every tensor, which cannot be merged.", f"Leave {option('compact')} out."
+        )
     rows = [",".join(_COLUMNS)]
     for choice in recipe.tensors:
         numbers = ("" if value is None else repr(value) for value in (choice.err, choice.loss))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import UsageError
+from planner.errors import UsageError, option
 from planner.formats.family import Family
 from planner.formats.ggml import (
     Format,
@@ -63,7 +63,9 @@ class _Gguf(Family):
     def named(self, name: str) -> Format:
         plain = name.strip().lower()
         if plain in AFFINE:
-            raise UsageError(f"{plain} is a format of MLX, which no GGUF can have.", "Plan for MLX with --family mlx.")
+            raise UsageError(
+                f"{plain} is a format of MLX, which no GGUF can have.", f"Plan for MLX with {option('family', 'mlx')}."
+            )
         return format_named(name)
 
     def choose(self, choice: str | Sequence[str]) -> tuple[Format, ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import ImatrixError
+from planner.errors import ImatrixError, option
 from planner.files import Output, check_destinations
 from planner.gguf.metadata import encode_pair
 from planner.gguf.reader import DEFAULT_ALIGNMENT
@@ -114,7 +114,9 @@ def _legacy_values(entry: TensorSums, chunk_size: int) -> tuple[int, Floats]:
     with np.errstate(over="ignore"):
         scaled: Floats = (means * np.float32(calls)).astype("<f4").reshape(-1)
     if not np.isfinite(scaled).all():
-        raise ImatrixError("The sums are too large for a legacy file.", "Leave --output-format out: GGUF holds them.")
+        raise ImatrixError(
+            "The sums are too large for a legacy file.", f"Leave {option('output_format')} out: GGUF holds them."
+        )
     return calls, scaled
 
 

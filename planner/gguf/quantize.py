@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import KernelError, ModelError, RecipeError, UsageError
+from planner.errors import KernelError, ModelError, RecipeError, UsageError, option
 from planner.files import Output, check_destinations
 from planner.formats.ggml import Format, format_named, quantize_rows, rows_are_valid
 from planner.gguf.health import all_finite
@@ -136,7 +136,7 @@ def _check_change(
     if model.format(tensor).quantized and not allow_requantize:
         raise RecipeError(
             f"{tensor.name} is quantized already ({tensor.format}).",
-            "Start from the F16, BF16 or F32 model; --allow-requantize accepts the loss of doing it twice.",
+            f"Start from the F16, BF16 or F32 model; {option('allow_requantize')} accepts the loss of doing it twice.",
         )
     fmt.check_rows(tensor.name, tensor.row_length)
     has_weights = imatrix is not None and imatrix.covers(tensor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from planner.errors import UsageError
+from planner.errors import UsageError, option
 from planner.gguf import open_model, read_imatrix
 from planner.measure import Settings
 from planner.measure.inventory import take_inventory
@@ -30,7 +30,9 @@ def open_basis(model: Path | None, imatrix: Path | None, state: Path | None) -> 
     Raises UsageError for what does not go together, and the errors of the files' readers.
     """
     if imatrix is not None and model is None:
-        raise UsageError("--imatrix goes with --model.", "Give the model too, or its --state.")
+        raise UsageError(
+            f"{option('imatrix')} goes with {option('model')}.", f"Give the model too, or its {option('state')}."
+        )
     given = None if model is None else inventory_of_model(model, imatrix)
     if state is None:
         return None if given is None else Basis(given, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from planner.errors import RecipeError, UsageError
+from planner.errors import RecipeError, UsageError, option
 from planner.evidence.add import add_divergences, add_fork_errors
 from planner.evidence.bpw_state import read_bpw_state
 from planner.evidence.kld_table import read_kld_table
@@ -39,5 +39,5 @@ def import_measurements(
             store.set_inventory(inventory_of_model(model, imatrix))
         inventory = inventory_of(store)
         if inventory is None:
-            raise UsageError(f"{state} holds no model yet.", "Give it with --model.")
+            raise UsageError(f"{state} holds no model yet.", f"Give it with {option('model')}.")
         return add_fork_errors(store, inventory, tried) if table is None else add_divergences(store, inventory, table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from planner.dialects.imports import known_formats, read_choices
-from planner.errors import UsageError
+from planner.errors import UsageError, option
 from planner.formats.registry import family_of
 from planner.gguf import open_model
 from planner.importing.basis import Basis, open_basis
@@ -46,13 +46,16 @@ def import_recipe(
     if source.has_measurements:
         raise UsageError(f"{source.where} holds measurements, not a choice of formats.", "Import it into a state file.")
     if basis is None:
-        raise UsageError("A recipe needs its model or its state to be worked out again.", "Give --model.")
+        raise UsageError("A recipe needs its model or its state to be worked out again.", f"Give {option('model')}.")
     return reassess(parse_recipe(source.text(), source.where), basis.inventory, basis.losses)
 
 
 def _of_dialect(source: Source, dialect: str, basis: Basis | None, *, nearest: bool) -> Assessment:
     if basis is None:
-        raise UsageError(f"{source.where} names types only: which model are they for?", "Give --model or --state.")
+        raise UsageError(
+            f"{source.where} names types only: which model are they for?",
+            f"Give {option('model')} or {option('state')}.",
+        )
     inventory = basis.inventory
     names = [tensor.name for tensor in inventory.tensors]
     rows = {tensor.name: tensor.row_length for tensor in inventory.tensors}
@@ -70,5 +73,7 @@ def _of_gguf(path: Path, basis: Basis | None, *, nearest: bool) -> Assessment:
     rows = {tensor.name: tensor.row_length for tensor in basis.inventory.tensors}
     known = known_formats(stored, str(path), nearest=nearest, rows=rows)
     made = assess(basis.inventory, known.formats, basis.losses, why=f"imported from {path.name}")
-    own = (f"This recipe is for {path.name} itself, which cannot be quantized: give the original with --model.",)
+    own = (
+        f"This recipe is for {path.name} itself, which cannot be quantized: give the original with {option('model')}.",
+    )
     return Assessment(made.recipe, (*known.notes, *made.notes, *(own if useless else ())))

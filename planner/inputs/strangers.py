@@ -7,6 +7,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from planner.errors import option
+
 __all__ = ["Stranger", "is_legacy_imatrix", "looks_like_a_piece", "stranger"]
 
 
@@ -42,7 +44,6 @@ _MAGICS = {
     b"MZqFpD": Stranger("a llamafile, a program with a model in it", "Take the model out: unzip FILE '*.gguf'."),
     b"MZ": Stranger("a program for Windows", _OTHER),
     b"\x7fELF": Stranger("a program", _OTHER),
-    b"SQLite format 3\0": Stranger("a database, such as a state file of `planner measure`", "Give it with --state."),
     b"_logits_": Stranger("a file of log-probabilities", "Give it to `planner evaluate`."),
 }
 _PACKED = {
@@ -76,7 +77,9 @@ def stranger(head: bytes, size: int) -> Stranger | None:
     if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{" and b"\0" not in head:
         return Stranger("JSON, such as a recipe or a model's config.json", _OTHER)
     if is_legacy_imatrix(head):
-        return Stranger("an importance matrix of the older kind", "Give the model, and this file with --imatrix.")
+        return Stranger(
+            "an importance matrix of the older kind", f"Give the model, and this file with {option('imatrix')}."
+        )
     return None
 
 

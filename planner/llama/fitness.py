@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from planner.errors import ModelError, UsageError
+from planner.errors import ModelError, UsageError, option
 from planner.gguf import Model, ids_beyond, vocabulary_fault
 from planner.llama.library import llama
 
@@ -113,7 +113,8 @@ def remarks(model: Model, *, context: int, gpu_layers: int) -> list[str]:
         found.append(f"The model was trained on {length:,} tokens at most: a context of {context:,} is beyond.")
     if gpu_layers and not llama().llama_supports_gpu_offload():
         found.append(
-            f"-ngl {gpu_layers} has no effect: this llama-cpp-python was built without a GPU. All runs on the CPU."
+            f"{option('gpu_layers', gpu_layers)} has no effect: this llama-cpp-python was built without a GPU. "
+            "All runs on the CPU."
         )
     return found
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.closing import Closing
-from planner.errors import InferenceError, ModelError
+from planner.errors import InferenceError, ModelError, option
 from planner.gguf import alphabet, open_model
 from planner.lastwords import note
 from planner.llama.fitness import check_ends, check_model, check_text, learned_positions, runs_backwards
@@ -187,7 +187,7 @@ class LoadedModel(Closing):
         if status:
             raise InferenceError(
                 f"llama.cpp could not run {self.path} (status {status}): {last_complaint()}",
-                "It may have run out of memory: try a shorter --ctx.",
+                f"It may have run out of memory: try a shorter {option('ctx')}.",
             )
         rows = int(outputs.sum())
         if not rows:
@@ -247,7 +247,7 @@ class LoadedModel(Closing):
         if not self._context:
             raise InferenceError(
                 f"llama.cpp cannot make a context of {parameters.n_ctx} tokens for {self.path}: {last_complaint()}",
-                "It may need more memory: try a shorter --ctx.",
+                f"It may need more memory: try a shorter {option('ctx')}.",
             )
         self._batch = api.llama_batch_init(self.batch_tokens, 0, memory.sequences if memory.shared else 1)
 

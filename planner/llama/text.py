@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import UsageError
+from planner.errors import UsageError, option
 from planner.gguf import Model
 from planner.inputs import reading
 from planner.llama.engine import Engine, cut
@@ -39,7 +39,7 @@ def spread_windows(engine: Engine, text: Path, context: int, tokens: int, repeat
     if len(windows) < count:
         raise UsageError(
             f"{text} has {len(read):,} tokens, and {count * context:,} are needed: {count} windows of {context:,}.",
-            "Give a longer text; planner sensitivity takes less with --tokens.",
+            f"Give a longer text; planner sensitivity takes less with {option('tokens')}.",
         )
     chosen = np.linspace(0, len(windows), count, endpoint=False).astype(int)
     return [windows[chosen[number::repeat]] for number in range(repeat)]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from planner.errors import ModelError, UsageError
+from planner.errors import ModelError, UsageError, option
 from planner.formats.ggml import Format, formats
 from planner.formats.registry import Family
 from planner.gguf import Coverage, Imatrix, Model, Tensor, requires_imatrix, why_left_alone
@@ -87,7 +87,8 @@ def find_blocks(
                 raise _quantized(target.tensor)
         raise UsageError(
             f"No tensor of {model.path} can be stored as {', '.join(fmt.name for fmt in candidates)}.",
-            "Allow more --types: blocks of some do not fill the rows, and some need an imatrix (--imatrix).",
+            f"Allow more {option('types')}: blocks of some do not fill the rows, and some need an imatrix "
+            f"({option('imatrix')}).",
         )
     return list(blocks.values())
 
@@ -95,7 +96,7 @@ def find_blocks(
 def _quantized(tensor: Tensor) -> ModelError:
     return ModelError(
         f"{tensor.name} is {tensor.format}, quantized already: quantizing again loses more than it must.",
-        "Start from the F16, BF16 or F32 model, or insist with --allow-requantize.",
+        f"Start from the F16, BF16 or F32 model, or insist with {option('allow_requantize')}.",
     )
 
 
@@ -122,8 +123,8 @@ def notes_on(blocks: Iterable[Block], coverage: Coverage | None) -> list[str]:
     if kept:
         kinds = ", ".join(f"{count} in {kind}" for kind, count in kept.items())
         notes.append(
-            f"Tensors that are quantized already stay as they are ({kinds}). With --allow-requantize they can become "
-            "other types too, which loses more than quantizing them once."
+            f"Tensors that are quantized already stay as they are ({kinds}). With {option('allow_requantize')} they "
+            "can become other types too, which loses more than quantizing them once."
         )
     if coverage is not None and coverage.without:
         notes.append(

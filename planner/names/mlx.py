@@ -5,7 +5,7 @@ Paths are those of mlx-lm's own models, which stack experts where transformers h
 
 from __future__ import annotations
 
-from planner.errors import RecipeError, UsageError
+from planner.errors import RecipeError, UsageError, option
 from planner.names.gguf import role_of
 from planner.names.transformers import ARCHITECTURES, module_of
 
@@ -41,7 +41,7 @@ def check_architecture(architecture: str) -> None:
     if architecture not in ARCHITECTURES:
         raise UsageError(
             f"MLX recipes are not possible for {architecture} models: where mlx-lm has their tensors is not known.",
-            f"Known are {', '.join(sorted(ARCHITECTURES))}. Leave --family out to plan for GGUF.",
+            f"Known are {', '.join(sorted(ARCHITECTURES))}. Leave {option('family')} out to plan for GGUF.",
         )
 
 

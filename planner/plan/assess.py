@@ -15,7 +15,7 @@ from planner.plan.losses import Losses
 from planner.recipe import Choice, Recipe
 from planner.recipe.recount import describe_change
 from planner.terms import FamilyName
-from planner.text import some
+from planner.text import command, some
 from state import Inventory, TensorRecord
 
 __all__ = ["Assessment", "assess", "reassess"]
@@ -129,11 +129,8 @@ def _notes(
         notes.append(f"{some(replaced)}: the blocks of what was asked do not fill the rows; llama.cpp's substitute.")
     if unknown:
         types = sorted({choice.format for choice in recipe.tensors if choice.loss is None})
-        notes.append(
-            f"{some(unknown)}: no error was measured, so the loss is not known. "
-            "Measure it: "
-            + " ".join(("planner measure MODEL", *family_named(recipe.family).option, "--types", ",".join(types)))
-        )
+        again = ("planner", "measure", "MODEL", *family_named(recipe.family).option, "--types", ",".join(types))
+        notes.append(f"{some(unknown)}: no error was measured, so the loss is not known. Measure it: {command(*again)}")
     return notes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from planner.errors import UsageError
+from planner.errors import UsageError, option
 from planner.formats.ggml import Format
 from planner.formats.registry import all_formats
 from planner.plan.losses import Losses
@@ -58,8 +58,8 @@ class Candidates:
     ) -> None:
         self.fixed = [tensor for tensor in inventory.tensors if tensor.left_alone is not None]
         by_name = {tensor.name: tensor for tensor in inventory.tensors}
-        self.pins = {name: rules[0] for name, rules in match_rules(pins, inventory, "--pin", exclusive=True).items()}
-        self._bounds = match_rules(floors, inventory, "--min"), match_rules(caps, inventory, "--max")
+        self.pins = {name: rules[0] for name, rules in match_rules(pins, inventory, "pin", exclusive=True).items()}
+        self._bounds = match_rules(floors, inventory, "min"), match_rules(caps, inventory, "max")
         self._allowed = None if allowed is None else {fmt.name for fmt in allowed}
         self._losses = losses
         self._measured: dict[str, list[str]] = {}
@@ -77,7 +77,8 @@ class Candidates:
             can = [f"{tensor.name} can be {', '.join(own)}" for tensor, own in zip(tensors, each, strict=True)]
             raise UsageError(
                 f"No format is possible for all that is tied: {'; '.join(can[:4])}{'; ...' if can[4:] else ''}.",
-                "Loosen --tie, --pin, --min or --max there, or allow more --types.",
+                f"Loosen {option('tie')}, {option('pin')}, {option('min')} or {option('max')} there, or allow more "
+                f"{option('types')}.",
             )
         options = [tuple(other[name] for other in each) for name in common]
         options.sort(key=lambda option: (sum(entry.nbytes for entry in option), sum(entry.loss for entry in option)))
@@ -112,7 +113,7 @@ class Candidates:
             raise UsageError(
                 f"No format of {tensor.name} satisfies {', '.join(rule.text for rule in (*floors, *caps))}: "
                 f"there are {_listed(candidates)}.",
-                "Widen --min or --max, or allow more --types.",
+                f"Widen {option('min')} or {option('max')}, or allow more {option('types')}.",
             )
         return within
 
@@ -120,7 +121,7 @@ class Candidates:
 def _pinned(tensor: TensorRecord, rule: Rule, candidates: Sequence[Candidate]) -> Candidate:
     if not rule.format.fits(tensor.row_length):
         raise UsageError(
-            f"--pin {rule.text}: {tensor.name} has rows of {tensor.row_length} weights, no whole number of "
+            f"{option('pin', rule.text)}: {tensor.name} has rows of {tensor.row_length} weights, no whole number of "
             f"{rule.format.name}'s blocks of {rule.format.block}.",
             f"Pin it to a format with smaller blocks: {_listed(candidates)}.",
         )
@@ -128,7 +129,7 @@ def _pinned(tensor: TensorRecord, rule: Rule, candidates: Sequence[Candidate]) -
         if entry.format.name == rule.format.name:
             return entry
     raise UsageError(
-        f"--pin {rule.text}: {tensor.name} was not measured in {rule.format.name}.",
+        f"{option('pin', rule.text)}: {tensor.name} was not measured in {rule.format.name}.",
         f"Give the model, so that it can be measured, or pin it to one of: {_listed(candidates)}. "
         "A type of 3 bits and below needs the tensor's imatrix entry.",
     )
@@ -141,6 +142,6 @@ def _listed(candidates: Sequence[Candidate]) -> str:
 def _check_fixed(tensor: TensorRecord, rule: Rule) -> None:
     if rule.format.name != tensor.source_format:
         raise UsageError(
-            f"--pin {rule.text}: llama.cpp leaves {tensor.name} as it is ({tensor.left_alone}).",
+            f"{option('pin', rule.text)}: llama.cpp leaves {tensor.name} as it is ({tensor.left_alone}).",
             "Make the pattern narrower, so that it does not find this tensor.",
         )

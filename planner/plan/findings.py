@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from planner.errors import StateFileError, UsageError
+from planner.errors import StateFileError, UsageError, option
 from planner.formats.ggml import formats
 from planner.formats.registry import family_named
 from planner.plan.losses import Losses, observations, subject_of
@@ -130,7 +130,7 @@ def inventory_of(store: Store) -> Inventory | None:
         if fmt is None or not fmt.fits(tensor.row_length):
             raise StateFileError(
                 f"What the state holds cannot be: {tensor.name}, stored in {tensor.source_format}.",
-                "Measure the model again, into a new --state.",
+                f"Measure the model again, into a new {option('state')}.",
             )
     return inventory
 

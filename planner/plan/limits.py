@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from planner.errors import UsageError
+from planner.errors import UsageError, option
 from planner.names.gguf import is_expert, role_of
 from planner.plan.candidates import Candidates, TiedGroup
 from planner.plan.rules import Device, assign_devices
@@ -16,6 +16,7 @@ from state import Inventory, TensorRecord
 __all__ = ["ACTIVE", "BPW", "FILE", "SizeLimit", "causes", "check_names", "size_limits"]
 
 FILE, BPW, ACTIVE = "file", "bpw", "active"  # limits that no device may be called like
+_ASKED_BY = {FILE: "budget", BPW: "bpw", ACTIVE: "active_budget"}
 _DIGITS = 10_000  # bits per weight are printed to so many parts of one
 
 
@@ -23,12 +24,11 @@ _DIGITS = 10_000  # bits per weight are printed to so many parts of one
 class SizeLimit:
     """At most `capacity` bytes, or bits where `elements` (those of the whole model) is given.
 
-    `option` is how a user asks for it; `weigh` says what a tensor stored in so many bytes counts for; `overhead` is
+    `weigh` says what a tensor stored in so many bytes counts for; `overhead` is
     what counts whatever is chosen: metadata, and the tensors that stay as they are.
     """
 
     name: str
-    option: str
     capacity: int
     overhead: int
     weigh: Callable[[TensorRecord, int], int]
@@ -39,6 +39,11 @@ class SizeLimit:
         """The limit as a user knows it."""
         amount = self.format_amount(self.capacity)
         return amount if self.name in (FILE, BPW) else f"{self.name}: {amount}"
+
+    @property
+    def asked_by(self) -> str:
+        """The option that asks for it."""
+        return option(_ASKED_BY[self.name]) if self.name in _ASKED_BY else option("device", self.name)
 
     def format_amount(self, amount: int | Fraction, *, up: bool = False) -> str:
         """An amount in words. Bits, and with `up` bytes too, are rounded up: a user may ask for what they say."""
@@ -70,12 +75,12 @@ def check_names(devices: Sequence[Device]) -> None:
     for device in devices:
         if device.name in (FILE, BPW, ACTIVE):
             raise UsageError(
-                f"--device {device.text}: {device.name!r} is what another limit is called.",
+                f"{option('device', device.text)}: {device.name!r} is what another limit is called.",
                 "Give the device another name.",
             )
         if device.name in seen:
             raise UsageError(
-                f"--device {device.text}: there is a device {device.name!r} already.",
+                f"{option('device', device.text)}: there is a device {device.name!r} already.",
                 "Give each a name of its own; a device of several patterns is written 'gpu:ONE|OTHER=SIZE'.",
             )
         seen.add(device.name)
@@ -98,20 +103,19 @@ def size_limits(
 
     def add(
         name: str,
-        option: str,
         capacity: int,
         weigh: Callable[[TensorRecord, int], int],
         header: int = 0,
         elements: int | None = None,
     ) -> None:
         overhead = header + sum(weigh(tensor, tensor.nbytes) for tensor in fixed)
-        limits.append(SizeLimit(name, option, capacity, overhead, weigh, elements))
+        limits.append(SizeLimit(name, capacity, overhead, weigh, elements))
 
     if budget is not None:
-        add(FILE, "--budget", budget, lambda _, nbytes: align(nbytes, inventory.alignment), inventory.header_bytes)
+        add(FILE, budget, lambda _, nbytes: align(nbytes, inventory.alignment), inventory.header_bytes)
     if bpw is not None:
         elements = sum(tensor.elements for tensor in inventory.tensors)
-        add(BPW, "--bpw", int(bpw * elements), lambda _, nbytes: 8 * nbytes, elements=elements)
+        add(BPW, int(bpw * elements), lambda _, nbytes: 8 * nbytes, elements=elements)
     where = assign_devices(devices, inventory)
     for device in devices:
         mine = {name for name, owner in where.items() if owner is device}
@@ -119,10 +123,10 @@ def size_limits(
         def on_device(tensor: TensorRecord, nbytes: int, mine: set[str] = mine) -> int:
             return align(nbytes, inventory.alignment) if tensor.name in mine else 0
 
-        add(device.name, f"--device {device.name}", device.capacity, on_device)
+        add(device.name, device.capacity, on_device)
     if active is not None:
         shares = _active_shares(inventory)
-        add(ACTIVE, "--active-budget", active, lambda tensor, nbytes: -(-nbytes * shares[tensor.name] // 1))
+        add(ACTIVE, active, lambda tensor, nbytes: -(-nbytes * shares[tensor.name] // 1))
     return limits
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from planner.errors import BudgetError, StateFileError, UsageError
+from planner.errors import BudgetError, StateFileError, UsageError, option
 from planner.formats.ggml import Format
 from planner.formats.registry import family_named
 from planner.plan.accounting import compose_recipe, left_alone
@@ -79,6 +79,10 @@ class Plan:
     def seconds(self) -> float:
         """How long solving took."""
         return self.solved.solution.seconds
+
+    def __repr__(self) -> str:
+        limits = "; ".join(f"{limit.name} {limit.used:,} of {limit.capacity:,}" for limit in self.limits)
+        return f"<Plan: {self.recipe!r}, gap {self.recipe.gap:.2g}, {limits}>"
 
     @property
     def source(self) -> Source:
@@ -188,9 +192,11 @@ def _solve(inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLi
     except InfeasibleError as error:
         raise _conflict(error.analysis, limits, inventory, candidates) from error
     except ProblemError as error:
-        raise UsageError(f"{error}.", "Check --method, --gap and --time-limit.") from error
+        raise UsageError(
+            f"{error}.", f"Check {option('method')}, {option('gap')} and {option('time_limit')}."
+        ) from error
     if solution.picks is None:
-        raise BudgetError("No recipe was found in time.", "Give more time with --time-limit.")
+        raise BudgetError("No recipe was found in time.", f"Give more time with {option('time_limit')}.")
     return Solved(
         problem, solution, {tensor.name: group.name for group in candidates.groups for tensor in group.tensors}
     )
@@ -223,7 +229,7 @@ def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[Size
         )
     except ProblemError as error:
         raise StateFileError(
-            f"What the state holds cannot be: {error}.", "Measure the model again, into a new --state."
+            f"What the state holds cannot be: {error}.", f"Measure the model again, into a new {option('state')}."
         ) from error
 
 
@@ -236,12 +242,12 @@ def _conflict(
     def raised(change: Change) -> str:
         enough = "" if change.least else " (a little less may do)"
         return " and ".join(
-            f"{by_name[name].option} to {by_name[name].format_amount(value + by_name[name].overhead, up=True)}"
+            f"{by_name[name].asked_by} to {by_name[name].format_amount(value + by_name[name].overhead, up=True)}"
             for name, value in change.capacities.items()
         ) + enough  # fmt: skip
 
     cures = ", or ".join(map(raised, analysis.changes)) or "one of them"
-    remedy = f"Raise {cures}; or allow smaller formats with --types, --pin and --min."
+    remedy = f"Raise {cures}; or allow smaller formats with {option('types')}, {option('pin')} and {option('min')}."
     if len(analysis.limits) > 1:
         names = "; ".join(by_name[name].title for name in analysis.limits)
         return BudgetError(f"These limits cannot hold together: {names}.", remedy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from planner.errors import UsageError
+from planner.errors import UsageError, option
 from planner.formats.ggml import Format
 from planner.plan.limits import check_names
 from planner.plan.rules import Device, Rule, Tie
@@ -41,7 +41,8 @@ class PlanRequest:
         """Raises UsageError for no limit, and for limits of the same name."""
         if self.budget is None and self.bpw is None and self.active is None and not self.devices:
             raise UsageError(
-                "Give the size that is wanted: --budget, --bpw, --device or --active-budget.",
-                "For example --budget 23.85GB or --bpw 4.5.",
+                f"Give the size that is wanted: {option('budget')}, {option('bpw')}, {option('device')} or "
+                f"{option('active_budget')}.",
+                f"For example {option('budget', '23.85GB')} or {option('bpw', 4.5)}.",
             )
         check_names(self.devices)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from planner.errors import UsageError
+from planner.errors import UsageError, option
 from planner.formats.ggml import Format
 from planner.formats.registry import family_named
 from planner.names.gguf import FUSED, block_prefix
@@ -15,7 +15,18 @@ from planner.sizes import parse_size
 from planner.terms import FamilyName
 from state import Inventory
 
-__all__ = ["Device", "Rule", "Tie", "assign_devices", "match_rules", "parse_device", "parse_rule", "parse_tie", "tied"]
+__all__ = [
+    "Device",
+    "Rule",
+    "Tie",
+    "assign_devices",
+    "match_rules",
+    "parse_device",
+    "parse_rule",
+    "parse_tie",
+    "pinned_formats",
+    "tied",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,26 +94,37 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def match_rules(
-    rules: Sequence[Rule], inventory: Inventory, option: str, *, exclusive: bool = False
+    rules: Sequence[Rule], inventory: Inventory, kind: str, *, exclusive: bool = False
 ) -> dict[str, list[Rule]]:
-    """Tensor → the rules that apply to it. A rule speaks of what llama.cpp would quantize; only an `exclusive` one (a
-    pin) that finds nothing else speaks of tensors that are left alone.
+    """Tensor → the rules that apply to it, given by the option `kind`. A rule speaks of what llama.cpp would quantize;
+    only an `exclusive` one (a pin) that finds nothing else speaks of tensors that are left alone.
 
     Raises UsageError for a rule that finds no tensor, and for exclusive rules that contradict each other.
     """
     left_alone = {tensor.name for tensor in inventory.tensors if tensor.left_alone is not None}
     found: dict[str, list[Rule]] = {}
     for rule in rules:
-        hits = _hits(rule.pattern, inventory, f"{option} {rule.text}")
+        hits = _hits(rule.pattern, inventory, kind, rule.text)
         free = [name for name in hits if name not in left_alone]
         for name in free or (hits if exclusive else []):
             before = found.setdefault(name, [])
             if before and exclusive and before[0].format is not rule.format:
                 raise UsageError(
-                    f"{option} {before[0].text} and {option} {rule.text} contradict each other for {name}.",
+                    f"{option(kind, before[0].text)} and {option(kind, rule.text)} contradict each other for {name}.",
                     "Make one of the patterns narrower.",
                 )
             before.append(rule)
+    return found
+
+
+def pinned_formats(pins: Iterable[Rule], names: Iterable[str]) -> dict[str, list[Format]]:
+    """Tensor → the formats that pins give it, which it has to be measured in."""
+    found: dict[str, list[Format]] = {}
+    every = list(names)
+    for rule in pins:
+        for name in every:
+            if rule.pattern.search(name):
+                found.setdefault(name, []).append(rule.format)
     return found
 
 
@@ -110,10 +132,10 @@ def assign_devices(devices: Sequence[Device], inventory: Inventory) -> dict[str,
     """Tensor → the first device whose pattern finds it. Raises UsageError for a device that gets no tensor."""
     found: dict[str, Device] = {}
     for device in devices:
-        fresh = [name for name in _hits(device.pattern, inventory, f"--device {device.text}") if name not in found]
+        fresh = [name for name in _hits(device.pattern, inventory, "device", device.text) if name not in found]
         if not fresh:
             raise UsageError(
-                f"--device {device.text}: devices before it have taken every tensor that it matches.",
+                f"{option('device', device.text)}: devices before it have taken every tensor that it matches.",
                 "Put the narrower pattern first.",
             )
         found.update(dict.fromkeys(fresh, device))
@@ -146,7 +168,8 @@ def tied(ties: Sequence[Tie], inventory: Inventory) -> list[list[str]]:
                     leader[find(name)] = find(first)
         if not (joined or (found and text == _FUSED_NAME)):
             raise UsageError(
-                f"--tie {text} joins nothing: no block has two tensors that it finds and that may be quantized.",
+                f"{option('tie', text)} joins nothing: no block has two tensors that it finds and that may be "
+                "quantized.",
                 r"A tie is for tensors of one block; write for example '\.attn_[qkv]\.'.",
             )
     groups: dict[str, list[str]] = {}
@@ -155,13 +178,13 @@ def tied(ties: Sequence[Tie], inventory: Inventory) -> list[list[str]]:
     return list(groups.values())
 
 
-def _hits(pattern: re.Pattern[str], inventory: Inventory, option: str) -> list[str]:
+def _hits(pattern: re.Pattern[str], inventory: Inventory, kind: str, text: str) -> list[str]:
     names = [tensor.name for tensor in inventory.tensors]
     hits = [name for name in names if pattern.search(name)]
     if not hits:
         near = difflib.get_close_matches(pattern.pattern.replace("\\", ""), names, n=3, cutoff=0.3)
         raise UsageError(
-            f"{option}: no tensor's name matches.",
+            f"{option(kind, text)}: no tensor's name matches.",
             f"Near names: {', '.join(near)}." if near else "`planner inspect` lists the names.",
         )
     return hits

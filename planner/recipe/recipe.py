@@ -6,6 +6,7 @@ One tensor a line, in the model's order, so that a diff of two recipes can be re
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from math import prod
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from planner.errors import OutputError, RecipeError
+from planner.errors import OutputError, RecipeError, option
 from planner.files import write_atomically
 from planner.formats.ggml import file_type_of
 from planner.inputs.reading import look
@@ -113,6 +114,17 @@ class Recipe(_Record):
             return 1.0
         return max(0.0, 1 - self.bound / self.loss) if self.loss > 0 else 0.0
 
+    def save(self, path: str | os.PathLike[str], *, force: bool = True) -> None:
+        """Write it as JSON, atomically; over what is there, unless `force` is off. Raises OutputError."""
+        save_recipe(self, Path(path), force=force)
+
+    def __repr__(self) -> str:
+        loss = "not known" if self.loss is None else f"{self.loss:.6g} by {self.sensitivity}"
+        size = f"{len(self.tensors)} tensors, {self.size:,} bytes, {self.bpw:.4f} bpw"
+        return f"<Recipe of {self.model.name}: {size}, loss {loss}>"
+
+    __str__ = __repr__
+
 
 def recipe_schema() -> dict[str, Any]:
     """The JSON Schema of the file (docs/recipe.schema.json)."""
@@ -123,7 +135,7 @@ def recipe_schema() -> dict[str, Any]:
 def save_recipe(recipe: Recipe, path: Path, *, force: bool = True) -> None:
     """Write a recipe as JSON, atomically. Raises OutputError."""
     if path.exists() and not force:
-        raise OutputError(f"{path} exists.", "Choose another name, or overwrite it with --force.")
+        raise OutputError(f"{path} exists.", f"Choose another name, or overwrite it with {option('force')}.")
     data = recipe.model_dump(mode="json")
     tensors = data.pop("tensors")
     if recipe.family == "gguf":

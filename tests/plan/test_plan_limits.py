@@ -136,7 +136,7 @@ def test_plans_under_several_limits_are_the_best_of_all_recipes(mixtures, which,
 
 
 OPTIONS = {
-    "--slow": "slow",
+    "--device slow": "slow",
     "--budget": "file",
     "--active-budget": "active",
     "--device gpu": "gpu",
@@ -192,9 +192,7 @@ def test_limits_that_stand_against_each_other(mixtures, monkeypatch):
         found = size_limits(inventory, fixed, **request)
         return [
             *found,
-            SizeLimit(
-                "slow", "--slow", 150_000, slow.of(tiny, {}), lambda tensor, nbytes: slow.weigh(tensor.name, nbytes)
-            ),
+            SizeLimit("slow", 150_000, slow.of(tiny, {}), lambda tensor, nbytes: slow.weigh(tensor.name, nbytes)),
         ]
 
     monkeypatch.setattr("planner.plan.plan.size_limits", with_slow)

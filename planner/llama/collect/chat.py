@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import UsageError
+from planner.errors import UsageError, option
 from planner.inputs.reading import read_text
 from planner.llama.collect.rendering import Renderer
 from planner.llama.engine import Engine
@@ -56,7 +56,8 @@ def chat_tokens(engine: Engine, path: Path) -> NDArray[np.int32]:
     source = engine.chat_template
     if source is None:
         raise UsageError(
-            f"{engine.path} has no chat template.", "Give text with --text; rendered already, with --parse-special."
+            f"{engine.path} has no chat template.",
+            f"Give text with {option('text')}; rendered already, with {option('parse_special')}.",
         )
     bos = engine.token_text(engine.bos) if engine.bos >= 0 else ""
     eos = engine.token_text(engine.eos) if engine.eos >= 0 else ""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import InferenceError, UsageError
+from planner.errors import InferenceError, UsageError, option
 from planner.files import Output
 from planner.gguf.sums import Sums, TensorSums
 from planner.inputs.reading import open_regular
@@ -57,8 +57,8 @@ class Checkpoint:
                 "Remove it to begin anew.",
             ) from error
         raise UsageError(
-            f"{self.path} is the progress of another run, which differs in {' and '.join(changed)}.",
-            "Remove it or give --force to begin anew, or give another name with -o.",
+            f"{self.path} is the progress of another run, which differs in {' and '.join(map(_called, changed))}.",
+            f"Remove it or give {option('force')} to begin anew, or give another name with {option('output')}.",
         )
 
     def save(self, done: int, texts: Mapping[str, tuple[int, int]], sums: Sums) -> None:
@@ -86,6 +86,11 @@ class Checkpoint:
     def remove(self) -> None:
         """Remove the file: the run is complete."""
         self.path.unlink(missing_ok=True)
+
+
+def _called(part: str) -> str:
+    """A part of a run as a user knows it: the file has options as the command line spells them."""
+    return option(part[2:].replace("-", "_")) if part.startswith("--") else part
 
 
 def _arrays(sums: Sums) -> Iterator[NDArray[np.generic]]:

@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from planner.closing import Closing
-from planner.errors import InferenceError, ModelError, PlannerError, UsageError
+from planner.errors import InferenceError, ModelError, PlannerError, UsageError, option
 
 __all__ = ["Renderer"]
 
@@ -25,7 +25,10 @@ _LOADING = 60.0  # seconds that Python and Jinja may take
 _SAVED = 5.0  # seconds that a template may have in reserve
 _EACH, _PER_BYTE = 0.02, 1e-6  # seconds for a conversation: twenty times what they take
 _TEXT, _TIMES = 1 << 18, 64  # characters of a rendered conversation: so many, and so many times its own
-_REMEDY = "Give text that is rendered already: --text FILE --parse-special."
+
+
+def _remedy() -> str:
+    return f"Give text that is rendered already: {option('text', 'FILE')} {option('parse_special')}."
 
 
 class Renderer(Closing):
@@ -37,7 +40,7 @@ class Renderer(Closing):
 
     def __init__(self, model: str, source: str, *, bos: str, eos: str, now: str) -> None:
         if importlib.util.find_spec("jinja2") is None:
-            raise InferenceError("jinja2 is needed for --chat.", "pip install 'gguf-planner[llama]'")
+            raise InferenceError(f"jinja2 is needed for {option('chat')}.", "pip install 'gguf-planner[llama]'")
         self._model, self._left = model, _SAVED
         path = os.pathsep.join(entry for entry in sys.path if entry)
         self._process = subprocess.Popen(
@@ -53,7 +56,7 @@ class Renderer(Closing):
             raise
         if (failure := answer.get("failure")) is not None:
             self.close()
-            raise ModelError(f"{model}: its chat template cannot be read: {failure}.", _REMEDY)
+            raise ModelError(f"{model}: its chat template cannot be read: {failure}.", _remedy())
 
     def close(self) -> None:
         """End the process; a second call does nothing."""
@@ -120,4 +123,4 @@ class Renderer(Closing):
         raise self._too_much(f"ended the process that ran it (status {process.wait()})", where)
 
     def _too_much(self, what: str, where: str) -> PlannerError:
-        return ModelError(f"{self._model}: its chat template {what}, for {where}.", _REMEDY)
+        return ModelError(f"{self._model}: its chat template {what}, for {where}.", _remedy())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from planner.closing import Closing
 from planner.digests import stamp
-from planner.errors import UsageError
+from planner.errors import UsageError, option
 from planner.gguf import Imatrix, Model
 from planner.gguf.sums import merge_imatrices
 from planner.llama.collect.chat import chat_tokens
@@ -124,7 +124,7 @@ def _text(path: Path, tokens: NDArray[np.int32], request: CollectRequest) -> Tex
     if not len(windows):
         raise UsageError(
             f"{path} is too short: {len(tokens):,} tokens, and a chunk is {request.context:,}.",
-            "Give a longer text, or shorter chunks with --ctx.",
+            f"Give a longer text, or shorter chunks with {option('ctx')}.",
         )
     return Text(str(path), windows)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.digests import digest, stamp
-from planner.errors import BaselineError, OutputError
+from planner.errors import BaselineError, OutputError, option
 from planner.files import write_atomically
 from planner.gguf import open_model
 from planner.llama.engine import Engine, cut
@@ -26,7 +27,7 @@ from planner.llama.evaluate.compare import Progress
 from planner.llama.library import llama_version
 from planner.text import command
 
-__all__ = ["BaselineRequest", "check_length", "kept", "record_kept"]
+__all__ = ["BaselineRequest", "check_length", "kept", "obtain", "record_kept"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ def kept(request: BaselineRequest, path: Path) -> Baseline | None:
         raise OutputError(
             f"{path} was not written by planner, or has changed since.",
             "To compare with what it holds, give it in place of the model: "
-            f"`{command('planner', 'evaluate', path, 'QUANT')}`. Else name another file with --kl-divergence-base.",
+            f"`{command('planner', 'evaluate', path, 'QUANT')}`. Else name another file with "
+            f"{option('kl_divergence_base')}.",
         )
     return Baseline.open(path) if note.get("key") == request.key() else None
 
@@ -90,7 +92,8 @@ def record_kept(request: BaselineRequest, engine: Engine, path: Path, progress: 
         if free < needed:
             raise OutputError(
                 f"{path.parent}: the log-probabilities need {needed:,} bytes, and {free:,} are free.",
-                "Take less text with --chunks, or name a file elsewhere with --kl-divergence-base.",
+                f"Take less text with {option('chunks')}, or name a file elsewhere with "
+                f"{option('kl_divergence_base')}.",
             )
     key = request.key()
     baseline = record(engine, windows, path, progress)
@@ -99,10 +102,25 @@ def record_kept(request: BaselineRequest, engine: Engine, path: Path, progress: 
     return baseline
 
 
+def obtain(
+    request: BaselineRequest, path: Path, open_engine: Callable[[Path], Engine], progress: Progress | None = None
+) -> tuple[Baseline, bool]:
+    """Return what is kept at `path` for this request, or else compute and keep it; and whether it had to be computed.
+
+    Raises what `kept`, `check_length` and `record_kept` raise.
+    """
+    found = kept(request, path)
+    if found is not None:
+        return found, False
+    check_length(request)
+    with open_engine(request.model) as engine:
+        return record_kept(request, engine, path, progress), True
+
+
 def _too_short(tokens: NDArray[np.int32], context: int) -> BaselineError:
     return BaselineError(
         f"The text has {len(tokens):,} tokens, and one window needs {context:,}.",
-        "Give a longer text, or a shorter --ctx.",
+        f"Give a longer text, or a shorter {option('ctx')}.",
     )
 
 

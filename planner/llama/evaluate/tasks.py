@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import BaselineError
+from planner.errors import BaselineError, option
 from planner.llama.branches import BranchedEngine
 from planner.llama.evaluate.baseline import no_numbers
 from planner.llama.evaluate.taskfiles import Task
@@ -93,7 +93,7 @@ def run_tasks(
         if prompt.tokens > engine.context:
             raise BaselineError(
                 f"Task {number} has {prompt.tokens:,} tokens, and {engine.context:,} fit.",
-                f"Give --ctx {-(-prompt.tokens // 4)}: tasks have four times as much.",
+                f"Give {option('ctx', -(-prompt.tokens // 4))}: tasks have four times as much.",
             )
     for some in _batches(engine, prompts):
         for prompt, found in zip(some, _run(engine, some), strict=True):

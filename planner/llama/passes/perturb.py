@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import InferenceError, UsageError
+from planner.errors import InferenceError, UsageError, option
 from planner.formats.ggml import Format, formats, quantize_rows
 from planner.formats.registry import round_trip
 from planner.gguf import Imatrix, Model
@@ -71,7 +71,7 @@ class Perturber:
                 if not np.array_equal(here, raw.reshape(-1)):
                     raise InferenceError(
                         f"{name} in llama.cpp's memory is not what {self._model.path} holds.",
-                        "Sensitivities cannot be measured on this backend: try -ngl 0.",
+                        f"Sensitivities cannot be measured on this backend: try {option('gpu_layers', 0)}.",
                     )
                 self._model.release(tensor, start, stop)
 

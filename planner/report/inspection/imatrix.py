@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.errors import ImatrixError
+from planner.errors import ImatrixError, option
 from planner.gguf import Coverage, Entry, Imatrix, Model, why_left_alone
 from planner.report.columns import by_role, labelled, percent, role_name, shown, table, wrapped
 from planner.text import some
@@ -194,7 +194,7 @@ def _coverage_text(coverage: CoverageFacts) -> list[str]:
         lines += labelled("Missing", by_role(coverage.missing))
         if set(coverage.missing) <= {"token_embd.weight", "output.weight"}:
             lines += labelled(
-                "", "(usual: llama-imatrix sees no token embedding, and the output with --process-output)"
+                "", f"(usual: llama-imatrix sees no token embedding, and the output with {option('process_output')})"
             )
     differences: dict[str, list[str]] = {}
     for name, difference in coverage.mismatched.items():

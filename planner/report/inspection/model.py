@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from planner.errors import option
 from planner.gguf import Health, Model, Tensor, ids_beyond, vocabulary_fault, why_left_alone
 from planner.report.columns import counted, labelled, percent, role_name, shape_text, shown, table
 from planner.report.inspection.metadata import Entry, entries_of, metadata_text
@@ -217,7 +218,7 @@ def _head(facts: ModelFacts) -> list[str]:
 
 def _values(facts: ModelFacts) -> str:
     if not facts.scanned:
-        return "not read (--no-scan)"
+        return f"not read ({option('no_scan')})"
     healths = [tensor.values for tensor in facts.tensors if tensor.values is not None]
     if not healths:
         return "quantized, not looked at"

@@ -1,0 +1,127 @@
+"""Write a model as a recipe says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from planner.api.common import Progress, StrPath, check_number, model_at, size_in_bytes
+from planner.digests import recipe_digest
+from planner.errors import ImatrixError, RecipeError, option
+from planner.formats.ggml import formats
+from planner.formats.registry import family_named
+from planner.gguf import Imatrix, Model, read_imatrix
+from planner.gguf.provenance import provenance_pairs
+from planner.gguf.quantize import quantize_model
+from planner.recipe import Recipe
+from planner.recipe import load_recipe as read_recipe
+from planner.recipe.recount import recount
+from planner.report.inspection import unseen_text
+from planner.text import plain
+
+__all__ = ["Quantized", "load_recipe", "quantize"]
+
+
+def load_recipe(path: StrPath) -> Recipe:
+    """Read a recipe. Raises RecipeError for anything that is not one."""
+    return read_recipe(Path(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """The files that were written, the first part first, and their bytes in all; `promised` are those that the recipe
+    says for one file."""
+
+    paths: tuple[Path, ...]
+    bytes: int
+    promised: int
+
+
+def quantize(
+    model: StrPath | Model,
+    recipe: StrPath | Recipe,
+    out: StrPath,
+    *,
+    imatrix: StrPath | None = None,
+    force: bool = False,
+    keep_split: bool = False,
+    max_shard_size: str | int | None = None,
+    allow_requantize: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+) -> Quantized:
+    """Write a model with every tensor in the format that a recipe gives it, as llama-quantize would.
+
+    `imatrix` says where the recipe's imatrix is now, if it was moved. With `force`, files of the name are replaced.
+    `keep_split` writes as many parts as the model has, `max_shard_size` as many as needed. Progress is in bytes. `note`
+    is told what a user should know: edits of the recipe, tensors that the imatrix has not seen.
+
+    Raises RecipeError for a recipe that cannot be followed, ImatrixError for one that is missing or another, ModelError
+    for weights that cannot be quantized, OutputError for files that cannot be written; `out` is then as it was before.
+    """
+    check_number("threads", threads, 1)
+    tell = note or (lambda text: None)
+    given, where = _recipe(recipe)
+    dialect = family_named(given.family).exported_to
+    if dialect is not None:
+        raise RecipeError(
+            f"{where} is planned for MLX: no GGUF can have its formats.",
+            f"Export it: planner export RECIPE --to {dialect}. Or solve again without {option('family', 'mlx')}.",
+        )
+    plan, changes = recount(given)
+    for change in changes:
+        tell(plain(f"Edited: {change}"))
+    limit = size_in_bytes(max_shard_size)
+    with model_at(model) as opened:
+        if opened.digest != plan.model.digest:
+            raise RecipeError(
+                f"{where} is for another model: {plan.model.name} ({plan.model.path}), not {opened.path}.",
+                "Give that model, or solve again for this one.",
+            )
+        matrix = _recipe_imatrix(plan, where, imatrix)
+        if matrix is not None and (text := unseen_text(matrix, _changed(plan, opened))):
+            tell(f"{text}\nWeights that share a scale only with such ones are kept; llama-quantize would lose them.")
+        written = quantize_model(
+            opened, plan.formats, matrix, Path(out), file_type=plan.file_type,
+            extra=provenance_pairs(recipe_digest(plan.formats)), threads=threads, force=force, keep_split=keep_split,
+            max_shard_size=limit, allow_requantize=allow_requantize,
+            progress=None if progress is None else lambda step: progress(step.tensor, step.done, step.total),
+        )  # fmt: skip
+    return Quantized(written.paths, written.bytes, given.size)
+
+
+def _recipe_imatrix(plan: Recipe, where: str, given: StrPath | None) -> Imatrix | None:
+    """Return the imatrix that a recipe was made with, from where it says or where it is now. Raises ImatrixError, and
+    RecipeError for one that is given and was not used."""
+    if plan.imatrix is None:
+        if given is not None:
+            raise RecipeError(
+                f"{where} was made without an imatrix.", f"Leave {option('imatrix')} out, or solve again with it."
+            )
+        return None
+    path = Path(given or plan.imatrix.path)
+    if not path.exists():
+        raise ImatrixError(f"The recipe's imatrix {path} is not there.", f"Say where it is with {option('imatrix')}.")
+    matrix = read_imatrix(path)
+    if matrix.digest != plan.imatrix.digest:
+        raise ImatrixError(
+            f"{path} is not the imatrix that the recipe was made with.", "Give that one, or solve again."
+        )
+    # the name in the metadata is the recipe's, wherever the file lies now: the size was promised with it
+    return dataclasses.replace(matrix, given=plan.imatrix.path)
+
+
+def _changed(plan: Recipe, model: Model) -> list[str]:
+    """Return the tensors that kernels make something else of."""
+    known, source = formats(), {tensor.name: tensor.format for tensor in model.tensors}
+    return [
+        name for name, fmt in plan.formats.items() if fmt in known and known[fmt].quantized and source.get(name) != fmt
+    ]
+
+
+def _recipe(given: StrPath | Recipe) -> tuple[Recipe, str]:
+    """Return a recipe and what to call it in messages."""
+    return (given, "The recipe") if isinstance(given, Recipe) else (load_recipe(given), str(given))
