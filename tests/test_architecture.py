@@ -281,22 +281,24 @@ _COMMANDS = re.compile(r"`[^`]*`|\b(?:planner [a-z]+|llama-[a-z]+)(?: (?:MODEL|R
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """The texts of a module, with their lines: no docstrings, no words of command lines (elements of lists and tuples,
-    arguments of `command`), no keys of dictionaries."""
+    """The texts of a module, with their lines: no docstrings, no keys of dictionaries, no words of command lines, which
+    are elements of lists and tuples or arguments of `command`."""
     whole = tree(path)
-    passed_over = set()
+    passed_over, words = set(), set()
     for node in ast.walk(whole):
         if isinstance(node, ast.Expr):
             passed_over.add(node.value)
-        elif isinstance(node, ast.List | ast.Tuple):
-            passed_over |= set(node.elts)
         elif isinstance(node, ast.Dict):
             passed_over |= set(node.keys)
+        elif isinstance(node, ast.List | ast.Tuple):
+            words |= set(node.elts)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "command":
-            passed_over |= set(node.args)
+            words |= set(node.args)
     for node in ast.walk(whole):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in passed_over:
-            yield node.lineno, node.value
+            a_word = node in words and " " not in node.value
+            if not a_word:
+                yield node.lineno, node.value
 
 
 def options_of_commands() -> dict[str, set[str]]:

@@ -20,7 +20,7 @@ def other_contents(metadata: Metadata) -> tuple[str, str] | None:
     """Return what a file that is not a model holds, and what to do with it; None for a model."""
     kind, architecture = metadata.text("general.type"), metadata.text("general.architecture")
     if is_imatrix(metadata):
-        return "an importance matrix", "Give the model, and this file with --imatrix."
+        return "an importance matrix", f"Give the model, and this file with {option('imatrix')}."
     if architecture == "controlvector":
         return "a control vector", _STEERS
     if kind == "adapter" or "adapter.type" in metadata:
