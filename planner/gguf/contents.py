@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.errors import option
 from planner.gguf.metadata import Metadata
 
 __all__ = ["contents_of", "is_encoder", "is_imatrix", "other_contents"]

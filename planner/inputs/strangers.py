@@ -60,6 +60,9 @@ _PIECE = re.compile(r".*\.gguf([-._](split|part)[-_.]?\w+|\.[a-z]{2}|\.\d{2,3})"
 def stranger(head: bytes, size: int) -> Stranger | None:
     """Return what a file of `size` bytes is, from its beginning `head` (a few kilobytes); None where that is not
     known."""
+    if head.startswith(b"SQLite format 3\0"):
+        what = "a database, such as a state file of `planner measure`"
+        return Stranger(what, f"Give it with {option('state')}.")
     for magic, found in _MAGICS.items():
         if head.startswith(magic):
             return found
