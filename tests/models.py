@@ -279,24 +279,3 @@ def write_imatrix(
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def with_metadata(source: Path, path: Path, changes: Mapping[str, tuple[gguf.GGUFValueType, object]]) -> Path:
-    """A copy of a model with other values in its metadata, and new ones."""
-    reader = gguf.GGUFReader(source)
-    architecture = reader.fields["general.architecture"].contents()
-    writer = gguf.GGUFWriter(path, architecture)
-    for key, entry in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture" or key in changes:
-            continue
-        array = entry.types[0] == gguf.GGUFValueType.ARRAY
-        writer.add_key_value(key, entry.contents(), entry.types[0], entry.types[-1] if array else None)
-    for key, (kind, value) in changes.items():
-        writer.add_key_value(key, value, kind)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
