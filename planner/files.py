@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -75,6 +75,7 @@ class Output:
         self.force = force
         self._finished: list[Path | None] = []  # temporary files, complete; None for a stream
         self._current: tuple[Path | None, BinaryIO] | None = None
+        self._temporary: set[Path] = set()  # names of those that may be there
 
     def __enter__(self) -> Self:
         return self
@@ -82,16 +83,12 @@ class Output:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        left = list(self._finished)
         if self._current is not None:
-            path, file = self._current
-            left.append(path)
             with contextlib.suppress(OSError):  # the last buffer of a full disk
-                file.close()
-        for path in left:
-            if path is not None:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+                self._current[1].close()
+        for path in self._temporary:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def begin(self) -> BinaryIO:
         """Open the next file: a temporary one beside its destination, or a device or pipe itself."""
@@ -100,10 +97,19 @@ class Output:
             if _is_stream(target):
                 self._current = None, target.open("wb")
             else:
-                descriptor, name = tempfile.mkstemp(".part", f".{target.name[:40]}.", target.parent)
-                note("temporary", name)
-                self._current = Path(name), os.fdopen(descriptor, "wb", _BUFFER)
+                path = target.parent / f".{target.name[:40]}.{secrets.token_hex(8)}.part"
+                self._current = path, os.fdopen(self._create(path), "wb", _BUFFER)
         return self._current[1]
+
+    def _create(self, path: Path) -> int:
+        """Create a temporary file, the owner's alone; return its descriptor."""
+        self._temporary.add(path)  # before it is there: Ctrl-C may come at any moment
+        note("temporary", path)
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+        except FileExistsError:
+            self._temporary.discard(path)  # somebody else's
+            raise
 
     def write(self, data: bytes | memoryview) -> None:
         """Append to the current file."""
@@ -143,7 +149,7 @@ class Output:
                         continue
                     existed = path.exists()
                     temporary.replace(path)
-                    self._finished.remove(temporary)
+                    self._temporary.discard(temporary)
                     if not existed:
                         fresh.append(path)
         except BaseException:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -166,3 +167,26 @@ def test_destinations(tmp_path, monkeypatch):
         check(tmp_path / ("x" * 300))
     with pytest.raises(OutputError, match=r"bytes are needed and [\d,]+ are free"):
         check(tmp_path / "new", 2**62)
+
+
+def test_interrupted_as_the_file_is_created(tmp_path, monkeypatch):
+    """It is there before anything else knows of it, and goes all the same."""
+    create = os.open
+
+    def interrupted(path, flags, *arguments, **more):
+        os.close(create(path, flags, *arguments, **more))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "x", b"data")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_taken_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "00")
+    (tmp_path / ".x.00.part").write_bytes(b"somebody else's")
+    with pytest.raises(OutputError):
+        write_atomically(tmp_path / "x", b"data")
+    assert [path.name for path in tmp_path.iterdir()] == [".x.00.part"]
