@@ -16,6 +16,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from planner.version import __version__
+
 if TYPE_CHECKING:
     from planner import errors
     from planner.api.evaluate import Evaluation, evaluate
@@ -44,8 +46,6 @@ __all__ = [
     "quantize",
     "role_table",
 ]
-
-__version__ = "0.1.0"
 
 # Where names are at home. Each is loaded when it is asked for: `planner --help` must not wait for numpy
 _HOMES = {

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import click
 
-from planner import __version__
 from planner.cli.terminal import finish, never_fail
 from planner.cli.watch import needs_watch, start_watched, watch
 from planner.errors import options_spelt
+from planner.version import __version__
 
 __all__ = ["cli", "main", "run", "spelt"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner import __version__
+from planner.version import __version__
 
 __all__ = ["provenance_pairs"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner import __version__
 from planner.formats.ggml import library_version
 from planner.recipe import Choice, ImatrixSource, ModelSource, Recipe, file_type_of_choices
 from planner.sizes import align
 from planner.terms import FamilyName
+from planner.version import __version__
 from state import Inventory, TensorRecord
 
 __all__ = ["compose_recipe", "left_alone", "number_of"]
