@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from planner.formats.ggml.formats import formats
@@ -22,11 +24,23 @@ _OF_A_FORMAT = ("{}", "{}_M", "{}_MOE")
 @functools.cache
 def file_types() -> Mapping[int, str]:
     """Return number → name as llama-quantize spells it: `Q4_K_M`, `F16`, `MXFP4_MOE`."""
-    from gguf import LlamaFileType  # takes a while to load
-
-    known = {entry.value: entry.name.removeprefix("MOSTLY_").removeprefix("ALL_") for entry in LlamaFileType}
+    known = {number: name.removeprefix("MOSTLY_").removeprefix("ALL_") for name, number in _enumeration().items()}
     newer = {row.file_type: row.name.upper() for row in TYPES.values() if row.file_type is not None}
     return MappingProxyType({number: name for number, name in {**newer, **known}.items() if number != GUESSED})
+
+
+def _enumeration() -> dict[str, int]:
+    """Return the members of gguf.LlamaFileType by name, without loading the rest of that package: every plan would wait
+    for it (50 ms)."""
+    package = importlib.util.find_spec("gguf")
+    assert package is not None, "planner depends on it"
+    folder = Path(next(iter(package.submodule_search_locations or ())))
+    spec = importlib.util.spec_from_file_location("gguf_constants", folder / "constants.py")
+    assert spec is not None
+    assert spec.loader is not None
+    constants = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(constants)
+    return {entry.name: entry.value for entry in constants.LlamaFileType}
 
 
 def file_type_of(weights: Mapping[str, int]) -> int:
