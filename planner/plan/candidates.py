@@ -1,4 +1,4 @@
-"""What every tensor, or group of tied tensors, can become: formats with their bytes and losses, after all rules."""
+"""The formats that each tensor, or group of tied tensors, may take, with bytes and losses, after all rules."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class Candidate:
 
 @dataclass(frozen=True)
 class TiedGroup:
-    """Tensors that take one format, mostly a single one. `options[i]` has a candidate for each of `tensors`."""
+    """Tensors that share one format, mostly a single one. `options[i]` has a candidate for each of `tensors`."""
 
     tensors: tuple[TensorRecord, ...]
     options: tuple[tuple[Candidate, ...], ...]
 
     @property
     def name(self) -> str:
-        """The first tensor's name."""
+        """The name of the first tensor."""
         return self.tensors[0].name
 
 
 class Candidates:
-    """All that may be chosen. `fixed` are the tensors that stay as they are; `pins` the pin of each pinned tensor.
+    """Everything to choose from. `fixed` are the tensors that stay as they are; `pins` the pin of each pinned tensor.
 
     `losses` are of the inventory's family; `allowed` are the formats to choose from, None for all. Raises UsageError
-    for rules that cannot be followed.
+    for rules that cannot be satisfied.
     """
 
     def __init__(
