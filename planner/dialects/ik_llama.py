@@ -40,7 +40,7 @@ _COMMENT = re.compile(r"(=\s*\w+\s*,?)\s+#.*")  # behind a rule
 
 
 def _custom_q(recipe: Recipe, *, compact: bool) -> str:
-    """Return the argument of `--custom-q`. Raises RecipeError for types and names that it cannot say."""
+    """Return the argument of `--custom-q`. Raises RecipeError for types and names that it cannot express."""
     type_names(recipe, _TYPES, "ik_llama.cpp")
     formats = {choice.name: choice.format for choice in recipe.tensors if _is_told(choice)}
     refuse(
@@ -53,7 +53,8 @@ def _custom_q(recipe: Recipe, *, compact: bool) -> str:
 
 
 def _is_told(choice: Choice) -> bool:
-    """Return whether a rule is needed: also for matrices that llama.cpp leaves alone and ik_llama.cpp would not."""
+    """Return whether a rule is needed: also for matrices that llama.cpp leaves alone and ik_llama.cpp would
+    quantize."""
     if not choice.left_alone:
         return True
     matrix = sum(size > 1 for size in choice.shape) > 1 and choice.name.endswith("weight")
@@ -94,9 +95,8 @@ def _notes(recipe: Recipe) -> list[str]:
 
 
 def _parse(text: str, where: str) -> list[Rule]:
-    """Return the rules of a `--custom-q` argument, or of lines or a shell script that become one: comments, blank
-    lines, indentation and fences are left out, and the end of a line ends a rule as a comma does. Raises
-    RecipeError."""
+    """Return the rules of a `--custom-q` argument, or of lines or a shell script that become one. Comments, blank
+    lines, indentation and fences are skipped, and a line end separates rules like a comma. Raises RecipeError."""
     rules = []
     for number, part in enumerate(_parts(script_rules(text) or text), 1):
         pattern, separator, name = part.partition("=")
@@ -117,8 +117,8 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _sniff(text: str) -> bool:
-    """Return whether a text is a script that does not give llama-quantize its rules, has comments, or begins with a
-    rule that a comma, a comment or the end of the line follows."""
+    """Return whether a text is a script that gives its rules to something other than llama-quantize, has comments, or
+    begins with a rule followed by a comma, a comment or the end of the line."""
     if is_script(text):
         return not tensor_type_words(text) or "--custom-q" in text
     begin = beginning(text)
