@@ -34,7 +34,8 @@ class Bound:
 
 
 def rounding(limits: int) -> float:
-    """Return the relative error of a priced loss: one rounding for each conversion, product and sum, twice over."""
+    """Return a bound on the relative error of a priced loss: one rounding for each conversion, product and sum, twice
+    over."""
     return (3 * limits + 2) * 2.0**-52
 
 

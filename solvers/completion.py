@@ -1,10 +1,10 @@
-"""Bounds on what the groups to come add, for the states of the core's search.
+"""Lower bounds on completing a partial choice, for the states of the core's search.
 
 The excess of a full choice over the core's bound is its reduced costs + prices . slack, and no slack is negative. For a
 direction a >= 0 and a rate r >= 0 with r a <= prices, dropping all but the combined limit a . slack >= 0 leaves a
-knapsack with one limit, where a unit left over costs r. Its linear relaxation is a convex line: the groups'
-hulls cut into segments and sorted. One limit needs one such line; several get one each and one for their sum at the
-prices.
+knapsack with one limit, where an unused unit costs r. Its linear relaxation is a convex piecewise linear function: the
+groups' hulls cut into segments and sorted. One limit needs one such function; several get one each and one for their
+sum at the prices.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXACT = 2.0**52  # beyond it floats cannot tell weights apart, and lines are not
 
 
 class Completion:
-    """Lower bounds by stage: the number of groups, in the core's order, that are decided."""
+    """Lower bounds by stage: the number of groups decided so far, in the core's order."""
 
     def __init__(self, core: Core) -> None:
         prices, stages = core.bound.prices, len(core.groups)
@@ -54,7 +54,7 @@ class Completion:
 
 
 class _Line:
-    """The least reduced cost of the groups to come plus `rate` times what is left of `direction` . slack."""
+    """The least reduced cost of the undecided groups plus `rate` times what is left of `direction` . slack."""
 
     def __init__(self, core: Core, direction: FloatArray, rate: float) -> None:
         self.direction, self.rate = direction, rate
@@ -90,7 +90,8 @@ class _Line:
 
 
 def _corners(weight: FloatArray, cost: FloatArray, rate: float) -> list[tuple[float, float]]:
-    """Return the lower hull of (weight, loss), loss = cost - rate * weight, where it falls: (weight, reduced cost)."""
+    """Return the falling part of the lower hull of (weight, loss), loss = cost - rate * weight: (weight, reduced
+    cost)."""
     corners: list[tuple[float, float, float]] = []
     for k in np.lexsort((cost, weight)).tolist():
         x, y = float(weight[k]), float(cost[k])
