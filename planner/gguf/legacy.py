@@ -32,7 +32,7 @@ class Legacy:
 
 
 def read_legacy(path: Path) -> Legacy:
-    """Read such a file. Raises ImatrixError for anything that is not one."""
+    """Read such a file. Raises ImatrixError for any other."""
     return _Reader(path).read()
 
 

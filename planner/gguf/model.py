@@ -34,10 +34,10 @@ def split_path(stem: Path, index: int, count: int) -> Path:
 
 
 class Model(Closing):
-    """An open model. Close it, or use it in a `with` statement; arrays that `raw_rows` gave stay valid.
+    """An open model. Close it, or use it in a `with` statement; arrays returned by `raw_rows` stay valid.
 
-    `tensors` are in file order, part after part; `metadata` is the first part's, which is the one that llama.cpp
-    believes. `replaced`: tensor → its type in the file, where that is none of ggml's and the nearest stands for it.
+    `tensors` are in file order, part after part; `metadata` is the first part's, which is the one that llama.cpp uses.
+    `replaced`: tensor → its type in the file, where ggml does not have it and the nearest stands in.
     """
 
     def __init__(self, files: tuple[GgufFile, ...]) -> None:
@@ -56,7 +56,7 @@ class Model(Closing):
         self.architecture: str = architecture
 
     def close(self) -> None:
-        """Unmap the files, except those that arrays still point into: these go with their last array."""
+        """Unmap the files, except those that arrays still refer to: these are unmapped with their last array."""
         for file in self._files:
             try:
                 file.data.close()
@@ -95,11 +95,11 @@ class Model(Closing):
         return dequantize_rows(self.format(tensor), raw, tensor.row_length)
 
     def format(self, tensor: Tensor) -> Format:
-        """Return the format that the tensor is stored in."""
+        """Return the tensor's stored format."""
         return formats()[tensor.format]
 
     def release(self, tensor: Tensor, start: int, stop: int) -> None:
-        """Tell the system that rows `start:stop` need not stay in memory. They can still be read (from disk)."""
+        """Tell the system that rows `start:stop` may be dropped from memory. They can still be read (from disk)."""
         if not hasattr(mmap, "MADV_DONTNEED"):
             return
         page, width = mmap.PAGESIZE, tensor.row_bytes

@@ -50,8 +50,8 @@ _RAISED = (
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """A GGUF file that holds what its header says. `data` is the whole file, mapped read-only. `replaced`: tensor →
-    the type that ggml does not have, where another was put in its place."""
+    """A GGUF file with a valid header. `data` is the whole file, mapped read-only. `replaced`: tensor → its type in the
+    file, where ggml does not have it and another stands in."""
 
     path: Path
     data: mmap.mmap
@@ -63,11 +63,11 @@ class GgufFile:
 
 
 def read_gguf(path: Path, part: int = 0, error: type[PlannerError] = ModelError, *, nearest: bool = False) -> GgufFile:
-    """Map the file and read its header. Raises `error` for anything that llama.cpp would refuse, and for tensors
+    """Map the file and read its header. Raises `error` for anything that llama.cpp would reject, and for tensors
     without elements, which no model has.
 
     With `nearest`, tensors of ik_llama.cpp's types are read as if they were of ggml's nearest: their names, shapes and
-    types may be asked for, their data not.
+    types may be used, their data not.
     """
     data = _map(path, error)
     try:
