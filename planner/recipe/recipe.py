@@ -72,7 +72,7 @@ class Choice(_Record):
 
     @property
     def left_alone(self) -> bool:
-        """Whether llama.cpp never changes the tensor."""
+        """True if llama.cpp never changes the tensor."""
         return self.why.startswith("left alone")
 
 
