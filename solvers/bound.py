@@ -63,7 +63,7 @@ def certify(problem: Reduced, prices: FloatArray) -> Bound:
     for price, spare in zip(prices.tolist(), slack.tolist(), strict=True):
         terms.append(_below(Fraction(price) * -spare))
     value = math.fsum(terms) if all(map(math.isfinite, terms)) else -math.inf
-    free = math.fsum(np.minimum.reduceat(problem.losses, problem.starts))  # what no limit at all would allow
+    free = math.fsum(np.minimum.reduceat(problem.losses, problem.starts))  # the loss without any limits
     return Bound(max(0.0, math.nextafter(value, -math.inf), math.nextafter(free, 0.0)), prices, choice, slack)
 
 

@@ -28,10 +28,10 @@ class Completion:
         prices, stages = core.bound.prices, len(core.groups)
         limits = len(prices)
         least = np.array([item.weight.min(axis=1) for item in core.groups], np.int64).reshape(stages, limits)
-        self.freed = np.zeros((stages + 1, limits), np.int64)  # what the groups to come can give back at the very most
+        self.freed = np.zeros((stages + 1, limits), np.int64)  # the most that the undecided groups can give back
         self.freed[:-1] = -np.cumsum(least[::-1], axis=0)[::-1]
         most = np.array([item.weight.max(axis=1) for item in core.groups], np.int64).reshape(stages, limits)
-        self.usable = np.zeros((stages + 1, limits), np.int64)  # more slack than this is of no use to them
+        self.usable = np.zeros((stages + 1, limits), np.int64)  # slack beyond this is useless to them
         self.usable[:-1] = np.cumsum(most[::-1], axis=0)[::-1]
         span = sum(float(np.ptp(item.weight, axis=1).max()) for item in core.groups)
         self.lines: list[_Line] = []
@@ -60,7 +60,7 @@ class _Line:
         self.direction, self.rate = direction, rate
         stages, widths, rises = [], [], []
         count = len(core.groups)
-        self.low = np.zeros(count + 1)  # all groups to come at their least weight: that weight ...
+        self.low = np.zeros(count + 1)  # all undecided groups at their least weight: that weight ...
         self.base = np.zeros(count + 1)  # ... and their reduced cost
         for stage in range(count - 1, -1, -1):
             item = core.groups[stage]

@@ -15,7 +15,7 @@ from solvers.solution import Solution
 
 __all__ = ["solve"]
 
-_ANALYSIS_SECONDS = 10.0  # at most, for each of the problems that tell why nothing fits
+_ANALYSIS_SECONDS = 10.0  # at most, for each problem solved to explain infeasibility
 
 
 def solve(

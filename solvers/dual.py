@@ -39,7 +39,7 @@ def hull_segments(problem: Reduced, limit: int = 0) -> Segments:
     group = problem.group
     keep = np.arange(losses.size)
     while keep.size > 2:
-        # A point on or above the chord of its neighbours is no corner, whether they stay or not.
+        # A point on or above the chord of its neighbours is no corner, even if they are dropped later.
         left, here, right = keep[:-2], keep[1:-1], keep[2:]
         inside = (group[left] == group[right]) & (
             (losses[left] - losses[here]) / np.maximum(weights[here] - weights[left], 1)

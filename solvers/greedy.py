@@ -28,7 +28,7 @@ def polish(problem: Reduced, choice: IntArray, prices: FloatArray) -> IntArray:
         steps = np.flatnonzero(better)
         if not steps.size:
             return choice
-        # Steps taken in order of merit while they fit; what they change is looked at again in the next round.
+        # Take steps in order of merit while they fit; the groups that they change are reconsidered in the next round.
         merit = problem.losses[current[steps]] - problem.losses[steps]
         with np.errstate(over="ignore"):
             for price, row in zip(prices, problem.weights, strict=True):

@@ -16,7 +16,7 @@ from solvers.problem import Problem
 
 __all__ = ["Reduced", "ragged_argmin", "reduce", "reduce_under", "starts_of"]
 
-WIDEST_COMPARISON = 256  # with several limits an option is compared with so many before it
+WIDEST_COMPARISON = 256  # with several limits an option is compared with this many before it
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from solvers.task import Found, Task
 
 __all__ = ["Run", "Settings"]
 
-ROUNDING = 1e-12  # relative; a gap of this size is none
+ROUNDING = 1e-12  # relative; a gap of this size counts as closed
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from solvers.task import Found
 
 __all__ = ["search"]
 
-NEIGHBOURS = 24  # with several limits a state is compared with so many before it
+NEIGHBOURS = 24  # with several limits a state is compared with this many before it
 
 
 @dataclass(frozen=True, slots=True)

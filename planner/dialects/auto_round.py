@@ -40,17 +40,17 @@ __all__ = ["DIALECT", "layer_config"]
 _PRESETS = {row.name: row.auto_round for row in TYPES.values() if row.auto_round is not None}
 _PLAIN = {"bits": 16, "act_bits": 16, "data_type": "float", "act_data_type": "float"}  # what ignore_layers sets
 _FLOATS = ("f32", "f16", "bf16")
-# GGUF_PRESET_ALIASES in auto_round/schemes.py: what stands for a mix of types where it is the scheme of a whole model
+# GGUF_PRESET_ALIASES in auto_round/schemes.py: as the scheme of a whole model, each stands for a mix of types
 _MIXES = {
     "GGUF:Q2_K_MIXED": "q2_K", "GGUF:Q3_K_M": "q3_K", "GGUF:Q3_K_L": "q3_K", "GGUF:Q4_K_M": "q4_K",
     "GGUF:Q5_K_M": "q5_K",
 }  # fmt: skip
-# What bits alone become under a K scheme, and its group size (get_gguf_qtype_by_layer_config)
+# The type of bits alone under a K scheme, and its group size (get_gguf_qtype_by_layer_config)
 _BY_BITS = {2: ("q2_K", 16), 3: ("q3_K", 16), 4: ("q4_K", 32), 5: ("q5_K", 32), 6: ("q6_K", 16), 8: ("q8_0", 32)}
 _WHOLE = ("float", "fp", "fp16", "bf16", "float16", "bfloat16")  # data types of 16 bits
 _INTEGERS = ("int", "int_asym_dq", "int_sym_dq", "int_asym_float_zp")
 _FULL = 16  # bits from which AutoRound leaves a module as it is
-_SIGNS = (".*", *"^$|()[]?+")  # to_standard_regex takes a key for a regular expression by one of these
+_SIGNS = (".*", *"^$|()[]?+")  # any of these makes to_standard_regex treat a key as a regular expression
 _BARE_DOT = re.compile(r"\.(?!\*)")  # and escapes it there
 
 Entry = str | dict[str, object]

@@ -25,11 +25,11 @@ from planner.text import command
 __all__ = ["DIALECT"]
 
 _TYPES = frozenset(row.name for row in TYPES.values() if "ik_llama" in row.dialects)
-# QUANT_OPTIONS there lacks what only newer llama.cpp has
+# missing from QUANT_OPTIONS there: types of newer llama.cpp
 _UNKNOWN_FILE_TYPES = ("TQ1_0", "TQ2_0", "MXFP4_MOE", "Q1_0", "Q2_0")
 # llama_model_quantize_internal in src/llama-quantize.cpp leaves these alone, where llama.cpp quantizes them
 _LEFT_ALONE = ("ssm_x.weight", "ssm_dt.weight")
-# and these as llama.cpp does; all else that llama.cpp leaves alone it would quantize, if not told otherwise
+# and these as llama.cpp does; all other tensors that llama.cpp leaves alone it quantizes unless told otherwise
 _LEFT_ALONE_TOO = ("_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d", "attn_rel_b.weight")
 _LONGEST = 63  # GGML_MAX_NAME, with its final zero
 _LARGEST_ARGUMENT = 131_072 - 1  # MAX_ARG_STRLEN of Linux, with its final zero

@@ -22,10 +22,10 @@ from planner.text import command
 
 __all__ = ["DIALECT", "base_type", "command_line", "tensor_types"]
 
-# Beside these as the base, tensor types are not heeded (llama_tensor_get_type: `if (ggml_is_quantized(default_type))`)
+# With one of these as base, tensor types are ignored (llama_tensor_get_type: `if (ggml_is_quantized(default_type))`)
 _UNQUANTIZED = ("F32", "F16", "BF16")
 _NO_OPTION = ("NVFP4",)  # llama_ftype has it, QUANT_OPTIONS in tools/quantize/quantize.cpp not
-_BASE = "Q8_0"  # of what is no base itself: whatever no pattern finds loses least
+_BASE = "Q8_0"  # for recipes whose own type is no base: tensors that no pattern matches lose least
 _CHANGED = "= ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # split at, or lowercased
 # src/llama-quant.cpp; the other order came with pull request 14572 and went with 19770
 _ORDER = " llama-quantize takes the first rule that finds a tensor; from July 2025 to early 2026 it took the last."

@@ -21,7 +21,7 @@ __all__ = ["Grammar", "Regex"]
 Grammar = Literal["ecmascript", "ere"]
 
 _MOST_STATES = 20_000
-_MOST_KNOWN = 4_000  # sets of states that are remembered
+_MOST_KNOWN = 4_000  # cached sets of states
 _FOUND, _FOUND_AT_END = -1, -2
 _WORD = re.compile(rb"\b")
 
@@ -62,7 +62,7 @@ class Regex:
         for number, look in enumerate(self._looks):
             if look is None:
                 places = [match.start() for match in _WORD.finditer(data)]
-            else:  # where it ends backwards, it begins
+            else:  # a backward match ends where the forward one begins
                 ends = look.ends(data[::-1], answers[::-1])
                 places = [len(data) - end for end, found in enumerate(ends) if found]
             for place in places:
@@ -126,7 +126,7 @@ class _Automaton:
         here."""
         found: set[int] = set()
         seen: set[tuple[int, bool]] = set()
-        waiting = [(state, False) for state in states]  # past a $, only the end of the name will do
+        waiting = [(state, False) for state in states]  # after a $, only the end of the name matches
         while waiting:
             entry = state, at_end = waiting.pop()
             if entry in seen:

@@ -147,7 +147,7 @@ class Parser:
             self._at = match.end()
         else:
             return None
-        if self._ecma and self._peek() == "?":  # lazy: the same names are found
+        if self._ecma and self._peek() == "?":  # lazy: the same names match
             self._at += 1
         return simple
 

@@ -22,7 +22,7 @@ __all__ = ["GAPS_VERSION", "Entry", "Floats"]
 
 Floats = NDArray[np.float32]
 
-GAPS_VERSION = 1  # raise it when what stands in for channels that nothing reached would change
+GAPS_VERSION = 1  # raise it when the values imputed to unreached channels would change
 
 
 class Entry:
@@ -37,7 +37,7 @@ class Entry:
         self._sum2 = sum2  # f32[experts, n], views of the mapped file
         self._sums = sums
         self.counts = counts
-        self._fill = fill  # what stands for an expert without counts; None: its sums as they are (legacy)
+        self._fill = fill  # the value of an expert without counts; None: its sums as they are (legacy)
 
     @property
     def shape(self) -> tuple[int, int]:

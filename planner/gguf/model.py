@@ -52,7 +52,7 @@ class Model(Closing):
         self.replaced: Mapping[str, str] = {name: kind for file in files for name, kind in file.replaced.items()}
         self.size: int = sum(len(file.data) for file in files)  # bytes of all files
         architecture = first.metadata.text("general.architecture")
-        assert architecture is not None  # open_model has seen to it
+        assert architecture is not None  # ensured by open_model
         self.architecture: str = architecture
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class Model(Closing):
         if not hasattr(mmap, "MADV_DONTNEED"):
             return
         page, width = mmap.PAGESIZE, tensor.row_bytes
-        # Outwards to whole pages: what a neighbour loses, it reads again.
+        # Rounded outwards to whole pages: a neighbour reads lost pages again.
         begin = (tensor.offset + start * width) // page * page
         length = tensor.offset + stop * width - begin
         if length > 0:

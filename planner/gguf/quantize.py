@@ -31,7 +31,7 @@ from planner.sizes import align
 __all__ = ["Progress", "Written", "output_paths", "quantize_model", "resolve_formats"]
 
 _CHUNK = 1 << 18  # weights converted together: at most half a second of one core
-_RELEASE = 1 << 24  # bytes of the source after which its pages are given back
+_RELEASE = 1 << 24  # bytes of the source after which its pages are released
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def quantize_model(
             _Run(model, imatrix, output, pool, workers, progress).write(shards)
             output.commit()
     finally:
-        # Not waiting: an interruption must not last as long as the chunks in flight.
+        # Do not wait: an interruption must not take as long as the chunks in flight.
         pool.shutdown(wait=False, cancel_futures=True)
     return Written(paths, total)
 

@@ -37,7 +37,7 @@ _MAX_DIM = 2**63 - 1  # ggml keeps dimensions in an int64
 # More than any model has, and few enough to be looked at in seconds: 61 blocks of 256 experts stored one by one are
 # 47,000 tensors, a vocabulary and its merges a million strings
 _MOST_TENSORS, _MOST_PAIRS, _MOST_STRINGS = 1 << 18, 1 << 16, 1 << 22
-_HEAD = 4096  # bytes that tell what else a file is
+_HEAD = 4096  # bytes enough to identify other files
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _DAMAGED = "The file is damaged or incomplete: download or convert it again."
 _PIECE = "By its name it is a piece of a file that was cut: join all pieces, in order, with cat."

@@ -64,7 +64,7 @@ class TensorSums:
         self.sum2 += other.sum2
         self.counts += other.counts
         if self.sums is None or other.sums is None:
-            self.sums = None  # a sum over a part of the tokens is none
+            self.sums = None  # a sum over only part of the tokens is useless
         else:
             self.sums += other.sums
 

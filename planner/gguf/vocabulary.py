@@ -9,7 +9,7 @@ __all__ = ["alphabet", "ids_beyond", "vocabulary_fault"]
 
 _TOKENS = "tokenizer.ggml.tokens"
 _EMBEDDING = "token_embd.weight"
-# A vocabulary has some megabytes; of anything much larger no Python objects are made
+# A vocabulary has some megabytes; anything much larger is not decoded into Python objects
 _LARGEST = 1 << 26
 
 

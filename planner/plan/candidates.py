@@ -95,13 +95,13 @@ class Candidates:
         if tensor.name in self.pins:
             return [_pinned(tensor, self.pins[tensor.name], candidates)]
         if self._allowed is not None:
-            # the source's own format stays: some rows fit no block, and to offer it costs nothing
+            # always offer the source's own format: some rows fit no block, and it is lossless
             halves = {"f16"} if tensor.source_format == "f32" else set()
             kept = self._allowed | halves | {tensor.source_format}
             candidates = [entry for entry in candidates if entry.format.name in kept]
         floors, caps = (bounds.get(tensor.name, []) for bounds in self._bounds)
         if len(candidates) == 1 and candidates[0].format.quantized:
-            # what stays as it is, quantized already: rules for all tensors do not mean it, those that name it do
+            # already quantized tensors that stay: rules for all tensors skip them, rules that name them apply
             floors, caps = ([rule for rule in rules if rule.pattern.pattern] for rules in (floors, caps))
         within = [
             entry

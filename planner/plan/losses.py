@@ -28,7 +28,7 @@ class Losses:
     source: Source
     sensitivities: Mapping[str, TensorSensitivity]
     errors: Mapping[tuple[str, str], ErrorParts]
-    source_formats: Mapping[str, str]  # what each tensor is stored in, where it loses nothing
+    source_formats: Mapping[str, str]  # each tensor's stored format, which is lossless
 
     @classmethod
     def from_measurements(

@@ -139,7 +139,7 @@ def save_recipe(recipe: Recipe, path: Path, *, force: bool = True) -> None:
     data = recipe.model_dump(mode="json")
     tensors = data.pop("tensors")
     if recipe.family == "gguf":
-        del data["family"]  # what a recipe is of that does not say
+        del data["family"]  # the default, which recipes leave out
     head = json.dumps(data, indent=2, ensure_ascii=False).removesuffix("\n}")
     lines = ",\n".join("    " + json.dumps(tensor, ensure_ascii=False) for tensor in tensors)
     write_atomically(path, f'{head},\n  "tensors": [\n{lines}\n  ]\n}}\n'.encode("utf-8", "surrogateescape"))

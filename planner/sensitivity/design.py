@@ -53,7 +53,7 @@ def select_passes(
     for row, (_, members) in enumerate(candidates):
         slopes[row, [column[name] for name in members]] = 1 / len(members)
     importance = np.array([elements[name] for name in names], np.float64)
-    # a pass over a tensor outside the blocks is never left out: nothing else tells about it
+    # always keep the pass of a tensor outside the blocks: no other pass informs about it
     alone = [row for row, (name, _) in enumerate(single) if role_of(name)[0] is None]
     reach = covariance @ slopes.T
     chosen: list[int] = []

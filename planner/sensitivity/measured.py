@@ -29,7 +29,7 @@ COMMON_SPREAD = 1.5
 BLOCK_SPREAD = 0.2
 ROLE_SPREAD = 0.2
 OWN_SPREAD = 0.35
-UNPLACED_SPREAD = 1.0  # of a tensor whose reference is its role's alone
+UNPLACED_SPREAD = 1.0  # of a tensor whose only reference is its role's
 LINEARITY = 0.05  # relative; a sensitivity is not quite the same for every size of error
 _STEPS = 30
 
@@ -62,7 +62,7 @@ def prior_covariance(names: Sequence[str], placed: Mapping[str, bool]) -> Double
     inside = np.array([block is not None for block in blocks], bool)
     same_role = _same(roles) & inside[:, None] & inside[None, :]
     own = np.where([placed[name] for name in names], OWN_SPREAD, UNPLACED_SPREAD)
-    # a tensor outside the blocks stands for itself: its spread is all its own
+    # a tensor outside the blocks shares no component: all its variance is its own
     own = np.where(inside, own, np.hypot(np.hypot(own, BLOCK_SPREAD), ROLE_SPREAD))
     covariance = BLOCK_SPREAD**2 * same_block + ROLE_SPREAD**2 * same_role
     return np.asarray(covariance + np.diag(own**2), np.float64)
@@ -81,7 +81,7 @@ def posterior(names: Sequence[str], covariance: Doubles, observations: Sequence[
     errors = np.array([entry.stderr for entry in observations], np.float64)[usable]
     if not len(klds):
         return {name: Correction(math.exp(COMMON), math.sqrt(covariance[n, n])) for name, n in column.items()}
-    # A divergence within its own noise says no more than that it is small
+    # A divergence within its own noise only tells that it is small
     least = np.maximum(errors, 1e-12)
     seen = np.log(np.maximum(klds, least))
     noise = np.hypot(least / np.maximum(klds, least), LINEARITY) ** 2

@@ -32,7 +32,7 @@ __all__ = ["calibrate", "calibration_recipes", "remember"]
 # Bits per weight between which divergences are predicted, and how many recipes of that range are tried
 _LEAST_BPW, _MOST_BPW = 3.0, 6.5
 _RECIPES = 3
-_MARGIN = 1.02  # nothing is to be decided at the very ends of what is possible
+_MARGIN = 1.02  # keep away from both ends of the possible range
 
 
 def calibration_recipes(findings: Findings) -> list[Recipe]:

@@ -35,7 +35,7 @@ __all__ = ["TOKENS", "Exchange", "Polish"]
 TOKENS = 16384  # of the text: differences of 1 % are then seen in most models
 
 _FACTORS = (2.0, 0.5)
-_SURE = 3.0  # standard errors that an exchange has to be better by: tens of them are tried
+_SURE = 3.0  # standard errors by which an exchange must improve: tens of exchanges are tried
 _PRIOR_LOG_STD = 0.35  # of the logarithm of a sensitivity that no pass has measured
 
 
@@ -64,7 +64,7 @@ class Polish(Closing):
     ) -> None:  # fmt: skip
         self._findings, self._perturber, self._baseline = findings, perturber, baseline
         self.plan = plan
-        # every further plan is by the same source, with this and that sensitivity multiplied
+        # all later plans use the same source, with some sensitivities multiplied
         self._request = replace(request, sensitivity=plan.source)
         self._factors: dict[str, float] = {}
         self._formats = plan.recipe.formats

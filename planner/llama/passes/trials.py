@@ -27,7 +27,7 @@ from state import Pass, Store
 
 __all__ = ["Trial", "Trials", "plan_trials"]
 
-# What tensors are put through: a few formats of plain kernels, so that each can be given an error of a middling size
+# Formats for passes: a few with plain kernels, so that each tensor can be given a medium-sized error
 _MIDDLING = ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "q4_0", "q5_0", "q8_0")
 # Share of the stream's energy that a pass may disturb: about 0.01 nats, where losses are still linear
 _MOST_LOSS = 0.05
@@ -84,7 +84,7 @@ class Trials(Closing):
         self._store, self._subject, self._perturber, self._windows = store, subject, perturber, windows
         self.baseline = baseline
         begun = time.monotonic()
-        # What 16 bits of log-probability leave of zero: the same in every pass, so it is taken off
+        # Rounding of log-probabilities to 16 bits: the same divergence in every pass, so it is subtracted
         self._at_rest = self._evaluate()
         self.seconds = time.monotonic() - begun
 
