@@ -42,7 +42,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_bits(text: str) -> Fraction:
-    """Bits per weight, as a number or a fraction; UsageError otherwise.
+    """Parse bits per weight, given as a number or a fraction. Raises UsageError.
 
     >>> parse_bits("4.5"), parse_bits("17/4")
     (Fraction(9, 2), Fraction(17, 4))

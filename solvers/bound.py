@@ -34,7 +34,8 @@ class Bound:
 
 
 def rounding(limits: int) -> float:
-    """Return the relative error of a priced loss: one rounding for each conversion, product and sum, twice over."""
+    """Return a bound on the relative error of a priced loss: one rounding for each conversion, product and sum, twice
+    over."""
     return (3 * limits + 2) * 2.0**-52
 
 
@@ -62,7 +63,7 @@ def certify(problem: Reduced, prices: FloatArray) -> Bound:
     for price, spare in zip(prices.tolist(), slack.tolist(), strict=True):
         terms.append(_below(Fraction(price) * -spare))
     value = math.fsum(terms) if all(map(math.isfinite, terms)) else -math.inf
-    free = math.fsum(np.minimum.reduceat(problem.losses, problem.starts))  # what no limit at all would allow
+    free = math.fsum(np.minimum.reduceat(problem.losses, problem.starts))  # the loss without any limits
     return Bound(max(0.0, math.nextafter(value, -math.inf), math.nextafter(free, 0.0)), prices, choice, slack)
 
 

@@ -25,7 +25,7 @@ class Checked:
 
     @property
     def feasible(self) -> bool:
-        """Whether every limit holds."""
+        """True if every limit holds."""
         return not self.broken
 
 

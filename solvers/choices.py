@@ -45,8 +45,8 @@ class Group:
 class Choices:
     """All groups: `offsets` [groups + 1], `names` [groups], `sizes`, `losses` and perhaps `labels` [options].
 
-    Raises `ProblemError` for groups without options, names that repeat, losses that are negative or not finite,
-    negative sizes, and sums that are too large. The arrays become read-only.
+    Raises `ProblemError` for groups without options, repeated names, losses that are negative or not finite, negative
+    sizes, and sums that are too large. The arrays become read-only.
     """
 
     offsets: IntArray
@@ -79,7 +79,7 @@ class Choices:
 
     @functools.cached_property
     def index(self) -> Mapping[str, int]:
-        """The index of each group by its name."""
+        """Index of each group, by its name."""
         return {name: g for g, name in enumerate(self.names)}
 
     def group(self, name: str, who: str = "the problem") -> int:
@@ -101,7 +101,7 @@ class Choices:
 
 
 def choices_of(groups: Iterable[Group]) -> Choices:
-    """Lay groups out in arrays. Raises `ProblemError` for what is no number, and as `Choices`."""
+    """Lay groups out in arrays. Raises `ProblemError` for values that are not numbers, and as `Choices`."""
     groups = tuple(groups)
     offsets = np.zeros(len(groups) + 1, np.int64)
     np.cumsum([len(group.options) for group in groups], out=offsets[1:])
@@ -120,7 +120,7 @@ def choices_of(groups: Iterable[Group]) -> Choices:
 def choices_of_arrays(
     offsets: ArrayLike, sizes: ArrayLike, losses: ArrayLike, names: Sequence[str] | None, labels: Sequence[str] | None
 ) -> Choices:
-    """Copy arrays that a caller gives. Raises `ProblemError` for other types or shapes, and as `Choices`."""
+    """Copy a caller's arrays. Raises `ProblemError` for other types or shapes, and as `Choices`."""
     offsets, sizes, losses = np.asarray(offsets), np.asarray(sizes), np.array(losses, np.float64)
     for what, array in (("offsets", offsets), ("sizes", sizes)):
         if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.signedinteger)):
@@ -143,7 +143,7 @@ def check_total(row: IntArray, offsets: IntArray, what: str) -> None:
 
 
 def repeated(names: Iterable[str]) -> str:
-    """Return the first name that was there before; there has to be one."""
+    """Return the first repeated name; there has to be one."""
     seen: set[str] = set()
     return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
 

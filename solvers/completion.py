@@ -1,10 +1,10 @@
-"""Bounds on what the groups to come add, for the states of the core's search.
+"""Lower bounds on completing a partial choice, for the states of the core's search.
 
 The excess of a full choice over the core's bound is its reduced costs + prices . slack, and no slack is negative. For a
 direction a >= 0 and a rate r >= 0 with r a <= prices, dropping all but the combined limit a . slack >= 0 leaves a
-knapsack with one limit, where a unit left over costs r. Its linear relaxation is a convex line: the groups'
-hulls cut into segments and sorted. One limit needs one such line; several get one each and one for their sum at the
-prices.
+knapsack with one limit, where an unused unit costs r. Its linear relaxation is a convex piecewise linear function: the
+groups' hulls cut into segments and sorted. One limit needs one such function; several get one each and one for their
+sum at the prices.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ EXACT = 2.0**52  # beyond it floats cannot tell weights apart, and lines are not
 
 
 class Completion:
-    """Lower bounds by stage: the number of groups, in the core's order, that are decided."""
+    """Lower bounds by stage: the number of groups decided so far, in the core's order."""
 
     def __init__(self, core: Core) -> None:
         prices, stages = core.bound.prices, len(core.groups)
         limits = len(prices)
         least = np.array([item.weight.min(axis=1) for item in core.groups], np.int64).reshape(stages, limits)
-        self.freed = np.zeros((stages + 1, limits), np.int64)  # what the groups to come can give back at the very most
+        self.freed = np.zeros((stages + 1, limits), np.int64)  # the most that the undecided groups can give back
         self.freed[:-1] = -np.cumsum(least[::-1], axis=0)[::-1]
         most = np.array([item.weight.max(axis=1) for item in core.groups], np.int64).reshape(stages, limits)
-        self.usable = np.zeros((stages + 1, limits), np.int64)  # more slack than this is of no use to them
+        self.usable = np.zeros((stages + 1, limits), np.int64)  # slack beyond this is useless to them
         self.usable[:-1] = np.cumsum(most[::-1], axis=0)[::-1]
         span = sum(float(np.ptp(item.weight, axis=1).max()) for item in core.groups)
         self.lines: list[_Line] = []
@@ -54,13 +54,13 @@ class Completion:
 
 
 class _Line:
-    """The least reduced cost of the groups to come plus `rate` times what is left of `direction` . slack."""
+    """The least reduced cost of the undecided groups plus `rate` times what is left of `direction` . slack."""
 
     def __init__(self, core: Core, direction: FloatArray, rate: float) -> None:
         self.direction, self.rate = direction, rate
         stages, widths, rises = [], [], []
         count = len(core.groups)
-        self.low = np.zeros(count + 1)  # all groups to come at their least weight: that weight ...
+        self.low = np.zeros(count + 1)  # all undecided groups at their least weight: that weight ...
         self.base = np.zeros(count + 1)  # ... and their reduced cost
         for stage in range(count - 1, -1, -1):
             item = core.groups[stage]
@@ -90,7 +90,8 @@ class _Line:
 
 
 def _corners(weight: FloatArray, cost: FloatArray, rate: float) -> list[tuple[float, float]]:
-    """Return the lower hull of (weight, loss), loss = cost - rate * weight, where it falls: (weight, reduced cost)."""
+    """Return the falling part of the lower hull of (weight, loss), loss = cost - rate * weight: (weight, reduced
+    cost)."""
     corners: list[tuple[float, float, float]] = []
     for k in np.lexsort((cost, weight)).tolist():
         x, y = float(weight[k]), float(cost[k])

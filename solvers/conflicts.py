@@ -1,4 +1,4 @@
-"""Find why nothing satisfies the limits, and the least change that helps."""
+"""Explain infeasibility: the limits in conflict, and the least change that resolves it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Decide = Callable[[Problem, float], Solution | None]
 
 
 def analyse(problem: Problem, decide: Decide) -> Infeasibility:
-    """Find out why `problem` is infeasible.
+    """Find the limits that make `problem` infeasible, and the least changes that help.
 
-    `decide(problem, gap)` solves a problem, or returns `None` if it is infeasible.
-    Limits below their own minimum come first: raising each to it is needed whatever else.
+    `decide(problem, gap)` solves a problem, or returns `None` if it is infeasible. Limits below their own minimum come
+    first: each has to be raised to it in any case.
     """
     minimum = {limit.name: problem.extremes(limit.name)[0] for limit in problem.limits}
     short = {limit.name: minimum[limit.name] for limit in problem.limits if minimum[limit.name] > limit.capacity}
@@ -36,7 +36,7 @@ def analyse(problem: Problem, decide: Decide) -> Infeasibility:
 
 
 def _conflict(problem: Problem, decide: Decide) -> list[int]:
-    """Return a minimal infeasible set of limits: take limits away one at a time while it stays so."""
+    """Return a minimal infeasible set of limits: drop limits one at a time while the rest stays infeasible."""
     conflict = list(range(len(problem.limits)))
     for i in list(conflict):
         rest = [k for k in conflict if k != i]

@@ -35,8 +35,8 @@ class CoreGroup:
 class Core:
     """Open groups, the weightiest first. With the bound's choice everywhere, `slack` is left.
 
-    Weighty first, because they decide what can fit at all, and are few and alike in real models; what the many light
-    ones can still do is told by a linear relaxation almost exactly.
+    Weighty first, because they decide what can fit at all, and are few and alike in real models; a linear relaxation is
+    almost exact for the many light ones.
     """
 
     groups: tuple[CoreGroup, ...]
@@ -46,7 +46,7 @@ class Core:
 
 
 def extract(problem: Reduced, bound: Bound, threshold: float) -> Core:
-    """Return the core of choices that lose less than `threshold`."""
+    """Return the core of the choices with a loss below `threshold`."""
     values = priced(problem, bound.prices)
     relative = 4.0 * rounding(len(bound.prices))
     least = values[bound.choice]

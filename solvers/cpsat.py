@@ -1,4 +1,4 @@
-"""Solve the core by CP-SAT (ortools), which is imported when it is called: loading takes as long as most solves."""
+"""Solve the core by CP-SAT (ortools), imported when called: loading takes as long as most solves."""
 
 from __future__ import annotations
 

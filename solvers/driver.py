@@ -1,4 +1,4 @@
-"""`solve`: reduce the problem, run a method, and say why nothing fits if nothing does."""
+"""`solve`: reduce the problem, run a method, and explain infeasibility."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from solvers.solution import Solution
 
 __all__ = ["solve"]
 
-_ANALYSIS_SECONDS = 10.0  # at most, for each of the problems that tell why nothing fits
+_ANALYSIS_SECONDS = 10.0  # at most, for each problem solved to explain infeasibility
 
 
 def solve(
@@ -30,13 +30,13 @@ def solve(
     """Find the best choice of one option a group within every limit, with a proven bound.
 
     Stops when (loss - bound) / loss <= `gap`, or after about `time_limit` seconds (`None`: never) with the best answer
-    and bound of that moment. The same `seed` and `threads` give the same answer, unless the time limit strikes.
-    Whatever the method, no single group of the answer can be changed for the better within the limits.
+    and bound so far. The same `seed` and `threads` give the same answer, unless the time limit strikes. Whatever the
+    method, no change of a single group improves the answer within the limits.
 
     `method` is one of `METHODS`, each with its summary. All begin with prices, repair and upgrades.
 
-    Raises `InfeasibleError` (with an analysis) if it is proven that no choice satisfies the limits,
-    `ProblemError` for arguments that make no sense.
+    Raises `InfeasibleError` (with an analysis) if it is proven that no choice satisfies the limits, `ProblemError` for
+    invalid arguments.
     """
     chosen = method_named(method, len(problem.limits))
     settings = Settings(gap, time_limit, seed, threads)

@@ -39,7 +39,7 @@ def hull_segments(problem: Reduced, limit: int = 0) -> Segments:
     group = problem.group
     keep = np.arange(losses.size)
     while keep.size > 2:
-        # A point on or above the chord of its neighbours is no corner, whether they stay or not.
+        # A point on or above the chord of its neighbours is no corner, even if they are dropped later.
         left, here, right = keep[:-2], keep[1:-1], keep[2:]
         inside = (group[left] == group[right]) & (
             (losses[left] - losses[here]) / np.maximum(weights[here] - weights[left], 1)
@@ -98,7 +98,7 @@ def _single(problem: Reduced) -> tuple[Bound, list[IntArray]]:
 
 
 class _Ascent:
-    """Evaluates the bound at prices and remembers the best, and choices that hold the limits at the least loss."""
+    """The bound evaluated at prices: remembers the best one, and the feasible choices with the least loss."""
 
     def __init__(self, problem: Reduced) -> None:
         self.problem = problem
@@ -121,7 +121,7 @@ class _Ascent:
 
 
 def _price_alone(problem: Reduced, prices: FloatArray, i: int) -> float:
-    """Return the price of limit `i` at which the choice just holds it, with the other prices as they are."""
+    """Return the price of limit `i` at which the choice just meets it, the other prices unchanged."""
 
     def holds(price: float) -> bool:
         trial = prices.copy()
@@ -170,7 +170,7 @@ def _ellipsoid(ascent: _Ascent, centre: FloatArray, radius: FloatArray, deadline
 
 
 def proves_infeasible(problem: Reduced, deadline: float) -> bool:
-    """Return whether some prices alone show that no choice, not even a mixed one, satisfies all limits."""
+    """Return whether some prices prove that no choice, not even a fractional one, satisfies all limits."""
     if len(problem.limits) < 2:
         return False
     free = replace(problem, losses=np.zeros_like(problem.losses))

@@ -15,9 +15,9 @@ __all__ = ["Change", "Infeasibility", "InfeasibleError", "ProblemError"]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Raise the limits named in `capacities` to these values, all of them, and the problem has an answer.
+    """A cure: with all capacities named in `capacities` raised to these values, the problem has an answer.
 
-    `least`: proven that with the other capacities as they are no smaller value will do.
+    `least`: proven that, with the other capacities as they are, no smaller value will do.
     """
 
     capacities: dict[str, int | Fraction]
@@ -30,9 +30,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Infeasibility:
-    """`limits`: the names of a smallest set of limits that cannot hold together. `changes`: each alone is a cure.
+    """The analysis of an infeasible problem. `limits`: the names of a minimal set of limits in conflict. `changes`:
+    each alone is a cure.
 
-    `minimum`: by name, the least that any choice weighs in each limit, looked at alone.
+    `minimum`: by name, the least weight of any choice in each limit alone.
     """
 
     limits: tuple[str, ...]

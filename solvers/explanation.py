@@ -17,9 +17,9 @@ __all__ = ["Explanation", "Step", "explain"]
 class Step:
     """A change of one group to option `index`.
 
-    `bytes`, `loss` and `used` (by limit) are what is added, negative where something is saved. `net` is `loss` plus the
-    added weights at the answer's prices: above 0, and the step is a bad bargain by that much. `fits`: the limits still
-    hold after it. `rate` is the loss that a byte saves or costs on the way, `None` if no byte changes.
+    `bytes`, `loss` and `used` (by limit) are differences, negative for savings. `net` is `loss` plus the added weights
+    at the answer's prices: a positive `net` is the step's disadvantage. `fits`: the limits still hold after it. `rate`
+    is the loss saved or added per byte, `None` if no byte changes.
     """
 
     index: int
@@ -40,8 +40,8 @@ class Step:
 class Explanation:
     """One group at an answer. `better` and `worse`: the nearest options with less and with more loss, `None` if none.
 
-    Options that another equals or betters in bytes, in every limit and in loss are passed over. `prices`: loss a unit
-    of each limit.
+    Dominated options (another is at least as good in bytes, in every limit and in loss) are skipped. `prices`: loss per
+    unit of each limit.
     """
 
     group: str
@@ -55,7 +55,7 @@ class Explanation:
 def explain(problem: Problem, solution: Solution, group: str) -> Explanation:
     """Explain the option of `group` by the next better and the next worse one.
 
-    Raises `ProblemError` if there is no such group, or the solution has no answer or is of another problem.
+    Raises `ProblemError` if there is no such group, or if the solution has no answer or is of another problem.
     """
     if solution.picks is None:
         raise ProblemError("there is no answer to explain: the search ended without one")

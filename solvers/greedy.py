@@ -1,4 +1,4 @@
-"""Feasible choices by single steps: repair what breaks a limit, then take every upgrade that still fits."""
+"""Feasible choices by single steps: repair violated limits, then take every upgrade that still fits."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ __all__ = ["polish", "repair"]
 
 
 def polish(problem: Reduced, choice: IntArray, prices: FloatArray) -> IntArray:
-    """Change one group at a time for the better until no single change fits and lowers the loss.
+    """Improve one group at a time until no single change fits and lowers the loss.
 
-    The step that saves most beyond its price comes first. `choice` (flat indices) must be feasible and stays so.
+    The step with the largest saving beyond its price comes first. `choice` (flat indices) must be feasible and stays
+    so.
     """
     choice = choice.copy()
     slack = slack_of(problem, choice)
@@ -27,7 +28,7 @@ def polish(problem: Reduced, choice: IntArray, prices: FloatArray) -> IntArray:
         steps = np.flatnonzero(better)
         if not steps.size:
             return choice
-        # Steps taken in order of merit while they fit; what they change is looked at again in the next round.
+        # Take steps in order of merit while they fit; the groups that they change are reconsidered in the next round.
         merit = problem.losses[current[steps]] - problem.losses[steps]
         with np.errstate(over="ignore"):
             for price, row in zip(prices, problem.weights, strict=True):

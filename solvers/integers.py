@@ -1,7 +1,7 @@
-"""Express the core in integers, for the solvers that want them (CP-SAT, MIP).
+"""Integer form of the core, for the solvers that need it (CP-SAT, MIP).
 
-Weights are shifted to the least of each group and divided by their greatest common divisor. Losses are scaled once, by
-a power of two that is kept, and rounded down: sums of them are lower bounds, off by less than one unit a group.
+Weights are shifted by the least of each group and divided by their greatest common divisor. Losses are scaled by one
+power of two, which is kept, and rounded down: their sums are lower bounds, off by less than one unit a group.
 """
 
 from __future__ import annotations

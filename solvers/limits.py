@@ -40,7 +40,8 @@ class Limit:
 def scaled_weights(limit: Limit, choices: Choices) -> tuple[IntArray, int]:
     """Return integer weights [options] under `limit`, and the factor that made them integers.
 
-    Raises `ProblemError` for unknown groups, and for weights that are negative, no integers or fractions, or too large.
+    Raises `ProblemError` for unknown groups, and for weights that are negative, neither integers nor fractions, or too
+    large.
     """
     if limit.weights is not None and limit.members is not None:
         raise ProblemError(f"limit {limit.name!r} gives both members and weights: give one of them")

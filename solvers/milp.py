@@ -1,7 +1,7 @@
 """Solve the core by mixed-integer linear programming (SCIP, through ortools): a second opinion.
 
-SCIP computes in floats with tolerances, so its results are not taken on trust: the caller checks the choice, and the
-bound is lowered by a margin.
+SCIP computes in floats with tolerances, so its results are verified: the caller checks the choice, and the bound is
+lowered by a margin.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MARGIN = 1e-7  # of the core's range of losses: a hundred times SCIP's dual tole
 
 
 def milp(task: Task) -> Found:
-    """Minimize the core's loss. Infeasibility found here is not taken as proven."""
+    """Minimize the core's loss. Infeasibility reported by SCIP does not count as proven."""
     from ortools.linear_solver.python import model_builder
 
     core, exact = task.core, integers(task.core, task.losses)

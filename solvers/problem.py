@@ -48,8 +48,8 @@ class Problem:
     def from_groups(cls, groups: Iterable[Group], limits: Iterable[Limit] = ()) -> Problem:
         """Make a problem of `Group`s.
 
-        Raises `ProblemError` for what cannot be meant: no options, a negative or non-finite loss, weights that are
-        negative or no integers or fractions, sums beyond 2**62, names that repeat or that do not exist.
+        Raises `ProblemError` for a group without options, a loss that is negative or not finite, weights that are
+        negative or neither integers nor fractions, sums beyond 2**62, and names that repeat or do not exist.
         """
         return cls._under(choices_of(groups), limits)
 
@@ -85,7 +85,7 @@ class Problem:
 
     @property
     def offsets(self) -> IntArray:
-        """The first option of each group, and the number of options: [groups + 1]."""
+        """Flat index of the first option of each group, then the number of options: [groups + 1]."""
         return self.choices.offsets
 
     @property
@@ -115,7 +115,7 @@ class Problem:
         return self.choices.option(group, index)
 
     def options(self, group: int) -> list[Option]:
-        """Return all options of group `group`, in the order in which they were given."""
+        """Return all options of group `group`, in the order given."""
         return [self.option(group, j) for j in range(int(self.offsets[group + 1] - self.offsets[group]))]
 
     def limit(self, name: str) -> int:
@@ -142,7 +142,7 @@ class Problem:
     def with_capacity(self, name: str, capacity: int | Fraction) -> Problem:
         """Return the same problem with another capacity of the limit called `name`; all arrays are shared.
 
-        Raises `ProblemError` if there is no such limit, or for a capacity that is no integer or fraction.
+        Raises `ProblemError` if there is no such limit, or for a capacity that is neither an integer nor a fraction.
         """
         i = self.limit(name)
         limit = replace(self.limits[i], capacity=capacity)

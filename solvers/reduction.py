@@ -1,7 +1,7 @@
-"""Reduce a problem to one with the same best answers, without limits that always hold and dominated options.
+"""Reduce a problem to one with the same best answers: drop limits that always hold, and dominated options.
 
-Weights are counted from the least weight of each group in that limit, and capacities are lowered by the sum of
-those, so that sums of weights are as small as they can be.
+Weights are counted from the least weight of each group in that limit, and capacities are lowered by the sum of those,
+so that sums of weights are as small as they can be.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from solvers.problem import Problem
 
 __all__ = ["Reduced", "ragged_argmin", "reduce", "reduce_under", "starts_of"]
 
-WIDEST_COMPARISON = 256  # with several limits an option is compared with so many before it
+WIDEST_COMPARISON = 256  # with several limits an option is compared with this many before it
 
 
 @dataclass(frozen=True, slots=True)
 class Reduced:
     """Flat arrays as in `Problem`; each group is sorted by weight, then by loss.
 
-    `capacities` [limits] are not negative; `limits` are the indices of the limits that are left; `origin` [options]
-    is the index of each option in `Problem`'s flat arrays.
+    `capacities` [limits] are not negative; `limits` are the indices of the remaining limits; `origin` [options] is the
+    index of each option in `Problem`'s flat arrays.
     """
 
     offsets: IntArray
@@ -41,7 +41,7 @@ class Reduced:
 
     @property
     def group(self) -> IntArray:
-        """The group of each option [options]."""
+        """Group of each option [options]."""
         return np.repeat(np.arange(self.starts.size), np.diff(self.offsets))
 
 
@@ -51,7 +51,8 @@ def starts_of(counts: IntArray) -> IntArray:
 
 
 def reduce(problem: Problem) -> Reduced | None:
-    """Drop what cannot matter. Return `None` if some limit is below the least total weight of its groups."""
+    """Drop limits that always hold and dominated options. Return `None` if a limit is below the least total weight of
+    its groups."""
     offsets, starts = problem.offsets, problem.offsets[:-1]
     group = np.repeat(np.arange(len(problem)), np.diff(offsets))
     rows, capacities, limits = [], [], []
@@ -81,7 +82,7 @@ def reduce_under(problem: Problem, weights: IntArray, capacities: IntArray, limi
 
 
 def _undominated(offsets: IntArray, losses: FloatArray, weights: IntArray) -> IntArray:
-    """Return flat indices of the options that no other of their group equals or betters in every weight and in loss.
+    """Return flat indices of the undominated options: no other of their group is as good in every weight and in loss.
 
     Sorted by group, then by weight, then by loss. Groups of like size are padded to one matrix [groups, options]:
     sorting many short rows is several times faster than one long sort.

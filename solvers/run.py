@@ -22,12 +22,12 @@ from solvers.task import Found, Task
 
 __all__ = ["Run", "Settings"]
 
-ROUNDING = 1e-12  # relative; a gap of this size is none
+ROUNDING = 1e-12  # relative; a gap of this size counts as closed
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How far to go: see `solve`. Raises `ProblemError` for values that make no sense."""
+    """Termination and reproducibility settings: see `solve`. Raises `ProblemError` for invalid values."""
 
     gap: float
     time_limit: float | None
@@ -46,8 +46,9 @@ class Settings:
 class Run:
     """The best answer and the best bound so far. Made by `start`, improved by `learn`, ended by `solution`.
 
-    `choice` (flat indices of the reduced problem, `None` if there is no answer yet) loses `loss`, no choice loses less
-    than `low`, and `method` found it. `bound` is the Lagrangian's, from which cores are extracted.
+    `choice` (flat indices of the reduced problem, `None` if there is no answer yet) has the loss `loss`, `low` is a
+    lower bound on that of any choice, and `method` found it. `bound` is the Lagrangian's, from which cores are
+    extracted.
     """
 
     def __init__(self, problem: Problem, reduced: Reduced, settings: Settings, started: float, bound: Bound) -> None:
@@ -80,7 +81,7 @@ class Run:
         return run
 
     def offer(self, choice: IntArray | None, method: str) -> None:
-        """Take `choice` (flat indices), made upgrade-maximal, if it holds the limits and is the best so far."""
+        """Take `choice` (flat indices), made upgrade-maximal, if it is feasible and the best so far."""
         if choice is None or (slack_of(self.reduced, choice) < 0).any():
             return
         choice = polish(self.reduced, choice, self.bound.prices)
@@ -89,7 +90,8 @@ class Run:
 
     @property
     def threshold(self) -> float:
-        """Losses below it are of interest: about what the gap allows the bound to be, with room for rounding."""
+        """Loss below which choices are of interest: about what the gap allows the bound to be, with a margin for
+        rounding."""
         if self.choice is None:
             return self.ceiling
         gap = self.settings.gap
@@ -97,23 +99,23 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to do or no time to do it."""
+        """True if the search should end: it is infeasible, optimal, within the gap, or out of time."""
         close = self.choice is not None and relative_gap(self.loss, self.low) <= max(self.settings.gap, ROUNDING)
         return self.infeasible or self.optimal or close or time.monotonic() >= self.deadline
 
     def core(self) -> Core:
-        """Extract the groups that are open below the present threshold."""
+        """Extract the groups that are open below the current threshold."""
         return extract(self.reduced, self.bound, self.threshold)
 
     def task(self) -> Task:
-        """Describe the core for a solver, with the answer so far."""
+        """Return the core as a task for a solver, with the answer so far."""
         core = self.core()
         hint = {} if self.choice is None else {item.group: int(self.choice[item.group]) for item in core.groups}
         gap = 0.0 if self.choice is None else self.loss * self.settings.gap / 2
         return Task(core, self.reduced.losses, hint, gap, self.deadline, self.settings.seed, self.settings.threads)
 
     def learn(self, found: Found, method: str) -> None:
-        """Take over what a search below the present threshold found and proved."""
+        """Take over the answer and the proof of a search below the current threshold."""
         threshold, loss = self.threshold, self.loss
         if found.choice is not None:
             choice = self.bound.choice.copy()
@@ -125,7 +127,7 @@ class Run:
         self.low = max(self.low, min(threshold, math.nextafter(self.bound.value + found.proven, -math.inf)))
 
     def solution(self) -> Solution:
-        """Return the answer, recomputed from the problem as it was given.
+        """Return the answer, recomputed from the original problem.
 
         Raises `AssertionError` if it breaks a limit, which is a bug.
         """

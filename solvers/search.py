@@ -1,9 +1,9 @@
 """Dynamic programming over the core: exact while it fits, a beam with a valid bound when it does not.
 
-A state is the reduced cost of the choices in the groups so far, and the slack that they leave if all groups to come
-keep the bound's choice. States are dropped for one of three reasons: another is as good in slack and in
-loss; what any completion costs at least (`completion`) is not below the best known; or there are more than
-`width`. Only the last loses anything, and the least bound of all states lost that way bounds what was not searched.
+A state is the reduced cost of the choices so far, and the slack left if all remaining groups keep the bound's choice.
+States are dropped for one of three reasons: another dominates them in slack and loss; their lower bound (`completion`)
+is not below the best known answer; or there are more than `width`. Only the last loses anything, and the least bound of
+all states lost that way bounds the part that was not searched.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from solvers.task import Found
 
 __all__ = ["search"]
 
-NEIGHBOURS = 24  # with several limits a state is compared with so many before it
+NEIGHBOURS = 24  # with several limits a state is compared with this many before it
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """[states] after one more group: which state each came from, and by which option."""
+    """[states] after one more group: the predecessor of each, and the option taken."""
 
     parent: NDArray[np.int32]
     option: NDArray[np.int32]
@@ -67,7 +67,8 @@ def search(core: Core, room: float, width: int, deadline: float) -> Found:
 def _best(
     cost: FloatArray, slack: IntArray, prices: FloatArray, best: float, where: tuple[int, int], stage: int
 ) -> tuple[float, tuple[int, int]]:
-    """Return the better of `best` and the best state that is feasible as it stands, the rest at the bound's choice."""
+    """Return the better of `best` and the best state that is feasible with the bound's choice in all remaining
+    groups."""
     fits = np.flatnonzero((slack >= 0).all(axis=0))
     if fits.size:
         excess = cost[fits] + prices @ slack[:, fits]
@@ -78,10 +79,10 @@ def _best(
 
 
 def _undominated(cost: FloatArray, slack: IntArray, prices: FloatArray, usable: IntArray) -> IntArray:
-    """Return indices of the states that no other equals or betters in slack and loss, ordered by slack.
+    """Return indices of the undominated states in slack and loss, ordered by slack.
 
     Slack beyond what is `usable` does not count, so limits whose groups are all decided drop out. With one limit left
-    all dominated states go; with several those that one of their neighbours in order dominates.
+    all dominated states go; with several only those that a neighbour in the order dominates.
     """
     if not cost.size:
         return np.zeros(0, np.int64)
@@ -103,7 +104,8 @@ def _undominated(cost: FloatArray, slack: IntArray, prices: FloatArray, usable: 
 
 
 def _spread(least: FloatArray, width: int) -> IntArray:
-    """Return `width` of the states, in their order: half of them with the least bound, half the best of neighbours."""
+    """Return `width` of the states, in their order: half of them with the least bound, half the best among
+    neighbours."""
     order = np.argsort(least, kind="stable")
     first, rest = order[: width // 2], np.sort(order[width // 2 :])
     chunk = np.arange(rest.size) * (width - width // 2) // rest.size

@@ -10,7 +10,7 @@ __all__ = ["Solution", "Status", "Usage", "relative_gap"]
 
 
 class Status(StrEnum):
-    """The reason why the search ended. Whether there is an answer is another fact: `Solution.picks`."""
+    """The reason why the search ended. `Solution.picks` tells whether there is an answer."""
 
     OPTIMAL = "optimal"  # nothing is better, up to the rounding of one sum of floats
     WITHIN_GAP = "within gap"  # nothing is better by more than the gap that was asked for
@@ -29,17 +29,17 @@ class Usage:
 
     @property
     def slack(self) -> int | Fraction:
-        """The unused part of the capacity, at least 0."""
+        """Unused part of the capacity, at least 0."""
         return self.capacity - self.used
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """The best answer found, and the proof of how good it is.
+    """The best answer found, and the proof of its quality.
 
     `picks[g]` is the index of group g's option, `None` if no answer was found in time. `loss` is the sum of the losses,
-    correctly rounded (infinite without an answer); no answer whatever has less than `bound`. `bytes` is the sum of
-    the options' bytes. `usage` is one entry a limit. `method` found the answer, in `seconds`.
+    correctly rounded (infinite without an answer); `bound` is a proven lower bound on the loss of any answer. `bytes`
+    is the sum of the options' bytes. `usage` is one entry a limit. `method` found the answer, in `seconds`.
     """
 
     picks: tuple[int, ...] | None
@@ -53,12 +53,12 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """The share of the loss that might still be saved at most: (loss - bound) / loss."""
+        """Greatest share of the loss that a better answer might still save: (loss - bound) / loss."""
         return relative_gap(self.loss, self.bound)
 
     @property
     def prices(self) -> dict[str, float]:
-        """The price of each limit by name: the loss that one unit of capacity more would save, about."""
+        """Price of each limit, by name: the approximate loss that one more unit of capacity would save."""
         return {usage.name: usage.price for usage in self.usage}
 
 

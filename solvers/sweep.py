@@ -23,10 +23,10 @@ __all__ = ["Frontier", "frontier"]
 class Frontier:
     """Corners of the lower convex hull of (weight in `limit`, loss) over all choices, the lightest first.
 
-    `weights` int[corners] is in the units of the limit times `scale`, and rises; `losses` [corners] falls, and
-    `prices` [corners - 1], the loss saved by a unit on the way to the next corner, does not rise. No choice lies below
-    the line through the corners, and each corner is itself the best choice for its weight. Other limits are not looked
-    at: under them the corners are bounds, and `exact` finds the answer.
+    `weights` int[corners] is in the units of the limit times `scale`, and rises; `losses` [corners] falls, and `prices`
+    [corners - 1], the loss saved by a unit on the way to the next corner, does not rise. No choice lies below the line
+    through the corners, and each corner is itself the best choice for its weight. Other limits are ignored: under them
+    the corners are bounds, and `exact` finds the answer.
     """
 
     limit: str

@@ -14,7 +14,7 @@ __all__ = ["CoreSolver", "Found", "Task"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Minimize the loss of `core`; `losses` [options] are the reduced problem's.
+    """A request to minimize the loss of `core`; `losses` [options] are the reduced problem's.
 
     `hint`: the best known choice, flat indices by group, empty if there is none. `gap`: absolute, in loss; a solver may
     stop that close to the best. `deadline` is a time of `time.monotonic`. The same `seed` and `threads` give the same
@@ -31,15 +31,17 @@ class Task:
 
     @property
     def seconds(self) -> float:
-        """Seconds that are left: finite, and not positive when time is up."""
+        """Seconds left: finite, and not positive when time is up."""
         return min(self.deadline - time.monotonic(), 1e9)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """`choice`: flat index by group for the core's groups, or `None` if nothing below the threshold was met.
+    """The result of a solver. `choice`: flat index by group for the core's groups, or `None` if none below the
+    threshold was found.
 
-    `proven`: no choice exceeds the core's bound by less. `complete`: nothing was lost to the width or the time.
+    `proven`: a lower bound on the excess of any choice over the core's bound. `complete`: neither width nor time cut
+    the search short.
     """
 
     choice: dict[int, int] | None

@@ -58,7 +58,7 @@ class State(Closing):
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """Path of the state file."""
         return self.store.path
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ class State(Closing):
         gap: float = 1e-6,
         time_limit: float | None = 10.0,
     ) -> Plan:
-        """Pick a format for every tensor so that all limits hold and the loss is as little as possible.
+        """Pick a format for every tensor so that all limits hold and the loss is as small as possible.
 
         Limits, at least one: `budget` is the size of the file, `bpw` bits of tensor data per weight, `device` the size
         of what goes to a device ("NAME:REGEX=SIZE"), `active_budget` the bytes that one token reads. Rules: tensors

@@ -40,24 +40,24 @@ __all__ = ["DIALECT", "layer_config"]
 _PRESETS = {row.name: row.auto_round for row in TYPES.values() if row.auto_round is not None}
 _PLAIN = {"bits": 16, "act_bits": 16, "data_type": "float", "act_data_type": "float"}  # what ignore_layers sets
 _FLOATS = ("f32", "f16", "bf16")
-# GGUF_PRESET_ALIASES in auto_round/schemes.py: what stands for a mix of types where it is the scheme of a whole model
+# GGUF_PRESET_ALIASES in auto_round/schemes.py: as the scheme of a whole model, each stands for a mix of types
 _MIXES = {
     "GGUF:Q2_K_MIXED": "q2_K", "GGUF:Q3_K_M": "q3_K", "GGUF:Q3_K_L": "q3_K", "GGUF:Q4_K_M": "q4_K",
     "GGUF:Q5_K_M": "q5_K",
 }  # fmt: skip
-# What bits alone become under a K scheme, and its group size (get_gguf_qtype_by_layer_config)
+# The type of bits alone under a K scheme, and its group size (get_gguf_qtype_by_layer_config)
 _BY_BITS = {2: ("q2_K", 16), 3: ("q3_K", 16), 4: ("q4_K", 32), 5: ("q5_K", 32), 6: ("q6_K", 16), 8: ("q8_0", 32)}
 _WHOLE = ("float", "fp", "fp16", "bf16", "float16", "bfloat16")  # data types of 16 bits
 _INTEGERS = ("int", "int_asym_dq", "int_sym_dq", "int_asym_float_zp")
 _FULL = 16  # bits from which AutoRound leaves a module as it is
-_SIGNS = (".*", *"^$|()[]?+")  # to_standard_regex takes a key for a regular expression by one of these
+_SIGNS = (".*", *"^$|()[]?+")  # any of these makes to_standard_regex treat a key as a regular expression
 _BARE_DOT = re.compile(r"\.(?!\*)")  # and escapes it there
 
 Entry = str | dict[str, object]
 
 
 def layer_config(recipe: Recipe, *, compact: bool = False) -> tuple[dict[str, Entry], list[Choice], list[str]]:
-    """Return the dictionary, the tensors whose type is only the nearest in bits, and notes on those that are not in it.
+    """Return the dictionary, the tensors whose type is only the nearest in bits, and notes on those left out of it.
     Raises RecipeError."""
     by_preset: dict[str, list[Module]] = {}
     near: list[Choice] = []
@@ -84,7 +84,7 @@ def layer_config(recipe: Recipe, *, compact: bool = False) -> tuple[dict[str, En
 
 
 def _nearest(choice: Choice) -> str:
-    """Return the preset that is nearest in bits; empty where the blocks of none fill the rows."""
+    """Return the preset nearest in bits; empty if no preset's blocks fill the rows."""
     table = formats()
     fits = [name for name in _PRESETS if not choice.shape or table[name].fits(choice.shape[0])]
     if not fits:
@@ -141,8 +141,8 @@ def _type_of(preset: str) -> str:
 
 
 def _read(text: str, context: ImportContext) -> Imported:
-    """Return the types of tensors. Notes say which keys find nothing or count for nothing, and what was read into a
-    scheme. Raises RecipeError."""
+    """Return the types of tensors. Notes say which keys match nothing or have no effect, and how schemes were
+    interpreted. Raises RecipeError."""
     names, architecture, where = context.names, context.architecture, context.where
     config = read_dictionary(text, where, "AutoRound's layer_config")
     paths: dict[str, str] = {}
@@ -166,7 +166,7 @@ def _read(text: str, context: ImportContext) -> Imported:
 
 
 def _searched(key: str, paths: Mapping[str, str], where: str) -> list[str]:
-    """Return the tensors whose module a key finds, as text-only models call it, or else as others do."""
+    """Return the tensors whose module a key matches, by its name in text-only models, or else by that in others."""
     regex = Regex(_standard(key), "ecmascript", where)
     return [name for name, path in paths.items() if regex.search(path)] or [
         name for name, path in paths.items() if any(map(regex.search, spellings(path)))
@@ -174,14 +174,14 @@ def _searched(key: str, paths: Mapping[str, str], where: str) -> list[str]:
 
 
 def _standard(key: str) -> str:
-    """Return the regular expression that AutoRound makes of a key."""
+    """Return the regular expression that AutoRound derives from a key."""
     return _BARE_DOT.sub(r"\.", key) if any(sign in key for sign in _SIGNS) else escaped(key)
 
 
 def _silent(
     hits: Mapping[str, Sequence[str]], chosen: Mapping[str, str], names: Sequence[str], architecture: str, where: str
 ) -> list[str]:
-    """Return notes on keys that decide nothing."""
+    """Return notes on keys without effect."""
     nothing = [key for key, tensors in hits.items() if not tensors]
     if nothing:
         others = other_modules(names, architecture)

@@ -38,8 +38,8 @@ _MOST_NAMED = 6  # entries that one note names
 
 @dataclass(frozen=True, slots=True)
 class ExportContext:
-    """What a writer may need besides the recipe. `paths`: suffix → where that file will be; `compact`: merge tensors
-    into few patterns; `threads` for the command that goes with the files."""
+    """Input of a writer besides the recipe. `paths`: suffix → where that file will be; `compact`: merge tensors into
+    few patterns; `threads` for the command that goes with the files."""
 
     paths: Mapping[str, Path]
     compact: bool = False
@@ -48,8 +48,8 @@ class ExportContext:
 
 @dataclass(frozen=True, slots=True)
 class ImportContext:
-    """What a reader may need besides the text: the `names` of the model's tensors, its `architecture`, and `where` the
-    text is from, for messages."""
+    """Input of a reader besides the text: the `names` of the model's tensors, its `architecture`, and `where` the text
+    is from, for messages."""
 
     names: Sequence[str]
     architecture: str
@@ -58,8 +58,8 @@ class ImportContext:
 
 @dataclass(frozen=True)
 class Exported:
-    """Another quantizer's input: `files` by suffix, the main one first. `command` says how to use them, `notes` what
-    could only be said approximately. `imatrix` is where the command expects the recipe's imatrix in its older form."""
+    """Another quantizer's input: `files` by suffix, the main one first. `command` tells how to use them, `notes` what
+    could only be approximated. `imatrix` is where the command expects the recipe's imatrix in its older form."""
 
     files: Mapping[str, str]
     command: str = ""
@@ -69,7 +69,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Imported:
-    """Formats by tensor. `notes` say which are approximations, and which entries decide nothing."""
+    """Formats by tensor. `notes` name approximations, and entries without effect."""
 
     formats: Mapping[str, str]
     notes: tuple[str, ...] = ()
@@ -94,12 +94,12 @@ class Dialect:
 
 
 def beginning(text: str) -> str:
-    """Return as much of a text as tells one dialect from another, without white space before it."""
+    """Return as much of a text as it takes to tell dialects apart, without leading white space."""
     return text.lstrip()[:_BEGINNING]
 
 
 def with_own_names(imported: Imported, names: Collection[str]) -> Imported:
-    """Return the same with the model's own `names`, where these lack a prefix that models with vision have."""
+    """Return the same with the model's own `names` where these lack a prefix that models with vision have."""
     own = set(names)
     named = {
         name if name in own or bare(name) not in own else bare(name): kind for name, kind in imported.formats.items()
@@ -108,12 +108,12 @@ def with_own_names(imported: Imported, names: Collection[str]) -> Imported:
 
 
 def changing(recipe: Recipe) -> list[Choice]:
-    """Return the tensors that a quantizer decides about."""
+    """Return the tensors whose type a quantizer decides."""
     return [choice for choice in recipe.tensors if not choice.left_alone]
 
 
 def refuse(names: Iterable[str], sayable: Callable[[str], object], who: str, why: str, remedy: str) -> None:
-    """Raise RecipeError for the first name that a dialect cannot say."""
+    """Raise RecipeError for the first name that a dialect cannot express."""
     for name in names:
         if not sayable(name):
             raise RecipeError(f"{who} cannot be told about the tensor {name!r}: {why}.", remedy)
@@ -142,7 +142,7 @@ def read_dictionary(text: str, where: str, what: str) -> dict[str, object]:
 
 
 def idle(entries: Sequence[str], what: str) -> list[str]:
-    """Return a note on entries, each a `what`, that find no tensor of the model; empty without any."""
+    """Return a note on entries, each a `what`, that match no tensor of the model; empty if there are none."""
     if not entries:
         return []
     many = len(entries) > 1
@@ -150,7 +150,8 @@ def idle(entries: Sequence[str], what: str) -> list[str]:
 
 
 def unheard(entries: Sequence[str], of: str, others: str, order: str = "") -> list[str]:
-    """Return a note on entries that decide nothing, as `others` took what they find, ending with the remark `order`."""
+    """Return a note on entries without effect, as `others` took all that they match; it ends with the remark
+    `order`."""
     if not entries:
         return []
     decide = "decide" if len(entries) > 1 else "decides"
@@ -163,10 +164,10 @@ def unheard(entries: Sequence[str], of: str, others: str, order: str = "") -> li
 def placed(
     choices: Iterable[Choice], skipped: Collection[str], place: Callable[[str], _T], who: str, otherwise: str
 ) -> tuple[list[tuple[Choice, _T]], list[str]]:
-    """Pair choices with the places that `place` knows for their names. Return notes on those that `who` has no place
-    for: blocks that predict several tokens, which it leaves out, and others, of which `otherwise` says what happens.
+    """Pair choices with the places that `place` finds for their names. Return notes on those that `who` has no place
+    for: multi-token prediction blocks, which it leaves out, and others, for which `otherwise` says what happens.
 
-    Raises RecipeError where none has a place.
+    Raises RecipeError if none has a place.
     """
     pairs, unknown, left = [], [], []
     refused: RecipeError | None = None

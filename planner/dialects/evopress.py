@@ -31,7 +31,7 @@ _LINE = re.compile(r"[\d.]+\s*\([\d.]+-([^)]+)\.pth\)")
 
 
 def _configuration(recipe: Recipe) -> str:
-    """Return the lines. Raises RecipeError for types and names that they cannot say."""
+    """Return the lines. Raises RecipeError for types and names that the file cannot express."""
     refuse(
         recipe.formats,
         lambda name: ":" not in name and name == name.strip() and name[:1] not in ("#", "") and name.isprintable(),
@@ -63,7 +63,7 @@ def _write(recipe: Recipe, context: ExportContext) -> Exported:
 
 def _read(text: str, context: ImportContext) -> Imported:
     """Return the types of tensors; of several lines for one tensor the last counts, and a note says so. Raises
-    RecipeError, also for lines with a number of bits alone: several types have it."""
+    RecipeError, also for lines with only a number of bits, which several types have."""
     formats: dict[str, str] = {}
     again: dict[str, None] = {}
     for number, raw in enumerate(text.split("\n"), 1):

@@ -15,9 +15,9 @@ __all__ = ["export_recipe", "files_of"]
 def export_recipe(
     recipe: Recipe, dialect: str, beside: Path, *, output: Path | None = None, compact: bool = False, threads: int = 1
 ) -> tuple[dict[Path, str], Exported]:
-    """Return texts by the path where they belong: named after `beside`, the main one `output` where given.
+    """Return texts by the path where they belong: named after `beside`, the main one `output` if given.
 
-    Raises UsageError for an unknown dialect, RecipeError for what the dialect cannot say.
+    Raises UsageError for an unknown dialect, RecipeError for anything that the dialect cannot express.
     """
     chosen = load_dialect(dialect)
     if chosen.write is None:
@@ -45,8 +45,8 @@ def _of_another_family(recipe: Recipe, dialect: str) -> RecipeError:
 
 
 def files_of(recipe: Recipe, texts: dict[Path, str], exported: Exported) -> dict[Path, bytes]:
-    """Return the bytes of all files of an export: its texts and, where the command expects it, the recipe's imatrix in
-    its older form. Raises ImatrixError where that is not the recipe's any more."""
+    """Return the bytes of all files of an export: its texts and, if the command expects it, the recipe's imatrix in its
+    older form. Raises ImatrixError if the imatrix has changed since the recipe."""
     files = {path: text.encode("utf-8", "surrogateescape") for path, text in texts.items()}
     if exported.imatrix is not None and recipe.imatrix is not None:
         files[exported.imatrix] = _older_imatrix(recipe.imatrix)

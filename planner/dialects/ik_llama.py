@@ -25,11 +25,11 @@ from planner.text import command
 __all__ = ["DIALECT"]
 
 _TYPES = frozenset(row.name for row in TYPES.values() if "ik_llama" in row.dialects)
-# QUANT_OPTIONS there lacks what only newer llama.cpp has
+# missing from QUANT_OPTIONS there: types of newer llama.cpp
 _UNKNOWN_FILE_TYPES = ("TQ1_0", "TQ2_0", "MXFP4_MOE", "Q1_0", "Q2_0")
 # llama_model_quantize_internal in src/llama-quantize.cpp leaves these alone, where llama.cpp quantizes them
 _LEFT_ALONE = ("ssm_x.weight", "ssm_dt.weight")
-# and these as llama.cpp does; all else that llama.cpp leaves alone it would quantize, if not told otherwise
+# and these as llama.cpp does; all other tensors that llama.cpp leaves alone it quantizes unless told otherwise
 _LEFT_ALONE_TOO = ("_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d", "attn_rel_b.weight")
 _LONGEST = 63  # GGML_MAX_NAME, with its final zero
 _LARGEST_ARGUMENT = 131_072 - 1  # MAX_ARG_STRLEN of Linux, with its final zero
@@ -40,7 +40,7 @@ _COMMENT = re.compile(r"(=\s*\w+\s*,?)\s+#.*")  # behind a rule
 
 
 def _custom_q(recipe: Recipe, *, compact: bool) -> str:
-    """Return the argument of `--custom-q`. Raises RecipeError for types and names that it cannot say."""
+    """Return the argument of `--custom-q`. Raises RecipeError for types and names that it cannot express."""
     type_names(recipe, _TYPES, "ik_llama.cpp")
     formats = {choice.name: choice.format for choice in recipe.tensors if _is_told(choice)}
     refuse(
@@ -53,7 +53,8 @@ def _custom_q(recipe: Recipe, *, compact: bool) -> str:
 
 
 def _is_told(choice: Choice) -> bool:
-    """Return whether a rule is needed: also for matrices that llama.cpp leaves alone and ik_llama.cpp would not."""
+    """Return whether a rule is needed: also for matrices that llama.cpp leaves alone and ik_llama.cpp would
+    quantize."""
     if not choice.left_alone:
         return True
     matrix = sum(size > 1 for size in choice.shape) > 1 and choice.name.endswith("weight")
@@ -94,9 +95,8 @@ def _notes(recipe: Recipe) -> list[str]:
 
 
 def _parse(text: str, where: str) -> list[Rule]:
-    """Return the rules of a `--custom-q` argument, or of lines or a shell script that become one: comments, blank
-    lines, indentation and fences are left out, and the end of a line ends a rule as a comma does. Raises
-    RecipeError."""
+    """Return the rules of a `--custom-q` argument, or of lines or a shell script that become one. Comments, blank
+    lines, indentation and fences are skipped, and a line end separates rules like a comma. Raises RecipeError."""
     rules = []
     for number, part in enumerate(_parts(script_rules(text) or text), 1):
         pattern, separator, name = part.partition("=")
@@ -117,8 +117,8 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _sniff(text: str) -> bool:
-    """Return whether a text is a script that does not give llama-quantize its rules, has comments, or begins with a
-    rule that a comma, a comment or the end of the line follows."""
+    """Return whether a text is a script that gives its rules to something other than llama-quantize, has comments, or
+    begins with a rule followed by a comma, a comment or the end of the line."""
     if is_script(text):
         return not tensor_type_words(text) or "--custom-q" in text
     begin = beginning(text)

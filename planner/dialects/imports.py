@@ -1,4 +1,4 @@
-"""Which format each of a model's tensors gets by another quantizer's file, read by the rules of its own parser."""
+"""Formats that another quantizer's file gives a model's tensors, read by the rules of that quantizer's parser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["are_rules", "guess_dialect", "known_formats", "read_choices"]
 
 
 def guess_dialect(path: Path, text: str) -> str:
-    """Return the dialect of a file by its name or else its text. Raises UsageError where neither says."""
+    """Return the dialect of a file, told by its name or else its text. Raises UsageError if neither tells."""
     dialects = [(name, load_dialect(name)) for name in reversed(readable())]
     for name, dialect in dialects:
         if dialect.own_suffix and path.suffix.lower() == dialect.own_suffix:
@@ -39,12 +39,12 @@ def read_choices(
     nearest: bool = False,
     rows: Mapping[str, int] | None = None,
 ) -> Imported:
-    """Return which of a model's tensors (`names`) get which format. With `nearest`, types that only ik_llama.cpp has
-    become those of ggml that are nearest in bits per weight and fit the tensor's rows; `rows` are their lengths, where
-    known.
+    """Return the format that a text gives each of a model's tensors (`names`). With `nearest`, types that only
+    ik_llama.cpp has become those of ggml that are nearest in bits per weight and fit the tensor's rows; `rows` are
+    their lengths, where known.
 
-    Raises UsageError for an unknown dialect, RecipeError for text that the dialect's parser would not read, and for
-    types that ggml does not know.
+    Raises UsageError for an unknown dialect, RecipeError for text that the dialect's parser would reject, and for types
+    that ggml does not know.
     """
     chosen = load_dialect(dialect)
     if chosen.read is None:
@@ -55,8 +55,8 @@ def read_choices(
 
 
 def known_formats(formats: Mapping[str, str], where: str, *, nearest: bool, rows: Mapping[str, int]) -> Imported:
-    """Return types by tensor as ggml has them: see `read_choices`. Raises RecipeError for those of ik_llama.cpp alone,
-    unless the nearest are wanted."""
+    """Return types by tensor as ggml has them: see `read_choices`. Raises RecipeError for types that only ik_llama.cpp
+    has, unless the nearest are wanted."""
     near = {name: nearest_known(kind, rows.get(name)) for name, kind in formats.items()}
     pairs = Counter((formats[name], other) for name, other in near.items() if other is not None)
     if pairs and not nearest:
@@ -73,8 +73,8 @@ def known_formats(formats: Mapping[str, str], where: str, *, nearest: bool, rows
 
 
 def are_rules(text: str) -> bool:
-    """Return whether an argument is rules, and not the name of a file that is not there: no tensor has a slash in its
-    name, and somewhere a type is named that ggml or ik_llama.cpp has."""
+    """Return whether an argument holds rules rather than the name of a missing file: tensor names have no slash, and
+    rules name a type of ggml or ik_llama.cpp."""
     from planner.formats.ggml import formats
 
     types = {name.lower() for name in formats()}

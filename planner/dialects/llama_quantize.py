@@ -1,8 +1,8 @@
 """llama-quantize's `--tensor-type-file`, by the rules of its parser (tools/quantize/quantize.cpp, src/llama-quant.cpp).
 
 Words separated by white space, no comments. A word is `PATTERN=TYPE`, split at the first `=`; the pattern is lowercased
-and searched for (std::regex, ECMAScript) in each tensor's name; the first that is found decides. What the reading would
-take apart or change (white space, `=`, capitals) is written by number: `\\x20`.
+and searched for (std::regex, ECMAScript) in each tensor's name; the first match decides. Characters that the parser
+would split at or change (white space, `=`, capitals) are written as escapes: `\x20`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from planner.text import command
 
 __all__ = ["DIALECT", "base_type", "command_line", "tensor_types"]
 
-# Beside these as the base, tensor types are not heeded (llama_tensor_get_type: `if (ggml_is_quantized(default_type))`)
+# With one of these as base, tensor types are ignored (llama_tensor_get_type: `if (ggml_is_quantized(default_type))`)
 _UNQUANTIZED = ("F32", "F16", "BF16")
 _NO_OPTION = ("NVFP4",)  # llama_ftype has it, QUANT_OPTIONS in tools/quantize/quantize.cpp not
-_BASE = "Q8_0"  # of what is no base itself: whatever no pattern finds loses least
+_BASE = "Q8_0"  # for recipes whose own type is no base: tensors that no pattern matches lose least
 _CHANGED = "= ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # split at, or lowercased
 # src/llama-quant.cpp; the other order came with pull request 14572 and went with 19770
 _ORDER = " llama-quantize takes the first rule that finds a tensor; from July 2025 to early 2026 it took the last."
@@ -33,7 +33,8 @@ _LONGEST = 63  # GGML_MAX_NAME, with its final zero
 
 
 def tensor_types(recipe: Recipe, *, compact: bool = False) -> str:
-    """Return the file: one line a tensor that is not left alone, or with `compact` as few patterns as find the same.
+    """Return the file: one line per tensor that is not left alone, or with `compact` a few patterns with the same
+    matches.
 
     Raises RecipeError for a name that no tensor of llama.cpp can have.
     """
@@ -52,9 +53,8 @@ def _escape(text: str) -> str:
 
 
 def base_type(recipe: Recipe, unknown: Collection[str] = ()) -> tuple[str, list[str]]:
-    """Return the type that a command names, beside which every tensor gets what its pattern says, and the arguments
-    that make the file say what it is (`general.file_type`) where the base is another; `unknown` are types that the
-    quantizer does not have."""
+    """Return the type that a command names, which each tensor's own pattern overrides, and the arguments that set
+    `general.file_type` to the recipe's if the base is another; `unknown` are types that the quantizer does not have."""
     name = file_types().get(recipe.file_type)
     if name is not None and name not in (*_UNQUANTIZED, *_NO_OPTION, *unknown):
         return name, []
@@ -62,7 +62,7 @@ def base_type(recipe: Recipe, unknown: Collection[str] = ()) -> tuple[str, list[
 
 
 def command_line(recipe: Recipe, types: Path, threads: int) -> str:
-    """Return the command that makes the same tensors, for a POSIX shell; an option a line."""
+    """Return the command that makes the same tensors, for a POSIX shell, one option a line."""
     base, override = base_type(recipe)
     lines: list[list[str | Path]] = [["llama-quantize"], ["--tensor-type-file", types]]
     if recipe.imatrix is not None:

@@ -1,7 +1,7 @@
 """mlx-lm: the `quantization` dictionary of a model's config.json, and the same as a predicate for `mlx_lm.convert`.
 
-A recipe of the family `mlx` is said exactly. One of ggml's types can only be approximated: each module gets what is
-nearest to its tensor in bits per weight of MLX's affine formats.
+A recipe of the family `mlx` is expressed exactly. One of ggml's types can only be approximated: each module gets the
+MLX affine format nearest to its tensor in bits per weight.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _QUANTIZATION = re.compile(r'"quantization(_config)?"\s*:\s*\{')
 
 
 def nearest_affine(bpw: float, row_length: int) -> Affine | None:
-    """Return the format nearest in bits per weight whose groups fill rows of `row_length`; None where none does."""
+    """Return the format nearest in bits per weight whose groups fill rows of `row_length`; None if none does."""
     options = [option for option in AFFINE.values() if option.fits(row_length)]
     return min(options, key=lambda option: (abs(option.bpw - bpw), option.bpw), default=None)
 
@@ -131,10 +131,10 @@ def _write(recipe: Recipe, context: ExportContext) -> Exported:
 
 
 def _read(text: str, context: ImportContext) -> Imported:
-    """Read a config.json, or what is exported here, as `class_predicate` of mlx_lm.utils.load_model reads it; tensors
-    that it does not quantize are left out. Notes name modules that are none of the model's.
+    """Read a config.json, or a file exported here, as `class_predicate` of mlx_lm.utils.load_model reads it; tensors
+    that it does not quantize are left out. Notes name modules that the model does not have.
 
-    Raises RecipeError, also for what MLX has besides its affine formats.
+    Raises RecipeError, also for MLX's other formats, which are not affine.
     """
     names, architecture, where = context.names, context.architecture, context.where
     modules = _quantization(read_dictionary(text, where, "the config.json of a quantized model"), where)

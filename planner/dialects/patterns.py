@@ -1,4 +1,4 @@
-"""Names of tensors as regular expressions, one each, or merged into few that find the same names and no others.
+"""Tensor names as regular expressions: one each, or merged into few that match the same names and no others.
 
 What is written is in the common part of ECMAScript's and of POSIX extended regular expressions: literals, escaped
 punctuation, `( | )`, `[0-9]`, `^` and `$`.
@@ -45,11 +45,11 @@ def one_each(formats: Mapping[str, str], escape: Escape) -> list[tuple[str, str]
 
 
 def compacted(formats: Mapping[str, str], escape: Escape) -> list[tuple[str, str]]:
-    """Return patterns, each with its format, that find every tensor of `formats` and no name besides.
+    """Return patterns, each with its format, that match every tensor of `formats` and no other name.
 
-    Tensors of one format are merged over blocks and roles: for each format either roles that have it in the same
-    blocks share a pattern, or blocks that have it in the same roles, whichever gives fewer patterns. Each name is found
-    by one pattern only, so their order does not matter. Order is that of the first tensor of each.
+    Tensors of one format are merged over blocks and roles: for each format either roles that have it in the same blocks
+    share a pattern, or blocks that have it in the same roles, whichever gives fewer patterns. Each name matches one
+    pattern only, so their order does not matter. Order is that of the first tensor of each.
     """
     grids: dict[tuple[str, str], dict[str, dict[str, None]]] = {}  # format, prefix → role → blocks
     single: list[tuple[int, str, str]] = []
@@ -86,7 +86,7 @@ def _turned(rows: Mapping[str, Iterable[str]]) -> dict[str, dict[str, None]]:
 
 
 def any_of(texts: list[str], escape: Escape) -> str:
-    r"""Return a pattern for any of some texts; a common beginning and end is written once.
+    r"""Return a pattern for any of several texts; a common beginning and end is written once.
 
     >>> print(any_of([".attn_k.weight", ".attn_q.weight"], escaped))
     \.attn_(k|q)\.weight
@@ -106,7 +106,7 @@ def any_of(texts: list[str], escape: Escape) -> str:
 
 
 def numbers(members: Iterable[str]) -> str:
-    """Return a pattern for any of some numbers (as digits, without leading zeros), with digits in classes.
+    """Return a pattern for any of several numbers (as digits, without leading zeros), with digits in classes.
 
     >>> numbers(["0", "3", *map(str, range(10, 16))]), numbers(["7"])
     ('([03]|1[0-5])', '7')
@@ -119,7 +119,7 @@ def numbers(members: Iterable[str]) -> str:
 
 
 def _digits(words: frozenset[str]) -> list[str]:
-    """Return terms for numbers of one length; first digits that may be followed by the same share a class."""
+    """Return terms for numbers of one length; first digits with the same continuations share a class."""
     if words == {""}:
         return [""]
     tails: dict[str, set[str]] = {}
@@ -136,7 +136,7 @@ def _digits(words: frozenset[str]) -> list[str]:
 
 
 def _class(digits: list[str]) -> str:
-    """Return one digit, or `[03]`, or with runs of three and more `[0-5]`."""
+    """Return one digit, or a class such as `[03]`; runs of three and more become ranges, `[0-5]`."""
     if len(digits) == 1:
         return digits[0]
     runs: list[list[str]] = []

@@ -1,9 +1,9 @@
 """Linear-time matching of untrusted regular expressions: no pattern in a file can make `planner` wait.
 
 Two grammars, by the parsers that read such files: `ecmascript` (std::regex, in llama-quantize and ik_llama.cpp) and
-`ere` (Bash's `[[ =~ ]]`). Both become the same kind of automaton, run by sets of states. A look-ahead is an automaton
-of its own, run from the end of the name backwards, which tells for every place whether it begins there. Back
-references, which no automaton can do, are refused. Names are bytes of UTF-8, as std::regex sees them.
+`ere` (Bash's `[[ =~ ]]`). Both are compiled to an NFA, simulated with sets of states. A look-ahead is an automaton of
+its own, run from the end of the name backwards, which tells for every position whether it matches from there. Back
+references, which no automaton can match, are rejected. Names are bytes of UTF-8, as std::regex sees them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = ["Grammar", "Regex"]
 Grammar = Literal["ecmascript", "ere"]
 
 _MOST_STATES = 20_000
-_MOST_KNOWN = 4_000  # sets of states that are remembered
+_MOST_KNOWN = 4_000  # cached sets of states
 _FOUND, _FOUND_AT_END = -1, -2
 _WORD = re.compile(rb"\b")
 
 
 class Regex:
-    """A compiled pattern. Raises RecipeError, naming `where` it stands, for what the grammar does not allow.
+    """A compiled pattern. Raises RecipeError, naming `where` it stands, for anything that the grammar does not allow.
 
-    `literal` is the only name that is found, where that is so.
+    `literal` is the one name that a literal pattern, anchored at both ends, matches; None for other patterns.
     """
 
     def __init__(self, pattern: str, grammar: Grammar, where: str = "the pattern") -> None:
@@ -44,7 +44,7 @@ class Regex:
         self._looks = [None if look is None else _Automaton(_reversed(look), where) for look in parser.looks]
 
     def search(self, name: str) -> bool:
-        """Return whether the pattern is found anywhere in `name`."""
+        """Return whether the pattern matches anywhere in `name`."""
         if self._plain is not None:
             begin, text, end = self._plain
             if begin:
@@ -56,12 +56,13 @@ class Regex:
         return any(self._automaton.ends(data, self._answers(data)))
 
     def _answers(self, data: bytes) -> list[int]:
-        """For every place in `data`: bit `i` is set where the `i`-th of what is looked for is found from there on."""
+        """Return a bit mask per position of `data`, its end included: bit `i` is set where the `i`-th look-ahead (or
+        word boundary) matches."""
         answers = [0] * (len(data) + 1)
         for number, look in enumerate(self._looks):
             if look is None:
                 places = [match.start() for match in _WORD.finditer(data)]
-            else:  # where it ends backwards, it begins
+            else:  # a backward match ends where the forward one begins
                 ends = look.ends(data[::-1], answers[::-1])
                 places = [len(data) - end for end, found in enumerate(ends) if found]
             for place in places:
@@ -70,7 +71,7 @@ class Regex:
 
 
 class _Automaton:
-    """States: a set of bytes and what follows it; or a condition (None: none) and what is reached without a byte."""
+    """An NFA. A state has a set of bytes and its successors, or a condition (None: always) and epsilon transitions."""
 
     def __init__(self, node: Node, where: str) -> None:
         self._where = where
@@ -81,7 +82,7 @@ class _Automaton:
         self._again: dict[tuple[int, bool], frozenset[int]] = {}
 
     def found(self, data: bytes) -> bool:
-        """Whether anything is found in `data`, by an automaton that asks no questions."""
+        """Return whether the automaton, which must be free of look-aheads, matches anywhere in `data`."""
         states = self._begun(0, begin=True)
         for byte in data:
             if _FOUND in states or not states:
@@ -91,8 +92,8 @@ class _Automaton:
         return _FOUND in states or _FOUND_AT_END in states
 
     def ends(self, data: bytes, answers: Sequence[int]) -> Iterator[bool]:
-        """For every place in `data`, its end included: whether something that is found ends there. `answers` has those
-        to the questions of each place, a bit a question."""
+        """Yield for every position of `data`, its end included, whether a match ends there. `answers` holds a bit mask
+        per position: which look-aheads match from it."""
         states = self._begun(answers[0], begin=True)
         for byte, answer in zip(data, answers[1:], strict=True):
             yield _FOUND in states
@@ -121,10 +122,11 @@ class _Automaton:
         return after
 
     def _closed(self, states: list[int], answer: int, *, begin: bool) -> frozenset[int]:
-        """All states that take a byte, reached without one; and whether the pattern is found here."""
+        """Return the epsilon closure: the states that consume a byte, and the accepting ones if the pattern matches
+        here."""
         found: set[int] = set()
         seen: set[tuple[int, bool]] = set()
-        waiting = [(state, False) for state in states]  # past a $, only the end of the name will do
+        waiting = [(state, False) for state in states]  # after a $, only the end of the name matches
         while waiting:
             entry = state, at_end = waiting.pop()
             if entry in seen:
@@ -144,7 +146,7 @@ class _Automaton:
         return frozenset(found)
 
     def _compile(self, node: Node, then: int) -> int:
-        """The state in which `node`, followed by `then`, begins."""
+        """Add states for `node` followed by the state `then`; return the first."""
         if isinstance(node, Set):
             return self._state(node.mask, then)
         if isinstance(node, Edge | Look):
@@ -176,7 +178,7 @@ class _Automaton:
 
 
 def _reversed(node: Node) -> Node:
-    """What finds, from the end backwards, what `node` finds."""
+    """Return the pattern that matches backwards what `node` matches forwards."""
     if isinstance(node, Edge):
         return Edge(not node.end)
     if isinstance(node, Choice):
@@ -189,7 +191,7 @@ def _reversed(node: Node) -> Node:
 
 
 def _plain_text(node: Node) -> tuple[bool, str, bool] | None:
-    """The text that a pattern of one text finds, and whether it has to begin and to end the name."""
+    """Return (anchored at the beginning, text, anchored at the end) of a literal pattern; None for any other."""
     parts = node.parts if isinstance(node, syntax.Sequence) else (node,)
     begin, end = parts[:1] == (Edge(False),), parts[-1:] == (Edge(True),)
     inner = parts[begin : len(parts) - end]

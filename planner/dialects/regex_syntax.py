@@ -1,4 +1,4 @@
-"""The two grammars of regular expressions that strangers' files are written in, read into one kind of tree."""
+"""Parser of the two grammars of regular expressions in untrusted files, into one kind of tree."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ _BRACES = re.compile(r"\{([0-9]{1,4})(,([0-9]{0,4}))?\}")
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """One byte: `b` is taken where bit `b` of `mask` is set."""
+    """One byte: `b` matches if bit `b` of `mask` is set."""
 
     mask: int
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """The end of the name (`$`), or its beginning (`^`)."""
+    """An anchor: the end of the name (`$`), or its beginning (`^`)."""
 
     end: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """One after the other."""
+    """A concatenation of `parts`."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Any one of them."""
+    """An alternation: any one of `options`."""
 
     options: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """`low` to `high` times; None: any number."""
+    """A repetition: `low` to `high` times; None: no upper limit."""
 
     node: Node
     low: int
@@ -68,8 +68,8 @@ class Repeat:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """No byte, but a question about the place between two: whether `Parser.looks[number]` is found from here on (None
-    there: whether a word begins or ends here). `wanted` is the answer."""
+    """A zero-width assertion: whether `Parser.looks[number]` matches from here on (None there: a word boundary).
+    `wanted` is the required answer."""
 
     number: int
     wanted: bool
@@ -79,10 +79,10 @@ Node = Set | Edge | Sequence | Choice | Repeat | Look
 
 
 class Parser:
-    """One reading of a pattern, as bytes: each character of `text` is one. `looks` are what `Look`s ask for, inner ones
-    first.
+    """Parser of one pattern, as bytes: each character of `text` is one. `looks` are the look-aheads that `Look`s refer
+    to, inner ones first.
 
-    Raises RecipeError, naming `where` it stands, for what the grammar does not allow.
+    Raises RecipeError, naming `where` it stands, for anything that the grammar does not allow.
     """
 
     def __init__(self, pattern: str, where: str, *, ecma: bool) -> None:
@@ -94,7 +94,7 @@ class Parser:
         self.looks: list[Node | None] = []
 
     def parse(self) -> Node:
-        """The whole pattern."""
+        """Parse the whole pattern. Raises RecipeError."""
         node = self._choice()
         if self._at < len(self._text):
             raise self._wrong("has a ) without its (")
@@ -147,7 +147,7 @@ class Parser:
             self._at = match.end()
         else:
             return None
-        if self._ecma and self._peek() == "?":  # lazy: the same names are found
+        if self._ecma and self._peek() == "?":  # lazy: the same names match
             self._at += 1
         return simple
 

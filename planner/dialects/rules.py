@@ -1,4 +1,4 @@
-"""Dialects of rules: patterns that are searched for in a tensor's name, the first that is found deciding its type."""
+"""Dialects of rules: patterns searched for in a tensor's name, of which the first match decides its type."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_RULES = 20_000  # several for each tensor of the largest models
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Tensors that `regex` finds have the type called `type` (as the file spells it)."""
+    """A rule: tensors that `regex` matches have the type called `type` (as the file spells it)."""
 
     regex: Regex
     type: str
@@ -25,8 +25,7 @@ class Rule:
 def reader_of_rules(
     parse: Callable[[str, str], list[Rule]], order: str = ""
 ) -> Callable[[str, ImportContext], Imported]:
-    """Return a dialect's `read`, given its parser, which gets the text and where it is from; `order` as in
-    `first_match`."""
+    """Return a dialect's `read`, given its parser, which gets the text and its source; `order` as in `first_match`."""
 
     def read(text: str, context: ImportContext) -> Imported:
         where = context.where
@@ -47,9 +46,9 @@ def reader_of_rules(
 
 
 def first_match(rules: Sequence[Rule], names: Sequence[str], order: str = "") -> Imported:
-    """Give each name the type of the first rule that finds it; names that no rule finds are left out. Notes name the
-    rules that find nothing, and those whose tensors all had been taken, and end with `order`, a remark on the
-    dialect's."""
+    """Give each name the type of the first rule that matches it; names that no rule matches are left out. Notes name
+    rules without a match, and those whose tensors earlier rules took, and end with `order`, a remark on the dialect's
+    order."""
     exact: dict[str, int] = {}
     others: list[tuple[int, Rule]] = []
     for number, rule in enumerate(rules):
@@ -73,7 +72,7 @@ def first_match(rules: Sequence[Rule], names: Sequence[str], order: str = "") ->
 
 
 def _without_a_say(rules: Sequence[Rule], decided: Mapping[str, int], order: str) -> list[str]:
-    """Return notes on rules that decide nothing; `decided` has the number of the rule that each name's type is from."""
+    """Return notes on rules without effect; `decided` has the number of the rule that each name's type is from."""
     acting = set(decided.values())
     nothing, hidden = [], []
     for number, rule in enumerate(rules):

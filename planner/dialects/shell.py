@@ -1,7 +1,7 @@
-"""Rules of types inside shell scripts, which is how people publish them.
+"""Rules of types inside shell scripts, the form in which people publish them.
 
 `custom="…"` with a rule a line, `--custom-q "…"`, here-documents, and `--tensor-type PATTERN=TYPE`. Nothing is run:
-words are taken apart at quotes and white space, as a shell does it.
+words are split at quotes and white space, as a shell does.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def is_script(text: str) -> bool:
 
 
 def script_rules(text: str) -> str | None:
-    """Return the rules in a script's strings, one string a line; None where it is no script or has none."""
+    """Return the rules in a script's strings, one string a line; None if it is no script or has none."""
     if not is_script(text):
         return None
     rules = [value for _, value in _words(text[:_LONGEST]) if any(map(_RULE.fullmatch, re.split(r"[,\n]", value)))]

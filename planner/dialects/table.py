@@ -36,13 +36,13 @@ def _write(recipe: Recipe, context: ExportContext) -> Exported:
 
 
 def _field(text: str) -> str:
-    """Quote a field where needed; Python's writer leaves a lone carriage return bare, which no reader then takes."""
+    """Quote a field where needed; Python's writer leaves a lone carriage return bare, which readers reject."""
     bare = not any(character in text for character in ',"\r\n') and text == text.strip()
     return text if bare else '"' + text.replace('"', '""') + '"'
 
 
 def is_table(text: str) -> bool:
-    """Return whether text begins with the names of columns, `tensor` and `format` among them."""
+    """Return whether text begins with a row of column names, `tensor` and `format` among them."""
     _, body = _separated(text)
     fields = re.split(r"[,;\t]", body.partition("\n")[0].replace('"', "").lower())
     return {"tensor", "format"} <= {field.strip() for field in fields}
@@ -65,8 +65,8 @@ def read_table(text: str, where: str) -> Imported:
 
 
 def read_rows(text: str, where: str, remedy: str) -> list[list[str]]:
-    """Return the rows that are not empty of a table as spreadsheets write it: with commas, semicolons or tabs between
-    fields, and decimal commas where those are not the former. Raises RecipeError."""
+    """Return the non-empty rows of a table as spreadsheets write it: fields separated by commas, semicolons or tabs;
+    unless commas separate, decimal commas become points. Raises RecipeError."""
     separator, body = _separated(text)
     csv.field_size_limit(_LARGEST_FIELD)
     try:
@@ -79,8 +79,8 @@ def read_rows(text: str, where: str, remedy: str) -> list[list[str]]:
 
 
 def _separated(text: str) -> tuple[str, str]:
-    """Return the separator, which Excel names in the first line (`sep=;`) or else is the most frequent there, and the
-    rest."""
+    """Return the separator and the remaining text: Excel names the separator in the first line (`sep=;`); otherwise it
+    is the most frequent one there."""
     first, _, rest = text.partition("\n")
     if said := _SAID.fullmatch(first):
         return said[1], rest

@@ -27,7 +27,7 @@ _TYPES = frozenset(row.name for row in TYPES.values() if "gguf-tool-suite" in ro
 
 
 def _lines(recipe: Recipe, *, compact: bool) -> str:
-    """Return the file. Raises RecipeError for types and names that it cannot say."""
+    """Return the file. Raises RecipeError for types and names that it cannot express."""
     type_names(recipe, _TYPES, "The GGUF-Tool-Suite")
     formats = recipe.formats
     refuse(
@@ -54,8 +54,8 @@ def _write(recipe: Recipe, context: ExportContext) -> Exported:
 
 
 def _parse(text: str, where: str) -> list[Rule]:
-    """Return the rules of a `.recipe`, read as quant_downloader.sh does, but without indentation, in which Bash would
-    look for spaces. Raises RecipeError."""
+    """Return the rules of a `.recipe`, read as quant_downloader.sh does, but with indentation stripped, whose spaces
+    Bash would search for. Raises RecipeError."""
     rules = []
     for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip()

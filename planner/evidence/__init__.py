@@ -1,4 +1,4 @@
-"""What others measured, added to the state."""
+"""Other people's measurements, added to the state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What others measured, taken into our state: errors of the --target-bpw fork, divergences of the GGUF-Tool-Suite."""
+"""Other people's measurements added to the state: errors of the --target-bpw fork, divergences of the
+GGUF-Tool-Suite."""
 
 from __future__ import annotations
 
@@ -24,10 +25,10 @@ _LEAST_SPREAD = 0.05  # of a divergence, where the table's own noise is smaller
 
 
 def add_fork_errors(store: Store, inventory: Inventory, tried: Mapping[str, Tried]) -> list[str]:
-    """Add what the fork measured; what to say of it. Tensors with finished measurements of our own keep these.
+    """Add the fork's errors; return notes on them. Tensors with finished measurements of our own keep those.
 
     The mean over rows of a row's relative squared error takes the place of our ratio of sums; one minus the cosine is
-    half of that for small errors, so it counts twice. Raises RecipeError where no tensor is the model's.
+    half of that for small errors, so it counts twice. Raises RecipeError if no tensor is the model's.
     """
     chosen = store.measurements(selected=True)
     own = {
@@ -86,8 +87,8 @@ def add_divergences(store: Store, inventory: Inventory, table: KldTable) -> list
     """Add KL divergences of single tensors as passes, for `--sensitivity measured`; return notes on them.
 
     Tensors of one block with the same number were dropped together and are one pass. The smallest divergence of a type
-    is taken for its noise. Raises StateFileError where errors to compare with are missing, RecipeError where the table
-    is of other tensors or types.
+    is taken as its noise. Raises StateFileError if errors to compare with are missing, RecipeError if the table is of
+    other tensors or types.
     """
     findings = Findings.read(store)
     subject = findings.subject_of_passes()
@@ -129,7 +130,7 @@ def add_divergences(store: Store, inventory: Inventory, table: KldTable) -> list
 
 
 def _unused(names: Iterable[str], inventory: Inventory) -> list[str]:
-    """Notes on tensors of somebody's measurements that were of no use."""
+    """Return notes on tensors whose foreign measurements could not be used."""
     own = {tensor.name for tensor in inventory.tensors}
     every = list(names)
     foreign, known = [name for name in every if name not in own], [name for name in every if name in own]
@@ -140,7 +141,7 @@ def _unused(names: Iterable[str], inventory: Inventory) -> list[str]:
 
 
 def _together(klds: Iterable[tuple[str, float]]) -> list[tuple[list[str], float]]:
-    """Tensors of one block that share a number, with it."""
+    """Group tensors of one block that share a number; return each group with its number."""
     groups: dict[tuple[object, float], list[str]] = {}
     for name, kld in klds:
         block, _ = role_of(name)
@@ -149,7 +150,8 @@ def _together(klds: Iterable[tuple[str, float]]) -> list[tuple[list[str], float]
 
 
 def _stand_in(kind: str, measured: Iterable[str]) -> str:
-    """The measured format that is nearest to a type of the table in bits per weight."""
+    """Return the measured format nearest, in bits per weight, to a type of the table. Raises RecipeError for an unknown
+    type."""
     known = {name.lower(): name for name in measured}
     wanted = nearest_known(kind) or kind
     if wanted.lower() in known:

@@ -30,14 +30,15 @@ _MOST = 64  # candidates of one tensor
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """Errors of one tensor, summed over rows, in the formats that were tried. `elements` are the tensor's."""
+    """Errors of one tensor, summed over rows, in the formats that were tried. `elements` is the tensor's size."""
 
     elements: int
     errors: Mapping[str, float]
 
 
 def read_bpw_state(data: bytes, where: str) -> dict[str, Tried]:
-    """Return the formats that each tensor was tried in. Raises RecipeError for any other file, and one cut short."""
+    """Return the formats that each tensor was tried in. Raises RecipeError for any other file, and for a truncated
+    one."""
     if len(data) < _HEAD.size or not data.startswith(BPW_STATE_MAGIC):
         raise RecipeError(
             f"{where} is no state of --target-bpw that planner knows.", "Give a file that begins with BPW-V2."

@@ -30,7 +30,7 @@ _NOISE = 1e-3  # divergences below zero by less are zero but for rounding
 
 @dataclass(frozen=True)
 class KldTable:
-    """Type (as spelt there) → tensor → KL divergence (nats per token, above zero); `notes` on what was left out."""
+    """Type (as spelt there) → tensor → KL divergence (nats per token, above zero); `notes` on skipped entries."""
 
     klds: Mapping[str, Mapping[str, float]]
     notes: tuple[str, ...]
@@ -65,7 +65,8 @@ def read_kld_table(text: str, where: str) -> KldTable:
 
 
 def _number(text: str, name: str, where: str) -> tuple[float, str]:
-    """Return a cell's divergence, and the reason where it has none."""
+    """Return a cell's divergence, and the reason if it has none ("" otherwise). Raises RecipeError for other
+    numbers."""
     bare = text.strip().removesuffix("%").rstrip()
     if _GROUP.fullmatch(name):
         return 0.0, "of groups of tensors"
@@ -91,7 +92,7 @@ def _number(text: str, name: str, where: str) -> tuple[float, str]:
 
 
 def _plausible(klds: Sequence[float], where: str) -> None:
-    """Raise RecipeError for the numbers of a row where none is near zero, which single tensors' divergences are."""
+    """Raise RecipeError if no number of a row is near zero, as some divergences of single tensors always are."""
     if not klds or min(klds) < _LEAST:
         return
     least, most = min(klds), max(klds)

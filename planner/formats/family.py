@@ -53,7 +53,8 @@ class Family(ABC):
     @property
     @abstractmethod
     def kernel(self) -> tuple[str, ...]:
-        """What results depend on besides their inputs: a title, and where it does not say all, a digest."""
+        """Identity of the kernels, on which results depend besides their inputs: a title, and, if that is not enough, a
+        digest."""
 
     @abstractmethod
     def named(self, name: str) -> Format:

@@ -1,4 +1,4 @@
-"""What GGUF files hold besides models: told by their metadata, as their writers mark them."""
+"""Kinds of GGUF files besides models, told by the metadata that their writers set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_encoder(metadata: Metadata) -> bool:
 
 
 def contents_of(metadata: Metadata) -> str:
-    """Name what a file is that is no importance matrix, whatever it says of itself."""
+    """Name the contents of a file that is not a valid importance matrix, even if its metadata claims so."""
     other = None if is_imatrix(metadata) else other_contents(metadata)
     if other is not None:
         return other[0]

@@ -1,11 +1,11 @@
-"""One entry of an importance matrix, and what zeros in it mean.
+"""One entry of an importance matrix, and the meaning of zeros in it.
 
 Its `values` are, bit for bit, what llama-quantize makes of the file (`load_imatrix` in its `quantize.cpp`): sums over
 counts in float32, and ones for an expert that was never activated. A zero among them says that no activation reached
-the channel while the imatrix was made, not that nothing can be lost there.
+the channel while the imatrix was made, not that the channel has no influence.
 
-Values are computed from the mapped file when they are asked for: the imatrix of a large mixture of experts takes a
-gigabyte, of which one tensor is needed at a time.
+Values are computed from the mapped file on demand: the imatrix of a large mixture of experts takes a gigabyte, of which
+one tensor is needed at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["GAPS_VERSION", "Entry", "Floats"]
 
 Floats = NDArray[np.float32]
 
-GAPS_VERSION = 1  # raise it when what stands in for channels that nothing reached would change
+GAPS_VERSION = 1  # raise it when the values imputed to unreached channels would change
 
 
 class Entry:
@@ -37,7 +37,7 @@ class Entry:
         self._sum2 = sum2  # f32[experts, n], views of the mapped file
         self._sums = sums
         self.counts = counts
-        self._fill = fill  # what stands for an expert without counts; None: its sums as they are (legacy)
+        self._fill = fill  # the value of an expert without counts; None: its sums as they are (legacy)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def has_means(self) -> bool:
-        """Whether the file holds sums of activations for this tensor."""
+        """True if the file holds sums of activations for this tensor."""
         return self._sums is not None
 
     @property
@@ -77,7 +77,8 @@ class Entry:
 
     @functools.cached_property
     def gaps(self) -> int:
-        """How many channels were not reached, besides those of experts whose count is zero; all, where none was."""
+        """Number of channels that no activation reached, not counting experts whose count is zero; all channels if none
+        was reached."""
         unseen = ~self.seen
         if not unseen.all() and self._fill is not None:
             unseen[self.counts == 0] = False
@@ -95,7 +96,8 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """What everything that is computed with the entry depends on: the digest, and how gaps are taken."""
+        """Cache key of everything computed from the entry: the digest, and, if there are gaps, the version of their
+        treatment."""
         return f"{self.digest} gaps {GAPS_VERSION}" if self.gaps else self.digest
 
 

@@ -1,7 +1,7 @@
-"""Values that did not survive a model's conversion to F16, or will not: counted per tensor, on the bit patterns.
+"""Values that a model's conversion to F16 damaged, or will: counted per tensor, on the bit patterns.
 
-F16 ends at ±65,504 and is exact only down to 2⁻¹⁴; below that it loses bits (subnormals), and then everything.
-A converter that clips leaves values at exactly the limit, one that does not leaves infinities.
+F16 ends at ±65,504 and is exact only down to 2⁻¹⁴; below that it loses bits (subnormals), and then everything. A
+converter that clips leaves values at exactly the limit, one that does not leaves infinities.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Health:
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing was clipped and every value is finite."""
+        """True if nothing was clipped and every value is finite."""
         return not (self.nan or self.inf or self.clipped)
 
 

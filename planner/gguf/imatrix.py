@@ -1,10 +1,10 @@
 """Importance matrices: for each input channel of a tensor the mean square of its activations, and maybe their mean.
 
-Two kinds of file: GGUF (`NAME.in_sum2` and `NAME.counts`, of some makers also `NAME.in_sum`; one row an expert) and
-the older `.dat`. `planner.gguf.entry` says what becomes of them.
+Two kinds of file: GGUF (`NAME.in_sum2` and `NAME.counts`, from some writers also `NAME.in_sum`; one row an expert) and
+the older `.dat`. `planner.gguf.entry` interprets their values.
 
-Values are computed from the mapped file when they are asked for: the imatrix of a large mixture of experts takes a
-gigabyte, of which one tensor is needed at a time.
+Values are computed from the mapped file on demand: the imatrix of a large mixture of experts takes a gigabyte, of which
+one tensor is needed at a time.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MAY_MISMATCH = re.compile(r"(per_layer_)?token_embd\.weight|.*\.attn_(kv|k|v)_b
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """An entry laid out like its tensor: `values` (for the kernels) and `means` f32[matrices, row_length], `counts`
+    """An entry in the layout of its tensor: `values` (for the kernels) and `means` f32[matrices, row_length], `counts`
     f64[matrices]; `seen` bool[matrices, row_length], the channels that an activation reached."""
 
     values: Floats
@@ -56,9 +56,9 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How an imatrix and a model fit together.
+    """Agreement of an imatrix with a model.
 
-    `missing`: tensors that llama.cpp would quantize and that have no entry. `mismatched`: name → what differs.
+    `missing`: tensors that llama.cpp would quantize and that have no entry. `mismatched`: name → the difference.
     `unused`: entries without a tensor. `never_activated`: name → experts (from 0) whose count is zero.
     """
 
@@ -70,7 +70,7 @@ class Coverage:
 
     @property
     def without(self) -> tuple[str, ...]:
-        """Tensors that have to do without an entry, though most imatrix files have one for them."""
+        """Tensors without a usable entry, except those for which most imatrix files have none."""
         names = (*self.missing, *self.mismatched)
         return tuple(name for name in names if name not in (*_EMBEDDINGS, "output.weight"))
 
@@ -92,7 +92,7 @@ class Imatrix:
 
     @property
     def has_means(self) -> bool:
-        """Whether the file holds sums of activations for any tensor."""
+        """True if the file holds sums of activations for any tensor."""
         return any(entry.has_means for entry in self.entries.values())
 
     @functools.cached_property
@@ -106,9 +106,9 @@ class Imatrix:
     def covers(self, tensor: Tensor) -> bool:
         """Return whether there is an entry for the tensor.
 
-        As in llama-quantize, sizes need only agree as a whole: a legacy file knows nothing of experts. Raises
-        ImatrixError where they do not, except for token embeddings, and for what latent attention is made of, which
-        then go without.
+        As in llama-quantize, only total sizes need to agree: a legacy file knows nothing of experts. Raises
+        ImatrixError if they do not, except for token embeddings and the tensors of latent attention, which then go
+        without.
         """
         entry = self.entries.get(tensor.name)
         if entry is None:
@@ -124,18 +124,17 @@ class Imatrix:
         )
 
     def has_gaps(self, tensor: Tensor) -> bool:
-        """Return whether there is an entry for the tensor, with channels that no activation reached. Raises as
-        `covers`."""
+        """Return whether there is an entry for the tensor that has channels without activations. Raises as `covers`."""
         return self.covers(tensor) and self.entries[tensor.name].gaps > 0
 
     def weights(self, tensor: Tensor) -> Floats | None:
-        """Return what the kernels get for the tensor, f32[matrices, row_length], or None. Raises as `covers`."""
+        """Return the kernels' weights for the tensor, f32[matrices, row_length], or None. Raises as `covers`."""
         if not self.covers(tensor):
             return None
         return self.entries[tensor.name].values.reshape(tensor.matrices, tensor.row_length)
 
     def match(self, tensor: Tensor) -> Match | None:
-        """Return all that is known of the tensor, in its own layout, or None. Raises as `covers`."""
+        """Return the tensor's entry in the tensor's own layout, or None. Raises as `covers`."""
         values = self.weights(tensor)
         if values is None:
             return None
@@ -147,7 +146,7 @@ class Imatrix:
         return Match(values, None if means is None else means.reshape(values.shape), counts, seen)
 
     def coverage(self, model: Model) -> Coverage:
-        """Compare with a model. Raises nothing: see `require`."""
+        """Compare with a model. Unlike `require`, raises nothing."""
         covered, missing, mismatched = [], [], {}
         for tensor in model.tensors:
             entry = self.entries.get(tensor.name)

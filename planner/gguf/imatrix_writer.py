@@ -31,8 +31,8 @@ _MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
 
 
 def write_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> int:
-    """Write a GGUF file, whole or not at all; returns its bytes. Raises OutputError, also where `path` is one of the
-    `inputs`."""
+    """Write a GGUF file atomically; return its size in bytes. Raises OutputError, also if `path` is one of the
+    `inputs`, and ImatrixError for names that no GGUF can have."""
     parts = [part for name in sorted(sums.tensors) for part in _parts(name, sums.tensors[name])]
     for name, _, _ in parts:
         if not name.isprintable() or len(name.encode()) >= _MAX_NAME:
@@ -54,8 +54,8 @@ def write_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path]
 
 
 def write_legacy_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> int:
-    """Write a legacy file (`imatrix.dat`), whole or not at all; returns its bytes. Tensors of which no expert was
-    ever used are left out. Raises OutputError."""
+    """Write a legacy file (`imatrix.dat`) atomically; return its size in bytes. Tensors of which no expert was ever
+    used are left out. Raises OutputError."""
     stored = [name for name in sorted(sums.tensors) if sums.tensors[name].counts.any()]
     if not stored:
         raise ImatrixError("Nothing was collected: there is nothing to write.", "Use a longer text.")

@@ -59,7 +59,7 @@ class Placed:
 
 
 class _Pairs:
-    """The metadata of the output: the source's pairs, copied when written, and those that are added."""
+    """The metadata of the output: the source's pairs, copied when written, and the added ones."""
 
     def __init__(self, model: Model, file_type: int, added: Sequence[tuple[str, Extra]]) -> None:
         pairs: dict[str, Extra] = {
@@ -126,7 +126,7 @@ class Shard:
 
 
 def zeros(count: int) -> Iterator[bytes]:
-    """Yield so many zero bytes in pieces of bounded size: an alignment may be of gigabytes."""
+    """Yield this many zero bytes in pieces of bounded size: an alignment may be of gigabytes."""
     for begin in range(0, count, _PIECE):
         yield bytes(min(_PIECE, count - begin))
 
@@ -142,8 +142,8 @@ def arrange(
 ) -> tuple[Shard, ...]:
     """Return the files to write. `formats` names the format of each tensor that changes.
 
-    `max_shard_size` bounds each file as a whole, header included; a model that fits stays one file, without
-    `split.*`. Raises OutputError if a tensor alone is larger, UsageError for a bound on a split that is kept.
+    `max_shard_size` bounds each file as a whole, header included; a model that fits stays one file, without `split.*`.
+    Raises OutputError if a single tensor exceeds it, UsageError if it is given for a split that is kept.
     """
     pairs = _Pairs(model, file_type, added)
 
@@ -242,8 +242,8 @@ def predicted_size(
     keep_split: bool = False,
     max_shard_size: int | None = None,
 ) -> int:
-    """Return the bytes of all files that `quantize_model` writes for these formats; tensors that `formats` does
-    not name stay as they are."""
+    """Return the total bytes of the files that `quantize_model` writes for these formats; tensors not in `formats` stay
+    as they are."""
     added = [*imatrix_pairs(imatrix), *extra]
     shards = arrange(model, formats, added, file_type, keep_split=keep_split, max_shard_size=max_shard_size)
     return sum(shard.nbytes for shard in shards)

@@ -19,7 +19,7 @@ from planner.inputs.strangers import is_legacy_imatrix, stranger
 __all__ = ["Legacy", "legacy_bytes", "read_legacy"]
 
 _I32 = struct.Struct("<i")
-_HEAD = 4096  # bytes that tell what else a file is
+_HEAD = 4096  # bytes enough to identify other files
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Legacy:
 
 
 def read_legacy(path: Path) -> Legacy:
-    """Read such a file. Raises ImatrixError for anything that is not one."""
+    """Read such a file. Raises ImatrixError for any other."""
     return _Reader(path).read()
 
 

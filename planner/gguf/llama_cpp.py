@@ -60,7 +60,7 @@ def why_left_alone(
 ) -> str | None:
     """Return why llama.cpp would not quantize a tensor of this name and shape (ggml order), or None if it would.
 
-    With `stored_as`, the type in the file, also tensors that are no weights at all (integers) are left alone.
+    With `stored_as`, the type in the file, tensors of integers, which are no weights, are left alone too.
     """
     dims = len(shape)
     while dims > 1 and shape[dims - 1] == 1:
@@ -84,10 +84,10 @@ def why_left_alone(
 
 
 def fallback(wanted: Format, row_length: int) -> Format:
-    """Return the format that llama.cpp stores rows of this length in when `wanted` is asked for.
+    """Return the format in which llama.cpp stores rows of this length when asked for `wanted`.
 
-    That is `wanted` if its blocks fill the row, else one with blocks of 32, else F16. Raises RecipeError where
-    llama.cpp knows no substitute.
+    That is `wanted` if its blocks fill the row, else one with blocks of 32, else F16. Raises RecipeError if llama.cpp
+    has no substitute.
     """
     if wanted.fits(row_length):
         return wanted
@@ -110,8 +110,8 @@ def requires_imatrix(tensor_name: str, fmt: Format) -> bool:
 
 
 def tensor_order(names: Iterable[str]) -> list[str]:
-    """Return the names in the order in which llama-quantize writes tensors: by block number, those without one
-    first, then by name (the bytes of UTF-8 and Python's code points sort alike)."""
+    """Return the names in llama-quantize's order of writing: by block number, those without one first, then by name
+    (the bytes of UTF-8 and Python's code points sort alike)."""
 
     def place(name: str) -> tuple[int, str]:
         match = _LAYER.match(name)  # sscanf(name, "blk.%d."): the second dot need not be there

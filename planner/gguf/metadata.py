@@ -1,8 +1,8 @@
-"""The key-value pairs of a GGUF header: found at once, decoded when asked for.
+"""The key-value pairs of a GGUF header: located when the file is opened, decoded on demand.
 
-A vocabulary of 262,144 words costs one walk over its lengths when the file is opened, and Python strings only
-when somebody reads it. The bytes of each pair stay where they are in the mapped file, so that a writer copies
-them bit for bit, whatever they hold.
+A vocabulary of 262,144 words costs one walk over its lengths when the file is opened, and Python strings only when
+somebody reads it. The bytes of each pair stay where they are in the mapped file, so that a writer copies them bit for
+bit, whatever they hold.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _LONGEST = 1 << 24  # bytes: a chat template has some ten thousand, a list for a
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Where one key-value pair lies in the file.
+    """Position of one key-value pair in the file.
 
-    `begin:end` are the bytes of the whole pair, key included; `value` is where the value's payload begins
-    (after type, element type and count); `kind` is the type of the value, or of an array's elements.
+    `begin:end` are the bytes of the whole pair, key included; `value` is where the value's payload begins (after type,
+    element type and count); `kind` is the type of the value, or of an array's elements.
     """
 
     key: str
@@ -60,8 +60,8 @@ class Pair:
 
 
 class Metadata(Mapping[str, Value]):
-    """Key → value, in file order. Numbers and booleans become Python's; arrays of numbers numpy arrays (read-only);
-    arrays of strings lists. Bytes that are not UTF-8 are shown as U+FFFD (`raw` has them unharmed)."""
+    """Key → value, in file order. Numbers and booleans become Python's; arrays of numbers become numpy arrays
+    (read-only), arrays of strings lists. Bytes that are not UTF-8 are shown as U+FFFD (`raw` has the originals)."""
 
     def __init__(self, data: mmap, pairs: Mapping[str, Pair]) -> None:
         self._data = data
@@ -99,21 +99,21 @@ class Metadata(Mapping[str, Value]):
         return pair.end - pair.begin
 
     def pair(self, key: str) -> Pair:
-        """Return where the pair lies and of which type it is."""
+        """Return the position and type of a pair."""
         return self._pairs[key]
 
     def text(self, key: str) -> str | None:
-        """Return the value when there is one and it is a string, of a length that texts have."""
+        """Return the value if it is a string of plausible length."""
         value = self.brief(key)
         return value if isinstance(value, str) else None
 
     def integer(self, key: str) -> int | None:
-        """Return the value when there is one and it is a whole number (not a boolean)."""
+        """Return the value if it is an integer (not a boolean)."""
         value = self.brief(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     def strings(self, key: str) -> list[bytes]:
-        """Return an array of strings (empty where it is none), or a string as one, as the file has them."""
+        """Return the strings of an array, or a single string as a list of one, as stored; empty for other types."""
         pair = self._pairs[key]
         if pair.kind != STRING:
             return []
@@ -127,7 +127,7 @@ class Metadata(Mapping[str, Value]):
         return words
 
     def brief(self, key: str) -> Value | None:
-        """Return the value when there is one, and it is of a size that anybody means to be read."""
+        """Return the value if it is short enough to be meant for reading."""
         return self[key] if key in self and self.raw_size(key) <= _LONGEST else None
 
     def _decode(self, pair: Pair) -> Value:

@@ -34,10 +34,10 @@ def split_path(stem: Path, index: int, count: int) -> Path:
 
 
 class Model(Closing):
-    """An open model. Close it, or use it in a `with` statement; arrays that `raw_rows` gave stay valid.
+    """An open model. Close it, or use it in a `with` statement; arrays returned by `raw_rows` stay valid.
 
-    `tensors` are in file order, part after part; `metadata` is the first part's, which is the one that llama.cpp
-    believes. `replaced`: tensor → its type in the file, where that is none of ggml's and the nearest stands for it.
+    `tensors` are in file order, part after part; `metadata` is the first part's, which is the one that llama.cpp uses.
+    `replaced`: tensor → its type in the file, where ggml does not have it and the nearest stands in.
     """
 
     def __init__(self, files: tuple[GgufFile, ...]) -> None:
@@ -52,11 +52,11 @@ class Model(Closing):
         self.replaced: Mapping[str, str] = {name: kind for file in files for name, kind in file.replaced.items()}
         self.size: int = sum(len(file.data) for file in files)  # bytes of all files
         architecture = first.metadata.text("general.architecture")
-        assert architecture is not None  # open_model has seen to it
+        assert architecture is not None  # ensured by open_model
         self.architecture: str = architecture
 
     def close(self) -> None:
-        """Unmap the files, except those that arrays still point into: these go with their last array."""
+        """Unmap the files, except those that arrays still refer to: these are unmapped with their last array."""
         for file in self._files:
             try:
                 file.data.close()
@@ -95,15 +95,15 @@ class Model(Closing):
         return dequantize_rows(self.format(tensor), raw, tensor.row_length)
 
     def format(self, tensor: Tensor) -> Format:
-        """Return the format that the tensor is stored in."""
+        """Return the tensor's stored format."""
         return formats()[tensor.format]
 
     def release(self, tensor: Tensor, start: int, stop: int) -> None:
-        """Tell the system that rows `start:stop` need not stay in memory. They can still be read (from disk)."""
+        """Tell the system that rows `start:stop` may be dropped from memory. They can still be read (from disk)."""
         if not hasattr(mmap, "MADV_DONTNEED"):
             return
         page, width = mmap.PAGESIZE, tensor.row_bytes
-        # Outwards to whole pages: what a neighbour loses, it reads again.
+        # Rounded outwards to whole pages: a neighbour reads lost pages again.
         begin = (tensor.offset + start * width) // page * page
         length = tensor.offset + stop * width - begin
         if length > 0:

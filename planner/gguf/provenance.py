@@ -1,4 +1,4 @@
-"""Provenance in the metadata of an output file: always the same number of bytes, so that sizes can be promised."""
+"""Provenance in the metadata of an output file: of constant size, so that file sizes can be promised."""
 
 from __future__ import annotations
 

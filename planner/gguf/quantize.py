@@ -31,12 +31,12 @@ from planner.sizes import align
 __all__ = ["Progress", "Written", "output_paths", "quantize_model", "resolve_formats"]
 
 _CHUNK = 1 << 18  # weights converted together: at most half a second of one core
-_RELEASE = 1 << 24  # bytes of the source after which its pages are given back
+_RELEASE = 1 << 24  # bytes of the source after which its pages are released
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Progress of writing: `done` of `total` bytes of the source are read, converted and written, `tensor` the
+    """Progress of writing: `done` of `total` bytes of the source are read, converted and written, `tensor` being the
     latest."""
 
     tensor: str
@@ -46,7 +46,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The files that were written, the first shard first, and their bytes in all."""
+    """The written files, the first shard first, and their total bytes."""
 
     paths: tuple[Path, ...]
     bytes: int
@@ -67,15 +67,16 @@ def quantize_model(
     allow_requantize: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Written:
-    """Write `model` to `out`, each tensor in its format; tensors that `formats` does not name stay as they are.
+    """Write `model` to `out`, each tensor in its format; tensors not in `formats` stay as they are.
 
-    The file is what `llama-quantize --imatrix --tensor-type-file` writes for the same types, with the pairs `extra`
-    added to the metadata; `file_type` is `general.file_type` (llama_ftype). `keep_split` writes as many parts as the
-    source has, `max_shard_size` (bytes of a file) as many as needed, named `OUT-00001-of-00003.gguf` after `out`.
+    The file is the one that `llama-quantize --imatrix --tensor-type-file` writes for the same types, with the pairs
+    `extra` added to the metadata; `file_type` is `general.file_type` (llama_ftype). `keep_split` writes as many parts
+    as the source has, `max_shard_size` (bytes of a file) as many as needed, named `OUT-00001-of-00003.gguf` after
+    `out`.
 
     Raises RecipeError for a format that a tensor cannot take (nothing is replaced silently), ImatrixError for an
-    imatrix of another model, ModelError for weights that are not finite or too large for their format, OutputError
-    for files that cannot be written. What was there before stays until the output is complete.
+    imatrix of another model, ModelError for weights that are not finite or too large for their format, OutputError for
+    files that cannot be written. Existing files stay until the output is complete.
     """
     chosen = resolve_formats(model, formats, imatrix, allow_requantize=allow_requantize)
     added = [*imatrix_pairs(imatrix), *extra]
@@ -91,7 +92,7 @@ def quantize_model(
             _Run(model, imatrix, output, pool, workers, progress).write(shards)
             output.commit()
     finally:
-        # Not waiting: an interruption must not last as long as the chunks in flight.
+        # Do not wait: an interruption must not take as long as the chunks in flight.
         pool.shutdown(wait=False, cancel_futures=True)
     return Written(paths, total)
 
@@ -103,8 +104,8 @@ def _cores() -> int:
 def resolve_formats(
     model: Model, formats: Mapping[str, str], imatrix: Imatrix | None, *, allow_requantize: bool = False
 ) -> dict[str, Format]:
-    """Return the formats of the tensors that change, by name. Raises RecipeError, naming the tensor, for anything
-    that cannot be done exactly as asked."""
+    """Return the formats of the tensors that change, by name. Raises RecipeError, naming the tensor, for anything that
+    cannot be done exactly."""
     chosen: dict[str, Format] = {}
     for name, wanted in formats.items():
         tensor = model.by_name.get(name)
@@ -241,7 +242,7 @@ class _Run:
         return out
 
     def finish(self, chunk: _Chunk, future: Future[NDArray[np.uint8]], released: int, alignment: int) -> int:
-        """Write a converted chunk; return the first row of its tensor whose pages are not given back yet."""
+        """Write a converted chunk; return the first row of its tensor whose pages are not released yet."""
         tensor = chunk.placed.tensor
         data = future.result()
         self.output.write(data.data)

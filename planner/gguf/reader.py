@@ -37,7 +37,7 @@ _MAX_DIM = 2**63 - 1  # ggml keeps dimensions in an int64
 # More than any model has, and few enough to be looked at in seconds: 61 blocks of 256 experts stored one by one are
 # 47,000 tensors, a vocabulary and its merges a million strings
 _MOST_TENSORS, _MOST_PAIRS, _MOST_STRINGS = 1 << 18, 1 << 16, 1 << 22
-_HEAD = 4096  # bytes that tell what else a file is
+_HEAD = 4096  # bytes enough to identify other files
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _DAMAGED = "The file is damaged or incomplete: download or convert it again."
 _PIECE = "By its name it is a piece of a file that was cut: join all pieces, in order, with cat."
@@ -50,8 +50,8 @@ _RAISED = (
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """A GGUF file that holds what its header says. `data` is the whole file, mapped read-only. `replaced`: tensor →
-    the type that ggml does not have, where another was put in its place."""
+    """A GGUF file with a valid header. `data` is the whole file, mapped read-only. `replaced`: tensor → its type in the
+    file, where ggml does not have it and another stands in."""
 
     path: Path
     data: mmap.mmap
@@ -63,11 +63,11 @@ class GgufFile:
 
 
 def read_gguf(path: Path, part: int = 0, error: type[PlannerError] = ModelError, *, nearest: bool = False) -> GgufFile:
-    """Map the file and read its header. Raises `error` for anything that llama.cpp would refuse, and for tensors
+    """Map the file and read its header. Raises `error` for anything that llama.cpp would reject, and for tensors
     without elements, which no model has.
 
     With `nearest`, tensors of ik_llama.cpp's types are read as if they were of ggml's nearest: their names, shapes and
-    types may be asked for, their data not.
+    types may be used, their data not.
     """
     data = _map(path, error)
     try:

@@ -1,7 +1,7 @@
-"""Sums that importance matrices are made of: added up, merged, and checked against one another.
+"""Sums from which importance matrices are made: accumulated, merged, and checked against one another.
 
-What is merged and converted follows `load_imatrix` in llama.cpp's `tools/imatrix/imatrix.cpp`, save for what it
-refuses although it means the same: one count for all experts beside a count for each, in either order.
+Merging and conversion follow `load_imatrix` in llama.cpp's `tools/imatrix/imatrix.cpp`, except that equivalent counts
+which it refuses are accepted: one count for all experts beside a count for each, in either order.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ DEFAULT_CHUNK_SIZE = 512  # tokens, llama-imatrix's own default
 
 @dataclass(slots=True)
 class TensorSums:
-    """Of one tensor: sums of squares `sum2` and, unless unknown, of activations `sums`, f32[values]; how many rows
-    went into them, `counts`, i64[experts].
+    """Sums of one tensor: of squares, `sum2`, and unless unknown of activations, `sums`, f32[values]; `counts`,
+    i64[experts], the number of rows summed.
 
     The values of an expert (or of a matrix of a 3-D tensor, whose matrices share one count) lie side by side.
     """
@@ -38,11 +38,11 @@ class TensorSums:
 
     @classmethod
     def zeros(cls, values: int, experts: int) -> TensorSums:
-        """Return empty sums of `values` values, of all experts together."""
+        """Return empty sums of `values` values in all, with `experts` counts."""
         return cls(np.zeros(values, np.float32), np.zeros(values, np.float32), np.zeros(experts, np.int64))
 
     def fits(self, experts: int) -> bool:
-        """Return whether the counts can be those of so many experts: as they are, one for all, or all the same."""
+        """Return whether the counts can stand for this many experts: as they are, one for all, or all the same."""
         collapses = experts == 1 and len(self.counts) > 0 and bool((self.counts == self.counts[0]).all())
         return len(self.counts) in (1, experts) or collapses
 
@@ -64,14 +64,14 @@ class TensorSums:
         self.sum2 += other.sum2
         self.counts += other.counts
         if self.sums is None or other.sums is None:
-            self.sums = None  # a sum over a part of the tokens is none
+            self.sums = None  # a sum over only part of the tokens is useless
         else:
             self.sums += other.sums
 
 
 @dataclass(slots=True)
 class Sums:
-    """An importance matrix in the making: name of the tensor → its sums, and the texts that they come from."""
+    """An importance matrix in the making: tensor name → its sums, and the texts that they come from."""
 
     chunk_size: int
     tensors: dict[str, TensorSums] = field(default_factory=dict)
@@ -79,21 +79,21 @@ class Sums:
 
     @property
     def chunk_count(self) -> int:
-        """Chunks as llama-imatrix counts them: of the tensor (or expert) that saw most."""
+        """Chunks as llama-imatrix counts them: those of the tensor (or expert) that saw the most."""
         most = max((int(entry.counts.max()) for entry in self.tensors.values() if len(entry.counts)), default=0)
         return most // self.chunk_size
 
     @property
     def without_sums(self) -> tuple[str, ...]:
-        """Tensors whose sums of activations are not known."""
+        """Tensors whose sums of activations are unknown."""
         return tuple(name for name, entry in self.tensors.items() if entry.sums is None)
 
 
 def merge_imatrices(files: Sequence[Imatrix], chunk_size: int | None = None) -> Sums:
     """Sum up importance matrices: of the same model, or of parts of its tensors.
 
-    `chunk_size` says what a call of a legacy file is worth in tokens; by default what the GGUF files among them say,
-    where they agree, else 512. Raises ImatrixError where sizes differ.
+    `chunk_size` is the number of tokens per call of a legacy file; by default the value that the GGUF files among them
+    agree on, else 512. Raises ImatrixError if sizes differ.
     """
     if chunk_size is None:
         sizes = {file.chunk_size for file in files if not file.legacy and file.chunk_size > 0}
@@ -121,7 +121,7 @@ def merge_imatrices(files: Sequence[Imatrix], chunk_size: int | None = None) -> 
 
 
 def _add_entry(merged: Sums, name: str, entry: Entry, worth: int) -> None:
-    """Add one entry of a file, whose counts are worth so many tokens. Raises ValueError as TensorSums.add."""
+    """Add one entry of a file whose counts are worth this many tokens. Raises ValueError as TensorSums.add."""
     sums = entry.raw_sums
     added = TensorSums(
         entry.raw_sum2.reshape(-1) * np.float32(worth),
@@ -135,8 +135,8 @@ def _add_entry(merged: Sums, name: str, entry: Entry, worth: int) -> None:
 
 
 def _check_names(file: Imatrix, first: Imatrix) -> None:
-    """One may have collected for more tensors than the other, but not each for some that the other lacks. (A legacy
-    file leaves out what was never used.)"""
+    """Raise ImatrixError if each file has tensors that the other lacks: then they are not of one model. (Legacy files
+    are exempt, since they leave out tensors that were never used.)"""
     more, less = file.entries.keys() - first.entries.keys(), first.entries.keys() - file.entries.keys()
     if more and less and not file.legacy and not first.legacy:
         raise ImatrixError(

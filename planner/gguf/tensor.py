@@ -1,4 +1,4 @@
-"""One tensor of a GGUF file: where it lies, and how it is made up of rows and matrices."""
+"""One tensor of a GGUF file: its position, and its division into matrices and rows."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ class Tensor:
 
     @property
     def row_length(self) -> int:
-        """Weights in a row."""
+        """Number of weights in a row."""
         return self.shape[0]
 
     @property
     def rows(self) -> int:
-        """Rows over all matrices."""
+        """Number of rows over all matrices."""
         return prod(self.shape[1:])
 
     @property
     def rows_per_matrix(self) -> int:
-        """Rows of one matrix."""
+        """Number of rows of one matrix."""
         return self.shape[1] if len(self.shape) > 1 else 1
 
     @property
     def matrices(self) -> int:
-        """Matrices stacked in the tensor: its experts, or 1."""
+        """Number of matrices stacked in the tensor: its experts, or 1."""
         return prod(self.shape[2:])
 
     def slices(self, weights: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (matrix, first row, last row + 1) over all rows, at most so many `weights` (but a row at least) at a
+        """Yield (matrix, first row, last row + 1) over all rows, at most `weights` weights (but at least a row) at a
         time; none crosses matrices. Rows are numbered over all matrices."""
         step = max(1, weights // self.row_length)
         for matrix in range(self.matrices):
@@ -56,7 +56,7 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        """Weights in the tensor."""
+        """Number of weights in the tensor."""
         return prod(self.shape)
 
     @property

@@ -1,4 +1,4 @@
-"""A model's vocabulary, as far as it decides whether llama.cpp can run the model."""
+"""Checks of a model's vocabulary that decide whether llama.cpp can run the model."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["alphabet", "ids_beyond", "vocabulary_fault"]
 
 _TOKENS = "tokenizer.ggml.tokens"
 _EMBEDDING = "token_embd.weight"
-# A vocabulary has some megabytes; of anything much larger no Python objects are made
+# A vocabulary has some megabytes; anything much larger is not decoded into Python objects
 _LARGEST = 1 << 26
 
 
 def vocabulary_fault(model: Model) -> str | None:
-    """Return why llama.cpp cannot load the model's vocabulary, or None where it can.
+    """Return why llama.cpp cannot load the model's vocabulary, or None if it can.
 
-    A word that is there twice ends its process, and there have to be as many words as rows of the embedding.
+    A duplicate word aborts its process, and there must be as many words as rows of the embedding.
     """
     if _TOKENS not in model.metadata:
         return None
@@ -33,7 +33,7 @@ def vocabulary_fault(model: Model) -> str | None:
 
 
 def ids_beyond(model: Model) -> dict[str, int]:
-    """Return the special tokens that the vocabulary does not have: key → number. llama.cpp takes another, or none, for
+    """Return the special tokens that lie outside the vocabulary: key → number. llama.cpp takes another, or none, for
     each."""
     if _TOKENS not in model.metadata:
         return {}
@@ -45,10 +45,10 @@ def ids_beyond(model: Model) -> dict[str, int]:
 
 
 def alphabet(model: Model) -> frozenset[bytes] | None:
-    """Return the words that every character of a text has to be among, or None where any will do.
+    """Return the words that every character of a text has to be among, or None if any character will do.
 
-    llama.cpp ends the process at another character where a SentencePiece model has no token for every byte, and at any
-    where there is no vocabulary.
+    llama.cpp aborts at other characters if a SentencePiece model lacks a token for some byte, and at any character if
+    there is no vocabulary.
     """
     kind = model.metadata.text("tokenizer.ggml.model")
     if kind in ("none", "no_vocab"):
@@ -61,7 +61,7 @@ def alphabet(model: Model) -> frozenset[bytes] | None:
 
 
 def _twice(model: Model) -> tuple[bytes, int, int] | None:
-    """Return a word and the first two tokens that are spelt so, as llama.cpp reads them: up to a zero byte."""
+    """Return a duplicate word and the first two tokens spelt so, as llama.cpp reads them: up to a zero byte."""
     if model.metadata.raw_size(_TOKENS) > _LARGEST:
         return None
     seen: dict[bytes, int] = {}

@@ -1,4 +1,4 @@
-"""Other people's files taken in: their choices of formats as recipes, their measurements into the state."""
+"""Import of other people's files: their choices of formats as recipes, their measurements into the state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model that a recipe is made for, and what is known of its losses."""
+"""The model that a recipe is made for, and the losses known of it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["Basis", "inventory_of_model", "open_basis"]
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """A model's tensors, and the losses that its state knows; None where nothing was measured."""
+    """A model's tensors, and the losses that its state holds; None without measurements."""
 
     inventory: Inventory
     losses: Losses | None
 
 
 def open_basis(model: Path | None, imatrix: Path | None, state: Path | None) -> Basis | None:
-    """Return what a model and a state file say, or either of them; None without both.
+    """Return the basis given by a model and a state file, or either of them; None without both.
 
-    Raises UsageError for what does not go together, and the errors of the files' readers.
+    Raises UsageError if they do not belong together, and the errors of the files' readers.
     """
     if imatrix is not None and model is None:
         raise UsageError(

@@ -20,10 +20,10 @@ __all__ = ["import_measurements"]
 def import_measurements(
     source: Source | str | Path, state: Path, *, model: Path | None = None, imatrix: Path | None = None
 ) -> list[str]:
-    """Add what a .bpw_state or a kld_results.csv says to a state file; return notes on it. A state file without a model
-    gets `model`, and with that a missing one is made.
+    """Add the measurements of a .bpw_state or a kld_results.csv to a state file; return notes on it. A state file
+    without a model gets `model`, and with it a missing state file is created.
 
-    Raises RecipeError for a source that is neither, is damaged or of another model, UsageError where no model is known,
+    Raises RecipeError for a source that is neither, is damaged or of another model, UsageError if no model is known,
     and the errors of the files' readers.
     """
     if not isinstance(source, Source):

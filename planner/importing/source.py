@@ -1,4 +1,4 @@
-"""What a file that is to be imported is."""
+"""Identification of a file to import."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ __all__ = ["Source", "identify"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file that was looked at, and the `dialect` that it is of; None for a GGUF, a recipe, and measurements, which
-    `given.kind` tells apart."""
+    """A file that was looked at, and its `dialect`; None for a GGUF, a recipe, and measurements, which `given.kind`
+    tells apart."""
 
     given: Given
     dialect: str | None
 
     @property
     def where(self) -> str:
-        """Its path, for messages."""
+        """Path of the file, for messages."""
         return str(self.given.path)
 
     @property
     def has_measurements(self) -> bool:
-        """Whether it holds what was measured, rather than a choice."""
+        """True if the file holds measurements rather than a choice of formats."""
         return self.given.kind in (kinds.BPW_STATE, kinds.KLD_TABLE)
 
     def text(self) -> str:
-        """Return it as text. Raises RecipeError where it is none."""
+        """Return the contents as text. Raises RecipeError for anything else."""
         return self.given.text(RecipeError, "a recipe, rules or a table", lenient=True)
 
 
 def identify(file: str | Path, dialect: str | None = None) -> Source:
-    """Look at a file and tell what it is, unless `dialect` does. A `file` that does not exist may be rules itself.
+    """Look at a file and determine its dialect, unless `dialect` gives it. A `file` that does not exist may itself be
+    rules.
 
-    Raises RecipeError for what cannot be read, UsageError for what cannot be told.
+    Raises RecipeError for a file that cannot be read, UsageError for one that cannot be identified.
     """
     path = Path(file)
     if not _exists(path) and (dialect == "ik_llama" or (dialect is None and "=" in str(file))):

@@ -45,7 +45,7 @@ class Given:
 
     @property
     def name(self) -> str:
-        """What notes call it."""
+        """Name of the file in notes."""
         return "a pipe" if self.piped else self.path.name
 
     def content(self, error: Error, what: str) -> bytes:

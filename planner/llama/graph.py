@@ -50,25 +50,26 @@ class Tensor:
 
 
 class Node:
-    """One operation of the graph: there are hundreds in each batch, so its parts are read when asked for."""
+    """One operation of the graph: each batch has hundreds, so its parts are read on demand."""
 
     def __init__(self, address: int) -> None:
         self._struct = GgmlTensor.from_address(address)
 
     @functools.cached_property
     def operation(self) -> str:
-        """Its name in ggml, such as `MUL_MAT`."""
+        """Name of the operation in ggml, such as `MUL_MAT`."""
         name: bytes = ggml().op_name(self._struct.op)
         return name.decode("ascii")
 
     @functools.cached_property
     def sources(self) -> tuple[Tensor, ...]:
-        """Its inputs."""
+        """Inputs of the operation."""
         return tuple(_tensor(source) for source in self._struct.src if source)
 
 
 class Observer(Protocol):
-    """Is shown every operation before it runs, and those that it wants once more when their inputs are there."""
+    """An observer that is shown every operation before it runs, and those that it wants once more when their inputs are
+    ready."""
 
     def wants(self, node: Node) -> bool:
         """Return whether `see` is to be called with this node. Data of activations is not there yet."""

@@ -1,4 +1,4 @@
-"""Measure a model into its state: sampled rows, ggml's kernels, the imatrix-weighted error, and facts of the
+"""Measuring of a model into its state: sampled rows, ggml's kernels, the imatrix-weighted error, and facts of the
 structure."""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Second moments inside a block, of what the imatrix does not see: behind activation functions, norms, and in logits.
+"""Second moments inside a block, where the imatrix has none: behind activation functions, norms, and in logits.
 
-All take means and variances of channels, which are Gaussian where that matters, and uncorrelated. What they are for is
-in docs/design.md, "Structure".
+All functions take means and variances of channels, which are Gaussian where that matters, and uncorrelated. Their use
+is described in docs/design.md, "Structure".
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
 def block_facts(
     surveys: Sequence[Survey], anatomy: Anatomy, number: int, tokens: Mapping[str, float] | None = None
 ) -> dict[str, Facts]:
-    """Return the facts of one block's tensors, by name; those that the formulas cannot place are missing. `tokens`: how
-    many each tensor saw, by the imatrix."""
+    """Return the facts of one block's tensors, by name; tensors that the formulas cannot place are missing. `tokens`:
+    the number that each tensor saw, by the imatrix."""
     block = anatomy.blocks.get(number)
     if block is None:
         return {}
@@ -79,7 +79,7 @@ def block_facts(
 
 
 def _part_of(facts: Facts, part: Part) -> Facts:
-    """An expert's part of what is known of all."""
+    """Return the share of one expert in the facts of the whole stack."""
     whole = facts.added
     assert whole is not None, "all that has a place in a block adds something"
     added = ErrorParts(whole.variance * part.share, whole.mean * part.share, whole.massive * part.massive)

@@ -1,8 +1,8 @@
-"""Experts that files store one by one (`blk.3.ffn_down.5.weight`, as Mixtral's once were), taken for what they are: the
-matrices of one tensor.
+"""Experts that files store one by one (`blk.3.ffn_down.5.weight`, as in early Mixtral files), treated as the matrices
+of one tensor.
 
-What the structure says of the stack is divided among them by the energy of their outputs, so that the losses of all add
-up to what the stacked tensor would have lost.
+The structural loss of the stack is divided among them by the energy of their outputs, so that the losses of all add up
+to that of the stacked tensor.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def stack_experts(
 ) -> tuple[list[Survey], dict[str, tuple[Part, ...]]]:
     """Stack the experts of each role of a block: return its surveys, and the parts of each stack by the stack's name.
 
-    `tokens`: how many each tensor saw, by the imatrix; experts that are not in it were not used. Where none was used,
-    or where shapes differ, they stay apart.
+    `tokens`: the number that each tensor saw, by the imatrix; experts that are not in it count as unused. If no expert
+    was used, or if shapes differ, they stay apart.
     """
     result = [survey for survey in surveys if not is_expert(survey.tensor.name)]
     roles: dict[str, list[Survey]] = {}

@@ -1,4 +1,4 @@
-"""Take a model's inventory into the state: names, shapes and types, for plans made without it."""
+"""Add a model's inventory to the state: names, shapes and types, for plans made without the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["take_inventory"]
 
 
 def take_inventory(model: Model, imatrix: Imatrix | None, settings: Settings) -> Inventory:
-    """Return what a plan needs to know of a model when the model is not at hand."""
+    """Return the facts that a plan needs of a model when the model is not at hand."""
     parameters = {key: model.parameter(key) for key in ("block_count", "expert_count", "expert_used_count")}
     return Inventory(
         model_name=model.metadata.text("general.name") or model.path.stem,

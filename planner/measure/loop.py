@@ -51,7 +51,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Measured:
-    """The result of a job: an estimate for each format, or why there is none (`unusable`)."""
+    """The result of a job: an estimate for each format, or the reason why there is none (`unusable`)."""
 
     tensor: Tensor
     estimates: dict[str, Estimate]

@@ -1,7 +1,7 @@
 """Survey all rows of a tensor in one pass: the energy of each output, the weight of each input channel.
 
-What the sampler and the structure of the model need to know is a few dot products per row, so this runs at the
-speed of reading; the kernels then run on a sample.
+The sampler and the structure of the model need only a few dot products per row, so this runs at the speed of reading;
+the kernels then run on a sample.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Survey:
 
     @property
     def energy_massive(self) -> float:
-        """The same of massive channels alone."""
+        """Energy of all outputs from massive channels alone, weighted by usage."""
         return float((self.moments.usage @ self.massive_energy).sum())
 
 

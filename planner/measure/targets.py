@@ -1,4 +1,4 @@
-"""List what to measure of a model: blocks of tensors that are surveyed together, and the formats that each may take."""
+"""Tensors to measure in a model: blocks of tensors that are surveyed together, and the formats that each may take."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _ROWS_AT_A_TIME = 1 << 21
 
 @dataclass
 class Target:
-    """A tensor to measure, and what has been found out about it. `digest` is that of its content, once known. One that
-    is `kept` is quantized already and stays as it is."""
+    """A tensor to measure, and its known facts. `digest` is that of its content, once known. A `kept` tensor is
+    quantized already and stays as it is."""
 
     tensor: Tensor
     formats: tuple[Format, ...]
@@ -34,7 +34,7 @@ class Target:
 
 @dataclass
 class Block:
-    """Tensors that explain each other, and whether their facts are known."""
+    """Tensors that are surveyed together, since each explains the others, and whether their facts are known."""
 
     number: int | None
     targets: list[Target] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Block:
 
     @property
     def to_survey(self) -> list[Target]:
-        """All, where facts are missing; else those with measurements missing."""
+        """Targets still to survey: all if facts are missing, else those with missing measurements."""
         return [target for target in self.targets if target.missing or not self.known]
 
 
@@ -116,8 +116,7 @@ def _usable(
 
 
 def notes_on(blocks: Iterable[Block], coverage: Coverage | None) -> list[str]:
-    """Return what a user should know before anything is measured: what stays as it is, what goes without an imatrix
-    entry."""
+    """Return notes for before the measuring: tensors that stay as they are, and tensors without an imatrix entry."""
     notes = []
     kept = Counter(target.tensor.format for block in blocks for target in block.targets if target.kept)
     if kept:

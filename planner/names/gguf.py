@@ -32,7 +32,7 @@ class Name:
 
     @property
     def block(self) -> int | None:
-        """The block in the main stack; None outside of it."""
+        """Index of the block in the main stack; None outside of it."""
         if self.tower or self.number is None or len(self.number) > _LONGEST_NUMBER:
             return None
         return int(self.number)

@@ -76,12 +76,12 @@ class Module:
 
     @property
     def path(self) -> str:
-        """The whole path, with `*` for the number of the expert."""
+        """Full path of the module, with `*` for the number of the expert."""
         return self.within if self.block is None else f"model.layers.{self.block}.{self.within}"
 
     @property
     def experts(self) -> bool:
-        """Whether the tensor is a stack of modules."""
+        """True if the tensor is a stack of modules."""
         return ".*." in self.within
 
 

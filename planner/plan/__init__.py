@@ -1,4 +1,4 @@
-"""From the state to a recipe: what is asked, what may be chosen, and what it adds up to."""
+"""From the state to a recipe: the request, the candidates, and the totals of a choice."""
 
 from __future__ import annotations
 

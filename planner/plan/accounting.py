@@ -1,4 +1,4 @@
-"""What a choice of formats adds up to: a recipe with its size, bits per weight, loss and file type."""
+"""Totals of a choice of formats: a recipe with its size, bits per weight, loss and file type."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["compose_recipe", "left_alone", "number_of"]
 
 
 def left_alone(tensor: TensorRecord) -> Choice:
-    """What stands in a recipe for a tensor that llama.cpp does not quantize."""
+    """Return the recipe's entry for a tensor that llama.cpp does not quantize."""
     why = f"left alone: {tensor.left_alone}"
     return Choice(
         name=tensor.name, shape=tensor.shape, format=tensor.source_format, bytes=tensor.nbytes, err=0, loss=0, why=why
@@ -32,7 +32,7 @@ def compose_recipe(
     bound: float | None = None,
     status: str,
 ) -> Recipe:
-    """The recipe that gives the inventory's tensors, in its order, these formats; the inventory is the family's."""
+    """Assemble a recipe from one choice per tensor, in the inventory's order; the inventory is the family's."""
     elements = sum(tensor.elements for tensor in inventory.tensors)
     losses = [choice.loss for choice in choices]
     imatrix = None
@@ -64,6 +64,6 @@ def compose_recipe(
 
 
 def number_of(inventory: Inventory, key: str) -> float:
-    """A number of the model's metadata; 0 where there is none."""
+    """Return a number of the model's metadata; 0 where it is missing or is a string."""
     value = inventory.metadata.get(key, 0)
     return 0 if isinstance(value, str) else value

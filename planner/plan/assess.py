@@ -1,4 +1,4 @@
-"""A recipe from a choice of formats that somebody else made: sizes, errors and losses from what is known here."""
+"""Assessment of a choice of formats made elsewhere: its sizes, errors and losses from what the state holds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Assessment", "assess", "reassess"]
 
 @dataclass(frozen=True)
 class Assessment:
-    """A recipe, and in `notes` where it is not what was asked for, or not all is known."""
+    """A recipe, with `notes` on where it departs from the request and on what is unknown."""
 
     recipe: Recipe
     notes: tuple[str, ...]
@@ -39,11 +39,11 @@ def assess(
     budget: str = "as imported",
     status: str = "imported",
 ) -> Assessment:
-    """Return the recipe that gives tensors the formats `wanted` (in any case), all others what they are stored in.
-    Formats are of one `family`.
+    """Return the recipe that gives tensors the formats in `wanted` (in any case) and keeps all others as they are
+    stored. Formats are of one `family`.
 
-    What llama.cpp leaves alone stays, and where blocks do not fill a row its substitute is taken; `notes` say so.
-    Raises RecipeError for a format that ggml does not know, and where no tensor of the model is named.
+    What llama.cpp leaves alone stays; where blocks do not fill a row, llama.cpp's fallback is taken; `notes` say so.
+    Raises RecipeError for a format that ggml does not know, and if no named tensor is in the model.
     """
     chosen = family_named(family)
     inventory = chosen.inventory(inventory)
@@ -135,10 +135,10 @@ def _notes(
 
 
 def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Assessment:
-    """Return a recipe edited by hand with sizes and losses as they are now; `notes` say what changed.
+    """Return a hand-edited recipe with sizes and losses recomputed; `notes` list what changed.
 
-    That is more than `recount`, which knows neither the model nor its losses, and refuses what has a substitute here.
-    Raises RecipeError for another model's recipe, and for formats that cannot be.
+    This does more than `recount`, which knows neither the model nor its losses and rejects formats that have a fallback
+    here. Raises RecipeError for another model's recipe, and for impossible formats.
     """
     if recipe.model.digest != inventory.model_digest:
         raise RecipeError(
@@ -173,7 +173,8 @@ def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Ass
 
 
 def _other_loss(old: Choice, new: Choice, losses: Losses | None) -> bool:
-    """Whether the error is that of another format: the same measurement has the same, to the last bit."""
+    """Return whether the error belongs to another format: one measurement always gives the same error, to the last
+    bit."""
     return losses is not None and None not in (old.err, new.err) and old.err != new.err
 
 

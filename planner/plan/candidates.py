@@ -1,4 +1,4 @@
-"""What every tensor, or group of tied tensors, can become: formats with their bytes and losses, after all rules."""
+"""The formats that each tensor, or group of tied tensors, may take, with bytes and losses, after all rules."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class Candidate:
 
 @dataclass(frozen=True)
 class TiedGroup:
-    """Tensors that take one format, mostly a single one. `options[i]` has a candidate for each of `tensors`."""
+    """Tensors that share one format, mostly a single one. `options[i]` has a candidate for each of `tensors`."""
 
     tensors: tuple[TensorRecord, ...]
     options: tuple[tuple[Candidate, ...], ...]
 
     @property
     def name(self) -> str:
-        """The first tensor's name."""
+        """The name of the first tensor."""
         return self.tensors[0].name
 
 
 class Candidates:
-    """All that may be chosen. `fixed` are the tensors that stay as they are; `pins` the pin of each pinned tensor.
+    """Everything to choose from. `fixed` are the tensors that stay as they are; `pins` the pin of each pinned tensor.
 
     `losses` are of the inventory's family; `allowed` are the formats to choose from, None for all. Raises UsageError
-    for rules that cannot be followed.
+    for rules that cannot be satisfied.
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class Candidates:
         if tensor.name in self.pins:
             return [_pinned(tensor, self.pins[tensor.name], candidates)]
         if self._allowed is not None:
-            # the source's own format stays: some rows fit no block, and to offer it costs nothing
+            # always offer the source's own format: some rows fit no block, and it is lossless
             halves = {"f16"} if tensor.source_format == "f32" else set()
             kept = self._allowed | halves | {tensor.source_format}
             candidates = [entry for entry in candidates if entry.format.name in kept]
         floors, caps = (bounds.get(tensor.name, []) for bounds in self._bounds)
         if len(candidates) == 1 and candidates[0].format.quantized:
-            # what stays as it is, quantized already: rules for all tensors do not mean it, those that name it do
+            # already quantized tensors that stay: rules for all tensors skip them, rules that name them apply
             floors, caps = ([rule for rule in rules if rule.pattern.pattern] for rules in (floors, caps))
         within = [
             entry

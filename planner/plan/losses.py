@@ -23,12 +23,12 @@ def error_parts(measurement: Measurement) -> ErrorParts:
 
 @dataclass(frozen=True)
 class Losses:
-    """Errors by tensor and format, and sensitivities by `source`: what every choice of formats costs."""
+    """Errors by tensor and format, and sensitivities by `source`: the loss of every choice of formats."""
 
     source: Source
     sensitivities: Mapping[str, TensorSensitivity]
     errors: Mapping[tuple[str, str], ErrorParts]
-    source_formats: Mapping[str, str]  # what each tensor is stored in, where it loses nothing
+    source_formats: Mapping[str, str]  # each tensor's stored format, which is lossless
 
     @classmethod
     def from_measurements(
@@ -38,7 +38,7 @@ class Losses:
         sensitivities: Mapping[str, TensorSensitivity],
         measured: Iterable[Measurement],
     ) -> Self:
-        """Return the losses of an inventory's tensors in the formats that the loaded kernels have."""
+        """Return the losses of an inventory's tensors in the formats that the loaded kernels support."""
         stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
         known = all_formats()
         errors = {
@@ -59,7 +59,7 @@ class Losses:
         return max(error.total, 0.0), self.sensitivities[tensor].loss(error, block)
 
     def stored_as(self, inventory: Inventory) -> Self:
-        """Return the losses of a model that is stored as `inventory` says."""
+        """Return the losses of a model stored as `inventory` says."""
         return replace(self, source_formats={tensor.name: tensor.source_format for tensor in inventory.tensors})
 
     def in_family(self, family: FamilyName) -> Self:
@@ -68,18 +68,18 @@ class Losses:
         return replace(self, errors={key: error for key, error in self.errors.items() if key[1] in own})
 
     def times(self, factors: Mapping[str, float]) -> Self:
-        """Return the losses with sensitivities of tensors multiplied by factors."""
+        """Return the losses with the sensitivities of tensors multiplied by factors."""
         changed = {name: self.sensitivities[name].times(factor) for name, factor in factors.items()}
         return replace(self, sensitivities={**self.sensitivities, **changed})
 
     def without_rounding(self) -> Self:
-        """Return the losses where activations are not rounded."""
+        """Return the losses without the rounding of activations."""
         exact = {name: replace(entry, rounding=NOT_ROUNDED) for name, entry in self.sensitivities.items()}
         return replace(self, sensitivities=exact)
 
 
 def subject_of(inventory: Inventory, energies: Iterable[Energies]) -> str | None:
-    """Return a digest of the weights and the imatrix that these facts are of; None where there are none."""
+    """Return a digest of the weights and the imatrix that these facts describe; None if there are no facts."""
     contents = sorted((entry.tensor, _content(entry)) for entry in energies)
     if not contents:
         return None
@@ -87,15 +87,15 @@ def subject_of(inventory: Inventory, energies: Iterable[Energies]) -> str | None
 
 
 def _content(facts: Energies) -> str:
-    """Return what passes depend on in one tensor, as text. Passes in state files are known by its digest: it never
-    changes."""
+    """Return the inputs of a pass that concern one tensor, as text. State files identify passes by its digest, so it
+    never changes."""
     gaps = {} if facts.gaps_version is None else {"gaps": facts.gaps_version}
     return json.dumps({"content": facts.content_digest, **gaps})
 
 
 def calibration(passes: Sequence[Pass], inventory: Inventory, losses: Losses) -> list[Point]:
-    """Return files that were evaluated, with the losses that present sensitivities give their recipes; without those
-    that have a format that was not measured."""
+    """Return the evaluated files with the losses that present sensitivities give their recipes, leaving out files with
+    a format that was not measured."""
     free = [tensor for tensor in inventory.tensors if tensor.left_alone is None]
     points = []
     for entry in passes:
@@ -111,7 +111,7 @@ def calibration(passes: Sequence[Pass], inventory: Inventory, losses: Losses) ->
 
 
 def observations(passes: Sequence[Pass], reference: Mapping[str, TensorSensitivity]) -> list[Observation]:
-    """Return what passes over changed tensors found, beside the losses that `reference` lets expect."""
+    """Return the results of passes over changed tensors, each with the losses that `reference` predicts."""
     return [
         Observation(
             {

@@ -1,4 +1,4 @@
-"""What is asked of a plan."""
+"""The request for a plan."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["PlanRequest", "RunOn"]
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What is asked of a plan. At least one limit: `budget` (bytes of the file), `bpw` (bits of tensor data per
-    element), `devices` (bytes of the tensors on each), `active` (bytes that generating one token reads). Formats and
-    rules are of one `family`. What rounded activations cost counts for files that `run_on` a CPU."""
+    """A request for a plan. At least one limit: `budget` (bytes of the file), `bpw` (bits of tensor data per element),
+    `devices` (bytes of the tensors on each), `active` (bytes read to generate one token). Formats and rules are of one
+    `family`. The loss from rounded activations counts for files that `run_on` a CPU."""
 
     budget: int | None = None
     bpw: Fraction | None = None
@@ -38,7 +38,7 @@ class PlanRequest:
     time_limit: float | None = 10.0
 
     def __post_init__(self) -> None:
-        """Raises UsageError for no limit, and for limits of the same name."""
+        """Check the request. Raises UsageError if there is no limit, or if two limits share a name."""
         if self.budget is None and self.bpw is None and self.active is None and not self.devices:
             raise UsageError(
                 f"Give the size that is wanted: {option('budget')}, {option('bpw')}, {option('device')} or "

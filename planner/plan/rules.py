@@ -1,4 +1,4 @@
-"""What a user demands of tensors by name: pins, floors, caps, devices, ties."""
+"""Rules by tensor name: pins, floors, caps, devices, ties."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A pin, floor or cap: tensors whose name `pattern` finds, and a format. `text` is what the user wrote."""
+    """A pin, floor or cap: a format, for tensors whose name matches `pattern`. `text` is the rule as the user wrote
+    it."""
 
     pattern: re.Pattern[str]
     format: Format
@@ -40,7 +41,8 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where tensors go whose name `pattern` finds and that no device before took; it holds `capacity` bytes."""
+    """A device of `capacity` bytes; it gets the tensors whose name matches `pattern` and that no earlier device
+    took."""
 
     name: str
     pattern: re.Pattern[str]
@@ -50,7 +52,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """Tensors of one block that `pattern` finds take one format."""
+    """A tie: tensors of one block whose names match `pattern` share one format."""
 
     pattern: re.Pattern[str]
     text: str
@@ -60,8 +62,8 @@ _FUSED_NAME = "fused"
 
 
 def parse_rule(text: str, *, default_pattern: str | None = None, family: FamilyName = "gguf") -> Rule:
-    """A rule `REGEX=TYPE`, or `TYPE` alone for all tensors where `default_pattern` allows; the type is one of the
-    family. Raises UsageError."""
+    """Parse a rule `REGEX=TYPE`, or `TYPE` alone, which stands for all tensors, if `default_pattern` is given; the type
+    is one of the family's. Raises UsageError."""
     pattern, separator, name = text.rpartition("=")
     if not separator:
         if default_pattern is None:
@@ -71,7 +73,7 @@ def parse_rule(text: str, *, default_pattern: str | None = None, family: FamilyN
 
 
 def parse_device(text: str) -> Device:
-    """A device `NAME:REGEX=SIZE`. Raises UsageError."""
+    """Parse a device `NAME:REGEX=SIZE`. Raises UsageError."""
     head, separator, size = text.rpartition("=")
     name, colon, pattern = head.partition(":")
     if not (separator and colon and name):
@@ -80,7 +82,8 @@ def parse_device(text: str) -> Device:
 
 
 def parse_tie(text: str) -> tuple[Tie, ...]:
-    """Ties from a pattern, or from the word `fused`: attn q/k/v; ffn gate/up; expert gate/up. Raises UsageError."""
+    """Return ties from a pattern, or from the word `fused`: attn q/k/v; ffn gate/up; expert gate/up. Raises
+    UsageError."""
     return tuple(Tie(_compiled(pattern), text) for pattern in (FUSED if text == _FUSED_NAME else (text,)))
 
 
@@ -96,10 +99,11 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 def match_rules(
     rules: Sequence[Rule], inventory: Inventory, kind: str, *, exclusive: bool = False
 ) -> dict[str, list[Rule]]:
-    """Tensor → the rules that apply to it, given by the option `kind`. A rule speaks of what llama.cpp would quantize;
-    only an `exclusive` one (a pin) that finds nothing else speaks of tensors that are left alone.
+    """Map each tensor to the rules that apply to it, given by the option `kind`. A rule applies to tensors that
+    llama.cpp would quantize; only an `exclusive` one (a pin) that matches no other applies to tensors that are left
+    alone.
 
-    Raises UsageError for a rule that finds no tensor, and for exclusive rules that contradict each other.
+    Raises UsageError for a rule that matches no tensor, and for exclusive rules that contradict each other.
     """
     left_alone = {tensor.name for tensor in inventory.tensors if tensor.left_alone is not None}
     found: dict[str, list[Rule]] = {}
@@ -118,7 +122,7 @@ def match_rules(
 
 
 def pinned_formats(pins: Iterable[Rule], names: Iterable[str]) -> dict[str, list[Format]]:
-    """Tensor → the formats that pins give it, which it has to be measured in."""
+    """Map each pinned tensor to the formats that its pins give it: those that it has to be measured in."""
     found: dict[str, list[Format]] = {}
     every = list(names)
     for rule in pins:
@@ -129,7 +133,8 @@ def pinned_formats(pins: Iterable[Rule], names: Iterable[str]) -> dict[str, list
 
 
 def assign_devices(devices: Sequence[Device], inventory: Inventory) -> dict[str, Device]:
-    """Tensor → the first device whose pattern finds it. Raises UsageError for a device that gets no tensor."""
+    """Map each tensor to the first device whose pattern matches it. Raises UsageError for a device that gets no
+    tensor."""
     found: dict[str, Device] = {}
     for device in devices:
         fresh = [name for name in _hits(device.pattern, inventory, "device", device.text) if name not in found]
@@ -143,10 +148,10 @@ def assign_devices(devices: Sequence[Device], inventory: Inventory) -> dict[str,
 
 
 def tied(ties: Sequence[Tie], inventory: Inventory) -> list[list[str]]:
-    """Groups of tensors that must take one format, every tensor that may be quantized in one of them, in file order.
+    """Return groups of tensors that must share one format, in file order; every tensor that may be quantized is in one.
 
-    What is outside of all blocks counts as one block. Ties that share a tensor become one. Raises UsageError for a tie
-    that joins no tensors (`fused`: that finds none, for a model may have them fused already).
+    Tensors outside all blocks count as one block. Ties that share a tensor are merged. Raises UsageError for a tie that
+    joins no tensors (`fused`: only if it matches none, since a model may have them fused already).
     """
     free = [tensor.name for tensor in inventory.tensors if tensor.left_alone is None]
     leader = {name: name for name in free}

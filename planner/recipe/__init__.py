@@ -1,4 +1,4 @@
-"""The recipe: the file that a person keeps."""
+"""The recipe: the file that the user keeps."""
 
 from __future__ import annotations
 

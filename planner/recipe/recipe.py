@@ -1,6 +1,6 @@
-"""The recipe: which tensor gets which format, where that came from, and the size that was promised.
+"""The recipe: the format of each tensor, its provenance, and the promised file size.
 
-One tensor a line, in the model's order, so that a diff of two recipes can be read.
+One tensor a line, in the model's order, so that recipes diff well.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Choice(_Record):
 
     @property
     def left_alone(self) -> bool:
-        """Whether llama.cpp never changes the tensor."""
+        """True if llama.cpp never changes the tensor."""
         return self.why.startswith("left alone")
 
 
@@ -127,7 +127,7 @@ class Recipe(_Record):
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON Schema of the file (docs/recipe.schema.json)."""
+    """Return the JSON Schema of the file (docs/recipe.schema.json)."""
     schema = Recipe.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
@@ -139,19 +139,19 @@ def save_recipe(recipe: Recipe, path: Path, *, force: bool = True) -> None:
     data = recipe.model_dump(mode="json")
     tensors = data.pop("tensors")
     if recipe.family == "gguf":
-        del data["family"]  # what a recipe is of that does not say
+        del data["family"]  # the default, which recipes leave out
     head = json.dumps(data, indent=2, ensure_ascii=False).removesuffix("\n}")
     lines = ",\n".join("    " + json.dumps(tensor, ensure_ascii=False) for tensor in tensors)
     write_atomically(path, f'{head},\n  "tensors": [\n{lines}\n  ]\n}}\n'.encode("utf-8", "surrogateescape"))
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe from a file or a pipe. Raises RecipeError for anything that is not one."""
+    """Read a recipe from a file or a pipe. Raises RecipeError for anything else."""
     return parse_recipe(look(path, RecipeError).text(RecipeError, "a recipe"), str(path))
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
-    """The recipe that a text holds. Raises RecipeError for anything that is not one."""
+    """Parse a recipe from JSON. Raises RecipeError for anything else; its message names the source `where`."""
     try:
         recipe = Recipe.model_validate_json(text)
     except ValidationError as error:
@@ -167,7 +167,8 @@ def parse_recipe(text: str, where: str) -> Recipe:
 
 
 def file_type_of_choices(choices: Iterable[Choice]) -> int:
-    """`general.file_type` of a file with these tensors, by what a quantizer decides about, or else by all of it."""
+    """Return `general.file_type` of a file with these tensors: by those that a quantizer decides about, or, if there
+    are none, by all."""
     weights: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     for choice in choices:
         weights[choice.left_alone][choice.format] += prod(choice.shape)

@@ -1,4 +1,4 @@
-"""Recipes that were edited by hand: formats changed, and all that was worked out from them left as it was."""
+"""Hand-edited recipes: formats have changed, and the values derived from them have not."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["describe_change", "recount"]
 
 
 def recount(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """Return a recipe with bytes that fit its formats, and its changes, a line a tensor: none if it was not edited.
+    """Return a recipe with bytes that match its formats, and its changes, a line a tensor: none if it was not edited.
 
-    Losses of edited tensors are not known any more, nor is the bound. Tensors without a shape are believed. Raises
+    Losses of edited tensors become unknown, and so does the bound. Tensors without a shape keep their bytes. Raises
     RecipeError for formats that do not exist or do not fit.
     """
     family = family_named(recipe.family)
@@ -35,13 +35,14 @@ def recount(recipe: Recipe) -> tuple[Recipe, list[str]]:
 
 
 def describe_change(before: Choice | None, after: Choice) -> str:
-    """Return a line on a tensor that takes other bytes than a recipe said; None: it was not in the recipe."""
+    """Return a line on a tensor whose bytes differ from the recipe's; `before` is None if the recipe did not have
+    it."""
     old = "?" if before is None else f"{before.bytes:,}"
     return f"{after.name} is now {after.format}: {old} → {after.bytes:,} bytes"
 
 
 def _counted(choice: Choice, family: Family) -> Choice:
-    """The choice with its format spelt as everywhere, and the bytes that it takes in it."""
+    """Return the choice with its format in canonical spelling and its bytes in that format."""
     if choice.left_alone:
         return choice
     try:

@@ -1,4 +1,4 @@
-"""Which passes to spend: every tensor alone, blocks and roles as wholes, or a number of them where they tell most."""
+"""Designs of passes: each tensor alone, whole blocks and roles, or a given number of the most informative ones."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _NOISE = 0.1  # of the logarithm of a pass's KL divergence, expected before it i
 
 
 def factored(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Labels and tensors of passes over one block at a time and one role at a time, and over each tensor outside
-    the blocks by itself."""
+    """Return labels and tensors of passes over one block at a time, one role at a time, and each tensor outside the
+    blocks alone."""
     groups: dict[str, list[str]] = {}
     for name in names:
         block, role = role_of(name)
@@ -37,13 +37,13 @@ def factored(names: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
 def select_passes(
     names: Sequence[str], covariance: Doubles, elements: Mapping[str, int], passes: int
 ) -> list[tuple[str, tuple[str, ...]]]:
-    """Select at most `passes` passes, over single tensors, blocks or roles, each the one that tells most after those
+    """Select at most `passes` passes, over single tensors, blocks or roles, each the most informative given those
     before: greedy, A-optimal experimental design.
 
-    At the best recipe a tensor's loss goes with the number of its weights (a bit more divides the error by four,
-    whatever the tensor), and what a recipe loses by a wrong sensitivity is that loss times half the square of the
-    logarithm of the mistake: so what is made small is Σ elements x variance, `covariance` being that of the logarithms,
-    f64[n, n]. Whatever was changed together is taken to share the pass's divergence equally.
+    At the best recipe a tensor's loss is proportional to the number of its weights (a bit more divides the error by
+    four, whatever the tensor), and the excess loss from a wrong sensitivity is that loss times half the square of the
+    error of its logarithm: so the criterion to minimize is Σ elements x variance, `covariance` being that of the
+    logarithms, f64[n, n]. Tensors changed together are assumed to share the pass's divergence equally.
     """
     single = [(name, (name,)) for name in names]
     seen = {members for _, members in single}
@@ -53,7 +53,7 @@ def select_passes(
     for row, (_, members) in enumerate(candidates):
         slopes[row, [column[name] for name in members]] = 1 / len(members)
     importance = np.array([elements[name] for name in names], np.float64)
-    # a pass over a tensor outside the blocks is never left out: nothing else tells about it
+    # always keep the pass of a tensor outside the blocks: no other pass informs about it
     alone = [row for row, (name, _) in enumerate(single) if role_of(name)[0] is None]
     reach = covariance @ slopes.T
     chosen: list[int] = []

@@ -1,4 +1,4 @@
-"""Facts about one tensor, worked out from weights and imatrix and kept in the state as named numbers."""
+"""Facts about one tensor, computed from weights and imatrix and kept in the state as named numbers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Facts:
 
     @classmethod
     def from_values(cls, values: Mapping[str, float]) -> Self:
-        """Return the facts that a state holds. Raises ValueError where a number is missing or an energy negative."""
+        """Return the facts that a state holds. Raises ValueError for a missing number or a negative energy."""
         if "var" in values and not all(key in values for key in _PLACED):
             raise ValueError("energies are missing")
         if not all(value >= 0 for key, value in values.items() if key != "stage"):

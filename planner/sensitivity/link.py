@@ -1,11 +1,11 @@
-"""From the summed loss of a recipe to the KL divergence that its file is expected to have.
+"""From the summed loss of a recipe to the KL divergence expected of its file.
 
     KLD = floor + k L / (1 + k L / m)
 
-Sums of small losses are KL divergences (nats per token) but for a factor k near 1; large ones saturate towards m, since
-predictions cannot get worse than those of a model that knows only how frequent words are; and what an engine adds
-beyond the losses, such as more rounding of activations than was expected, is a floor that no recipe removes. The three
-are fitted to files that were made and evaluated, on top of what is known of them before (`_EXPECTED`).
+Sums of small losses are KL divergences (nats per token) up to a factor k near 1; large ones saturate towards m, since
+predictions cannot get worse than those of a model that knows only the frequency of words; and whatever an engine adds
+beyond the losses, such as more rounding of activations than expected, is a floor that no recipe removes. The three
+parameters are fitted to evaluated files, starting from a prior (`_EXPECTED`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STEPS = 50
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One file: the sum of its tensors' losses, and the KL divergence that was found with its standard error."""
+    """One evaluated file: the sum of its tensors' losses, and its measured KL divergence with standard error."""
 
     loss: float
     kld: float
@@ -49,14 +49,15 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Link:
-    """The curve: logarithms of k, m and floor, f64[3], and their covariance, f64[3, 3]. `points` were fitted."""
+    """The fitted curve: logarithms of k, m and floor, f64[3], and their covariance, f64[3, 3]. `points` is the number
+    of files that it was fitted to."""
 
     parameters: Doubles
     covariance: Doubles
     points: int
 
     def predict(self, loss: float) -> Prediction:
-        """The KL divergence to be expected of a recipe with this loss."""
+        """Return the KL divergence expected of a recipe with this loss."""
         losses = np.array([loss])
         centre = float(np.log(_curve(self.parameters, losses))[0])
         slope = _slopes(self.parameters, losses)[0]
@@ -65,7 +66,8 @@ class Link:
 
 
 def fit_link(points: Sequence[Point]) -> Link:
-    """The most probable curve through the points (Gauss-Newton on logarithms, halving steps that do not help)."""
+    """Fit the curve to the points: maximum a posteriori, by Gauss-Newton on logarithms, halving steps that do not
+    help."""
     usable = [point for point in points if point.kld > 0 and point.loss > 0]
     losses = np.array([point.loss for point in usable], np.float64)
     klds = np.array([point.kld for point in usable], np.float64)
@@ -97,7 +99,7 @@ def _curve(parameters: Doubles, losses: Doubles) -> Doubles:
 
 
 def _slopes(parameters: Doubles, losses: Doubles) -> Doubles:
-    """Derivatives of the curve's logarithm by the three parameters, f64[n, 3]."""
+    """Return the derivatives of the curve's logarithm by the three parameters, f64[n, 3]."""
     k, most, floor = np.exp(parameters)
     bent = 1 + k * losses / most
     by_k, by_most = k * losses / bent**2, (k * losses / bent) ** 2 / most

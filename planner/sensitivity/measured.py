@@ -1,10 +1,10 @@
 """Sensitivities corrected by passes of the model: the reference (`structure`) is the prior, passes are the evidence.
 
-A tensor's true loss is taken as its reference loss times exp(δ), and the δ as Gaussian before anything is measured:
-one part common to the model, one to each block, one to each role, and one to the tensor alone. A pass over changed
-tensors observes Σ loss exp(δ), with the standard error of its KL divergence. The posterior mode of all δ together
-(Gauss-Newton on the logarithm of each pass) is then the correction; a noisy pass moves it little, and what was not
-measured moves with its block, its role and the rest of the model. One estimator serves every design of passes.
+A tensor's true loss is modelled as its reference loss times exp(δ), with a Gaussian prior on the δ: one component
+common to the model, one per block, one per role, and one per tensor. A pass over changed tensors observes Σ loss
+exp(δ), with the standard error of its KL divergence. The posterior mode of all δ together (Gauss-Newton on the
+logarithm of each pass) is then the correction; a noisy pass moves it little, and a tensor that was not measured moves
+with its block, its role and the rest of the model. One estimator serves every design of passes.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ COMMON_SPREAD = 1.5
 BLOCK_SPREAD = 0.2
 ROLE_SPREAD = 0.2
 OWN_SPREAD = 0.35
-UNPLACED_SPREAD = 1.0  # of a tensor whose reference is its role's alone
+UNPLACED_SPREAD = 1.0  # of a tensor whose only reference is its role's
 LINEARITY = 0.05  # relative; a sensitivity is not quite the same for every size of error
 _STEPS = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One pass: the reference's losses of the tensors that were changed, and the KL divergence that it found."""
+    """One pass: the reference's losses of the changed tensors, and the measured KL divergence."""
 
     losses: Mapping[str, float]
     kld: float
@@ -45,15 +45,15 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """A factor of a tensor's reference loss, and the standard deviation of its logarithm, without the part that all
-    tensors have in common."""
+    """A factor on a tensor's reference loss, and the standard deviation of its logarithm without the component common
+    to all tensors."""
 
     factor: float
     log_std: float
 
 
 def prior_covariance(names: Sequence[str], placed: Mapping[str, bool]) -> Doubles:
-    """Return the covariance of the δ of tensors before anything is measured, f64[n, n], without the common part.
+    """Return the prior covariance of the tensors' δ, f64[n, n], without the common component.
 
     `placed` tells which have a reference of their own rather than their role's.
     """
@@ -62,14 +62,14 @@ def prior_covariance(names: Sequence[str], placed: Mapping[str, bool]) -> Double
     inside = np.array([block is not None for block in blocks], bool)
     same_role = _same(roles) & inside[:, None] & inside[None, :]
     own = np.where([placed[name] for name in names], OWN_SPREAD, UNPLACED_SPREAD)
-    # a tensor outside the blocks stands for itself: its spread is all its own
+    # a tensor outside the blocks shares no component: all its variance is its own
     own = np.where(inside, own, np.hypot(np.hypot(own, BLOCK_SPREAD), ROLE_SPREAD))
     covariance = BLOCK_SPREAD**2 * same_block + ROLE_SPREAD**2 * same_role
     return np.asarray(covariance + np.diag(own**2), np.float64)
 
 
 def posterior(names: Sequence[str], covariance: Doubles, observations: Sequence[Observation]) -> dict[str, Correction]:
-    """Return the correction of every tensor by all observations. `covariance`, f64[n, n], is the prior's."""
+    """Return the correction of every tensor given all observations. `covariance`, f64[n, n], is the prior's."""
     column = {name: number for number, name in enumerate(names)}
     losses = np.zeros((len(observations), len(names)))
     for row, observation in enumerate(observations):
@@ -81,7 +81,7 @@ def posterior(names: Sequence[str], covariance: Doubles, observations: Sequence[
     errors = np.array([entry.stderr for entry in observations], np.float64)[usable]
     if not len(klds):
         return {name: Correction(math.exp(COMMON), math.sqrt(covariance[n, n])) for name, n in column.items()}
-    # A divergence within its own noise says no more than that it is small
+    # A divergence within its own noise only tells that it is small
     least = np.maximum(errors, 1e-12)
     seen = np.log(np.maximum(klds, least))
     noise = np.hypot(least / np.maximum(klds, least), LINEARITY) ** 2

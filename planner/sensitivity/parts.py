@@ -8,8 +8,8 @@ __all__ = ["ErrorParts"]
 
 
 class ErrorParts(NamedTuple):
-    """Relative error from the varying and from the mean part of ordinary channels, and from massive channels, of their
-    own energy (docs/design.md); or loss, or energy, per unit of each."""
+    """Relative error from the varying and from the mean part of ordinary channels, and from massive channels, each
+    relative to its own energy (docs/design.md); or loss, or energy, per unit of each."""
 
     variance: float
     mean: float

@@ -70,7 +70,8 @@ class Prior:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`values`: role -> sensitivity. `last_block`: kind of feed-forward -> factor in the last block."""
+    """The fitted table. `values`: role -> sensitivity. `last_block`: kind of feed-forward -> factor in the last
+    block."""
 
     values: Mapping[str, float]
     last_block: Mapping[str, float]
@@ -78,7 +79,7 @@ class Table:
 
 @cache
 def load_table() -> Table:
-    """The fitted table, read once."""
+    """Read the fitted table, once."""
     text = resources.files("planner.sensitivity").joinpath("prior.json").read_text(encoding="utf-8")
     data = json.loads(text)
     values = {role: float(row["value"]) for role, row in data["roles"].items()}
@@ -86,7 +87,7 @@ def load_table() -> Table:
 
 
 def nearest(role: str) -> str:
-    """The relative whose value stands in for `role`'s, ending at `BLOCK_MEAN`.
+    """Return the relative whose value stands in for `role`'s; the chain ends at `BLOCK_MEAN`.
 
     >>> nearest("attn_q_b"), nearest("ffn_norm")
     ('attn_q', 'block mean')
@@ -98,7 +99,7 @@ def nearest(role: str) -> str:
 
 
 def role_value(role: str) -> float:
-    """Value of a role, or of the nearest relative that has one, without regard to ties and depth."""
+    """Return the value of a role, or of the nearest relative that has one, ignoring ties and depth."""
     values = load_table().values
     while role not in values and role != BLOCK_MEAN:
         role = nearest(role)
@@ -106,14 +107,15 @@ def role_value(role: str) -> float:
 
 
 def ffn_family(role: str) -> str | None:
-    """Kind of feed-forward that a role belongs to: "ffn", "ffn_exps", "ffn_shexp", or None."""
+    """Return the kind of feed-forward that a role belongs to: "ffn", "ffn_exps", "ffn_shexp", or None."""
     if not role.startswith(("ffn_down", "ffn_gate", "ffn_up")) or role.startswith("ffn_gate_inp"):
         return None
     return "ffn_shexp" if role.endswith("shexp") else "ffn_exps" if role.endswith("exps") else "ffn"
 
 
 def last_block(names: Sequence[str], blocks: int) -> int:
-    """Index of the last block that inference goes through: those for multi-token prediction (`nextn`) come after."""
+    """Return the index of the last block used in inference; blocks for multi-token prediction (`nextn`) come after
+    it."""
     draft = {block for block, role in map(role_of, names) if role.startswith("nextn.")}
     last = blocks - 1
     while last in draft:
@@ -122,7 +124,7 @@ def last_block(names: Sequence[str], blocks: int) -> int:
 
 
 def prior(names: Sequence[str], *, blocks: int) -> dict[str, Prior]:
-    """Sensitivity of every tensor by role.
+    """Return the sensitivity of every tensor by its role.
 
     `names` are all tensors of the model (a model without `output.weight` counts as tied); `blocks` is its block count.
     """

@@ -11,13 +11,14 @@ FINE, COARSE = 32, 256  # activations that share a scale: QK8_0 and QK_K of ggml
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """Relative errors of a tensor's product, as `err_var` is one, by the activations in blocks of 32 and of 256."""
+    """Relative errors of a tensor's product, in the sense of `err_var`, from rounding activations in blocks of 32 and
+    of 256."""
 
     fine: float = 0.0
     coarse: float = 0.0
 
     def of(self, block: int) -> float:
-        """The error of a format whose activations come in such blocks; 0: they are not rounded."""
+        """Return the error of a format that rounds activations in blocks of this length; 0: it does not round them."""
         return {0: 0.0, FINE: self.fine, COARSE: self.coarse}[block]
 
 

@@ -1,4 +1,4 @@
-"""The ladder of sources: which sensitivity every tensor gets, and where it came from."""
+"""The ladder of sources: every tensor's sensitivity, and its origin."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 
 @dataclass(frozen=True, slots=True)
 class TensorSensitivity:
-    """Loss per unit of each part of a tensor's relative error, and the source that it came from; `log_std` is the
-    standard deviation of its logarithm (0: not known), `rounding` the error that activations add to the tensor's."""
+    """Loss per unit of each part of a tensor's relative error, and the source of that; `log_std` is the standard
+    deviation of its logarithm (0: unknown), `rounding` the error that rounded activations add to the tensor's."""
 
     per_unit: ErrorParts
     source: Source
@@ -32,7 +32,8 @@ class TensorSensitivity:
     rounding: Rounding = NOT_ROUNDED
 
     def loss(self, error: ErrorParts, block: int = 0) -> float:
-        """Return the loss of an error of this tensor, with activations rounded in such blocks; never negative."""
+        """Return the loss of an error of this tensor, with activations rounded in blocks of this length; never
+        negative."""
         noise = error.variance + self.rounding.of(block)
         unit = self.per_unit
         return max(unit.variance * noise + unit.mean * error.mean + unit.massive * error.massive, 0.0)
@@ -43,8 +44,8 @@ class TensorSensitivity:
 
 
 def default_source(*, has_imatrix: bool, has_means: bool, has_passes: bool = False) -> Source:
-    """The best source for what is known: passes of the model itself; else `structure`, which needs the sums of
-    activations to be at its best, and without them is steadied by `prior`; without an imatrix it says nothing."""
+    """Return the best available source: passes of the model itself, else `structure`. Without sums of activations
+    `structure` is steadied by `prior`; without an imatrix it is not available, and `prior` is left."""
     if has_passes:
         return "measured"
     if not has_imatrix:
@@ -55,10 +56,10 @@ def default_source(*, has_imatrix: bool, has_means: bool, has_passes: bool = Fal
 def sensitivities(
     source: Source, names: Sequence[str], facts: Mapping[str, Facts], *, blocks: int
 ) -> dict[str, TensorSensitivity]:
-    """Sensitivities of tensors `names` (all of the model) from `facts`, by name.
+    """Return the sensitivities of tensors `names` (all of the model) from `facts`, by name.
 
-    Not `measured`: see `measured_sensitivities`. What `structure` cannot place gets `prior`, scaled so that both agree
-    on average where both are known.
+    Not for `measured`: see `measured_sensitivities`. Tensors that `structure` cannot place get `prior`, scaled so that
+    both agree on average where both are known.
     """
     assert source != "measured", "it corrects one of the others"
     by_role = {name: entry.value for name, entry in prior(names, blocks=blocks).items()}
@@ -87,7 +88,8 @@ def _rounding(facts: Mapping[str, Facts], name: str) -> Rounding:
 def measured_sensitivities(
     reference: Mapping[str, TensorSensitivity], passes: Sequence[Observation]
 ) -> dict[str, TensorSensitivity]:
-    """Sensitivities in nats per token, from passes of the model; `reference` is what they correct (see `measured`)."""
+    """Correct the sensitivities `reference` by passes of the model (see `measured`); the result is in nats per
+    token."""
     names = list(reference)
     covariance = prior_covariance(names, {name: entry.source != "prior" for name, entry in reference.items()})
     corrections = posterior(names, covariance, passes)
@@ -99,14 +101,14 @@ def measured_sensitivities(
 
 
 def _between(share: ErrorParts, known: float) -> ErrorParts:
-    """Geometric mean of structure and prior; the parts keep their proportions."""
+    """Return the geometric mean of structure and prior; the parts keep their proportions."""
     bulk = share.total / 2
     factor = math.sqrt(known / bulk) if bulk > 0 else 1.0
     return ErrorParts(share.variance * factor, share.mean * factor, share.massive)
 
 
 def _common_scale(shares: Mapping[str, ErrorParts], by_role: Mapping[str, float]) -> float:
-    """What prior is multiplied by so that, over the tensors of blocks, its geometric mean is structure's."""
+    """Return the factor by which prior's geometric mean over the tensors of blocks becomes structure's."""
     ratios = [
         math.log(share.total / 2 / by_role[name])
         for name, share in shares.items()

@@ -1,10 +1,10 @@
-"""Sensitivities from weights and imatrix alone: what share of the residual stream an error becomes.
+"""Sensitivities from weights and imatrix alone: the share of the residual stream's energy that an error adds.
 
     loss = (energy that the error adds to the stream) / (energy of the stream there)
 
-Normalization makes every later write proportional to the stream, so what is lost at one depth is lost to the same
-degree at the end. The energies are facts in the state (`planner.measure.energies`); `stream_shares` sets them against
-the stream. docs/design.md has the formulas and the evidence.
+Normalization makes every later write proportional to the stream, so a loss at one depth is the same loss at the end.
+The energies are facts in the state (`planner.measure.energies`); `stream_shares` divides them by the stream's.
+docs/design.md has the formulas and the evidence.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MASSIVE = 4.0
 
 
 def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
-    """Return the sensitivities, per unit of each part of the error, of all tensors that have been placed.
+    """Return the sensitivities, per unit of each part of the error, of all tensors that have a place in the model.
 
-    `facts` are by tensor name, of the whole model. The stream's energy is the embedding's plus that of every
-    write so far.
+    `facts` are by tensor name, of the whole model. The stream's energy is the embedding's plus that of every write so
+    far.
     """
     embedding = facts.get("token_embd.weight", Facts())
     if not embedding.write:

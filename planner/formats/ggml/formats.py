@@ -56,7 +56,7 @@ class Format:
 
     @property
     def for_weights(self) -> bool:
-        """Whether weights can be converted to it."""
+        """True if weights can be converted to the format."""
         return type_of(self.name).weights
 
     def fits(self, row_length: int) -> bool:

@@ -36,7 +36,7 @@ class Affine(Format):
 
     @property
     def parameters(self) -> dict[str, int]:
-        """As config.json has them."""
+        """The format's parameters as config.json has them."""
         return {"group_size": self.group, "bits": self.bits}
 
 

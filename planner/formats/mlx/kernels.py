@@ -72,7 +72,7 @@ def _values(codes: Floats, scales: Floats, biases: Floats) -> Floats:
 
 
 def _codes(fmt: Affine, rows: Floats) -> tuple[Floats, Floats, Floats]:
-    """Codes as whole numbers, float32 [r, groups, group]; scales and biases, float32 [r, groups]."""
+    """Return the codes as integers in float32 [r, groups, group], and scales and biases, float32 [r, groups]."""
     if rows.dtype != np.float32 or rows.ndim != 2 or not fmt.fits(rows.shape[1]):
         raise ValueError(f"rows must be float32 [r, a multiple of {fmt.group}], not {rows.dtype} {rows.shape}")
     largest = max(abs(float(rows.min(initial=0))), abs(float(rows.max(initial=0))))
@@ -113,7 +113,7 @@ def _rounded(values: Floats, in_f16: NDArray[np.bool_]) -> Floats:
 
 
 def _bf16(values: Floats) -> Floats:
-    """Rounded to the nearest of bf16, ties to even; finite values only."""
+    """Round to the nearest bf16, ties to even; finite values only."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded: Floats = ((bits + (0x7FFF + ((bits >> 16) & 1))) & np.uint32(0xFFFF0000)).view(np.float32)
     return rounded

@@ -89,7 +89,7 @@ class Checkpoint:
 
 
 def _called(part: str) -> str:
-    """A part of a run as a user knows it: the file has options as the command line spells them."""
+    """Return a part of a run in the user's terms: the file spells options as on the command line."""
     return option(part[2:].replace("-", "_")) if part.startswith("--") else part
 
 

@@ -32,7 +32,7 @@ class Speed:
 
     @property
     def test(self) -> str:
-        """Its name in llama-bench's tables."""
+        """Name of the test in llama-bench's tables."""
         return f"{self.kind}{self.tokens}"
 
     @property

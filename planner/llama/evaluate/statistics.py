@@ -56,7 +56,7 @@ class _Predictions:
 
     @cached_property
     def ordered(self) -> NDArray[np.float32]:
-        """The divergences, ascending."""
+        """Divergences in ascending order."""
         return np.sort(self.kld)
 
 

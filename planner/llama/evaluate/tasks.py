@@ -65,7 +65,7 @@ class _Prompt:
 
     @functools.cached_property
     def targets(self) -> dict[int, set[int]]:
-        """The tokens that are wanted of each row."""
+        """Row → the tokens wanted of it."""
         found: dict[int, set[int]] = {}
         for row, token in itertools.chain.from_iterable(self.wanted):
             found.setdefault(row, set()).add(token)

@@ -1,4 +1,4 @@
-"""Files that are made and evaluated, so that predictions of KL divergence are in real units (see
+"""Calibration: files made and evaluated so that predicted KL divergences are in real units (see
 `planner.sensitivity.link`)."""
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ __all__ = ["calibrate", "calibration_recipes", "remember"]
 # Bits per weight between which divergences are predicted, and how many recipes of that range are tried
 _LEAST_BPW, _MOST_BPW = 3.0, 6.5
 _RECIPES = 3
-_MARGIN = 1.02  # nothing is to be decided at the very ends of what is possible
+_MARGIN = 1.02  # keep away from both ends of the possible range
 
 
 def calibration_recipes(findings: Findings) -> list[Recipe]:
-    """Return recipes over the range of usual sizes, or over what the model can be stored in of it."""
+    """Return recipes over the usual range of sizes, as far as the model can be stored in them."""
     inventory = findings.inventory
     shapes = {tensor.name: tensor.shape for tensor in inventory.tensors}
     sizes: dict[str, list[int]] = {tensor.name: [] for tensor in inventory.tensors}
@@ -65,9 +65,9 @@ def calibrate(
     gpu_layers: int,
     progress: Progress | None = None,
 ) -> Iterator[Pass]:
-    """Make each recipe's file, beside the state and for the time being, and evaluate it; yields what was kept.
+    """Make each recipe's file, temporarily beside the state, and evaluate it; yield each result once it is stored.
 
-    What the state holds already is not done again. Raises OutputError where there is no room for a file, and
+    Results that the state already holds are not computed again. Raises OutputError if there is no room for a file, and
     StateFileError without finished measurements.
     """
     subject = Findings.read(store).subject_of_passes()
@@ -90,7 +90,7 @@ def calibrate(
 
 
 def remember(store: Store, file: Path, baseline: Baseline, klds: NDArray[np.float32]) -> None:
-    """Keep what the evaluation of a file found, divergences f32[windows * scored], for predictions to come.
+    """Store the evaluation of a file, divergences f32[windows * scored], for later predictions.
 
     Raises StateFileError without finished measurements, and ModelError for a file of another model.
     """

@@ -1,4 +1,4 @@
-"""KL divergences of passes: their mean and error, and the key under which one is kept."""
+"""KL divergences of passes: mean, standard error, and the key of a stored pass."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ _FEWEST_WINDOWS = 8  # for a standard error from windows; below, tokens are take
 
 
 def pass_key(subject: str, windows: NDArray[np.int32], used: Mapping[str, str]) -> str:
-    """Digest of all that a pass depends on: `subject`, windows of tokens i32[n, context], and the formats `used` by
-    tensor."""
+    """Return a digest of everything that a pass depends on: `subject`, windows of tokens i32[n, context], and the
+    formats `used` by tensor."""
     text = hashlib.sha256(np.ascontiguousarray(windows, "<i4").tobytes()).hexdigest()
     where = [subject, text, str(windows.shape[1]), llama_version(), sorted(used.items())]
     return hashlib.sha256(json.dumps(where).encode()).hexdigest()
 
 
 def mean_kld(klds: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean and standard error of divergences f64[windows, tokens]: between windows, whose tokens go together, or where
-    they are few between tokens. Raises InferenceError where they are infinite."""
+    """Return mean and standard error of divergences f64[windows, tokens]. The error is taken between windows, as tokens
+    within one are correlated, or between tokens if windows are few. Raises InferenceError if a divergence is
+    infinite."""
     if not np.isfinite(klds).all():
         raise InferenceError(
             "The divergence from the original is infinite: words that it says are never said any more.",
@@ -40,5 +41,5 @@ def mean_kld(klds: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def by_window(values: NDArray[np.float32], baseline: Baseline) -> NDArray[np.float64]:
-    """What `diverge` found, f32[windows * scored], as f64[windows, scored]."""
+    """Reshape the result of `diverge`, f32[windows * scored], to f64[windows, scored]."""
     return values.astype(np.float64).reshape(baseline.windows, baseline.scored)

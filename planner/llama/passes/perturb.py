@@ -43,12 +43,12 @@ class Perturber:
         self._changed: set[str] = set()
 
     def change(self, changes: Mapping[str, Format]) -> dict[str, ErrorParts]:
-        """Put every tensor named through its format, in memory; return its relative error over all its rows. What was
-        changed before and is not named stays changed."""
+        """Put each of these tensors through its format, in memory; return its relative error over all its rows. Tensors
+        changed before and not named stay changed."""
         return {name: self._change(self._model[name], fmt) for name, fmt in changes.items()}
 
     def restore(self, names: Sequence[str] | None = None) -> None:
-        """Put back what was changed, or of that only `names`. Raises InferenceError where memory does not then hold
+        """Put back everything that was changed, or only `names`. Raises InferenceError if memory does not then hold
         what the file holds, bit for bit."""
         for name in sorted(self._changed) if names is None else names:
             tensor = self._model[name]
@@ -109,10 +109,10 @@ class Perturber:
 def open_perturber(
     path: Path, model: Model, imatrix: Imatrix | None, *, context: int, threads: int | None, gpu_layers: int
 ) -> Iterator[Perturber]:
-    """Load a model so that its weights can be changed; on leaving, however that comes about, all is put back first.
+    """Load a model so that its weights can be changed; on exit, even after an error, all are put back first.
 
-    What is quantized already cannot be changed. Raises UsageError for a model that is so throughout, InferenceError
-    where llama.cpp keeps weights out of reach.
+    Quantized tensors cannot be changed. Raises UsageError for a model that has no others, InferenceError if llama.cpp
+    keeps weights out of reach.
     """
     found: dict[str, dict[int, Tensor]] = {}
 
@@ -149,6 +149,6 @@ def open_perturber(
 
 
 def _as_stored(tensor: FileTensor, held: Collection[Tensor]) -> bool:
-    """Whether the engine's tensors are the file's, and of a type that can take any value."""
+    """Return whether the engine's tensors are the file's, in an unquantized type."""
     stored = formats()[tensor.format]
     return not stored.quantized and all(weight.nbytes == tensor.nbytes and weight.type == stored.id for weight in held)

@@ -1,9 +1,9 @@
-"""A solved recipe, improved by exchanges that were evaluated.
+"""Polishing: a solved recipe improved by evaluated exchanges.
 
-Sensitivities are estimates. If a tensor's were twice or half of what it is taken for, the solver would give it another
-format, and pay for that, or spend what it sets free, where that costs or gains most: each such answer keeps to all
-limits, pins and ties, and differs from the recipe by an exchange. Where the evaluated KL divergence is better with it,
-beyond what chance explains, the exchange is kept, and with it what it says of the tensor's sensitivity.
+Sensitivities are estimates. If a tensor's sensitivity were half or twice its estimate, the solver would give the tensor
+another format and pay for it, or spend what it frees, where that costs or gains most. Each such answer respects all
+limits, pins and ties, and differs from the recipe by an exchange. If the evaluated KL divergence improves by more than
+chance explains, the exchange is kept, and so is the sensitivity that led to it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ __all__ = ["TOKENS", "Exchange", "Polish"]
 TOKENS = 16384  # of the text: differences of 1 % are then seen in most models
 
 _FACTORS = (2.0, 0.5)
-_SURE = 3.0  # standard errors that an exchange has to be better by: tens of them are tried
+_SURE = 3.0  # standard errors by which an exchange must improve: tens of exchanges are tried
 _PRIOR_LOG_STD = 0.35  # of the logarithm of a sensitivity that no pass has measured
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """An exchange that was tried: formats that changed, as (before, after); what it did to the KL divergence (nats per
-    token, negative is better) with its paired standard error; and whether it was kept."""
+    """A tried exchange: the changed formats, as (before, after); the change of the KL divergence (nats per token,
+    negative is better) with its paired standard error; and whether it was kept."""
 
     changes: Mapping[str, tuple[str, str]]
     difference: float
@@ -52,7 +52,7 @@ class Exchange:
 
 class Polish(Closing):
     """The improvement of one plan over windows of text, i32[n, context], on the model that a perturber holds; a context
-    manager, which lets go of the original's log-probabilities. Made by `Polish.start`.
+    manager, which releases the original's log-probabilities. Made by `Polish.start`.
 
     `before` is the KL divergence of the plan's recipe (nats per token) and its standard error; `seconds` is the time of
     one run of the model.
@@ -64,7 +64,7 @@ class Polish(Closing):
     ) -> None:  # fmt: skip
         self._findings, self._perturber, self._baseline = findings, perturber, baseline
         self.plan = plan
-        # every further plan is by the same source, with this and that sensitivity multiplied
+        # all later plans use the same source, with some sensitivities multiplied
         self._request = replace(request, sensitivity=plan.source)
         self._factors: dict[str, float] = {}
         self._formats = plan.recipe.formats
@@ -88,16 +88,16 @@ class Polish(Closing):
             raise
 
     def close(self) -> None:
-        """Let go of the original's log-probabilities."""
+        """Release the original's log-probabilities."""
         self._baseline.close()
 
     @property
     def now(self) -> tuple[float, float]:
-        """KL divergence of the recipe as it stands (nats per token), and its standard error."""
+        """The KL divergence of the current recipe (nats per token), and its standard error."""
         return mean_kld(self._klds)
 
     def run(self, passes: int) -> Iterator[Exchange]:
-        """Try at most so many exchanges, those of the most uncertain losses first."""
+        """Try at most so many exchanges, those of the most uncertain losses first; yield each."""
         tried = {tuple(sorted(self._formats.items()))}
         for name, factor in self._candidates():
             if passes <= 0:
@@ -123,9 +123,8 @@ class Polish(Closing):
             yield Exchange(changes, difference, stderr, kept)
 
     def plan_as_it_stands(self) -> Plan:
-        """The plan with the improved recipe, and the divergence that is then to be expected: what was gained on the
-        text is taken to be gained elsewhere in proportion. Losses are by the sensitivities before, since those are what
-        the bound is about."""
+        """Return the plan with the current recipe and the divergence now expected, assuming that the relative gain on
+        this text holds elsewhere. Losses are by the sensitivities before polishing, since the bound refers to those."""
         prediction, (before, _), (now, _) = self.plan.prediction, self.before, self.now
         if prediction is not None and before > 0:
             gain = min(max(now, 0.0) / before, 1.0)
@@ -147,7 +146,7 @@ class Polish(Closing):
         )  # fmt: skip
 
     def _candidates(self) -> Iterator[tuple[str, float]]:
-        """Tensors and factors of their sensitivities, those first whose loss is least certain."""
+        """Yield tensors and factors on their sensitivities, the most uncertain losses first."""
         known = self._findings.sensitivities(self.plan.source)
 
         def doubt(choice: Choice) -> float:

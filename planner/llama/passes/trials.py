@@ -1,7 +1,7 @@
 """Measured sensitivities: passes of the model with tensors changed, one after the other, into the state file.
 
 The model is loaded once. A pass puts one tensor (or a block of them, or a role) through a format, runs the text, takes
-the KL divergence from the unchanged model, and puts the weights back. Every pass is kept as soon as it is done.
+the KL divergence from the unchanged model, and puts the weights back. Every pass is stored as soon as it is done.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from state import Pass, Store
 
 __all__ = ["Trial", "Trials", "plan_trials"]
 
-# What tensors are put through: a few formats of plain kernels, so that each can be given an error of a middling size
+# Formats for passes: a few with plain kernels, so that each tensor can be given a medium-sized error
 _MIDDLING = ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "q4_0", "q5_0", "q8_0")
 # Share of the stream's energy that a pass may disturb: about 0.01 nats, where losses are still linear
 _MOST_LOSS = 0.05
@@ -35,15 +35,15 @@ _MOST_LOSS = 0.05
 
 @dataclass(frozen=True)
 class Trial:
-    """A pass to be run: these tensors through these formats."""
+    """A pass to run: these tensors through these formats."""
 
     label: str
     changes: Mapping[str, Format]
 
 
 def plan_trials(findings: Findings, design: Design | None, passes: int | None, *, affordable: int) -> list[Trial]:
-    """Return the passes of a design, or the `passes` most telling ones, over all tensors that were measured. Without
-    either every tensor alone, where they are not more than `affordable`."""
+    """Return the passes of a design, or the `passes` most informative ones, over all measured tensors. Without either,
+    each tensor alone if there are at most `affordable`, else the factored design."""
     inventory, reference = findings.inventory, findings.sensitivities(findings.reference)
     losses: dict[str, dict[str, float]] = {}
     for (tensor, fmt), entry in findings.measurements.items():
@@ -65,7 +65,7 @@ def plan_trials(findings: Findings, design: Design | None, passes: int | None, *
 
 
 def _middling(losses: Mapping[str, float], most: float) -> Format:
-    """The format with the largest loss up to `most`, or else with the smallest."""
+    """Return the format with the largest loss up to `most`, or, if there is none, the one with the smallest."""
     within = [name for name, loss in losses.items() if loss <= most]
     name = max(within, key=lambda name: losses[name]) if within else min(losses, key=lambda name: losses[name])
     return formats()[name]
@@ -73,9 +73,9 @@ def _middling(losses: Mapping[str, float], most: float) -> Format:
 
 class Trials(Closing):
     """Passes over one stretch of text, `windows` i32[n, context], of the model that a perturber holds; a context
-    manager, which lets go of the unchanged model's log-probabilities. Made by `Trials.start`.
+    manager, which releases the unchanged model's log-probabilities. Made by `Trials.start`.
 
-    `baseline` are these log-probabilities, a temporary file; `seconds` is how long one pass takes.
+    `baseline` are these log-probabilities, a temporary file; `seconds` is the time of one pass.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Trials(Closing):
         self._store, self._subject, self._perturber, self._windows = store, subject, perturber, windows
         self.baseline = baseline
         begun = time.monotonic()
-        # What 16 bits of log-probability leave of zero: the same in every pass, so it is taken off
+        # Rounding of log-probabilities to 16 bits: the same divergence in every pass, so it is subtracted
         self._at_rest = self._evaluate()
         self.seconds = time.monotonic() - begun
 
@@ -92,7 +92,7 @@ class Trials(Closing):
     def start(
         cls, store: Store, perturber: Perturber, windows: NDArray[np.int32], progress: Progress | None = None
     ) -> Self:
-        """Run the unchanged model, twice. Raises StateFileError where the state holds no finished measurements."""
+        """Run the unchanged model, twice. Raises StateFileError if the state holds no finished measurements."""
         subject = Findings.read(store).subject_of_passes()
         baseline = record(perturber.engine, windows, progress=progress)
         try:
@@ -102,16 +102,16 @@ class Trials(Closing):
             raise
 
     def close(self) -> None:
-        """Let go of the unchanged model's log-probabilities."""
+        """Release the unchanged model's log-probabilities."""
         self.baseline.close()
 
     def missing(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Return those that the state does not hold."""
+        """Return the trials that the state does not hold and whose tensors can be changed."""
         known = {entry.key for entry in self._store.passes(self._subject)}
         return [trial for trial in trials if self._key(trial) not in known and self._reachable(trial)]
 
     def run(self, trials: Sequence[Trial]) -> Iterator[Pass]:
-        """Run passes one after the other, keeping each. Weights are put back after every one."""
+        """Run passes one after the other; store and yield each. Weights are put back after every one."""
         for trial in trials:
             begun = time.monotonic()
             try:
