@@ -103,7 +103,7 @@ def test_ctrl_c_stops_soon_and_says_what_is_saved(types, here, start):
     time.sleep(1.0)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)  # kernels end what they have begun, on a busy machine slowly
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "saved in" in " ".join(err.split())
