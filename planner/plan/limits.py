@@ -15,9 +15,10 @@ from state import Inventory, TensorRecord
 
 __all__ = ["ACTIVE", "BPW", "FILE", "SizeLimit", "causes", "check_names", "size_limits"]
 
-FILE, BPW, ACTIVE = "file", "bpw", "active"  # limits that no device may be called like
+FILE, BPW, ACTIVE = "file", "bpw", "active"
+# The option that asks for a limit, which no device may be called like; devices have one option for all
 _ASKED_BY = {FILE: "budget", BPW: "bpw", ACTIVE: "active_budget"}
-_DIGITS = 10_000  # bits per weight are printed to so many parts of one
+_DIGITS = 10_000  # bits per weight are printed to four decimals
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def check_names(devices: Sequence[Device]) -> None:
     """Raise UsageError for devices that are called like each other or like another limit."""
     seen: set[str] = set()
     for device in devices:
-        if device.name in (FILE, BPW, ACTIVE):
+        if device.name in _ASKED_BY:
             raise UsageError(
                 f"{option('device', device.text)}: {device.name!r} is what another limit is called.",
                 "Give the device another name.",
