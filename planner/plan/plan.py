@@ -94,7 +94,7 @@ class Plan:
     @property
     def unplaced(self) -> list[str]:
         """Tensors that `structure` was asked for and could not place."""
-        if self.recipe.sensitivity in ("prior", "uniform", "measured"):
+        if self.recipe.sensitivity in ("prior", "uniform", "measured"):  # which place nothing
             return []
         return [name for name, source in self.sources.items() if source == "prior"]
 
