@@ -31,7 +31,7 @@ class Method:
     """One way to solve: after the start, its `steps` in turn, which `summary` names.
 
     `proves`: given time, it closes every gap. `several_limits`: it takes more than one limit. `loads`: a package that
-    it imports when it runs, which takes long.
+    is slow to import, which it does when it runs.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Method:
 
 
 def over_core(name: str, solver: CoreSolver) -> Step:
-    """Return a step that gives `solver` the core once; answers are said to be by `name`."""
+    """Return a step that gives the core to `solver`, once; answers name it `name`."""
 
     def step(run: Run) -> None:
         run.learn(solver(run.task()), name)
@@ -52,17 +52,18 @@ def over_core(name: str, solver: CoreSolver) -> Step:
 
 
 def widening(widths: tuple[int, ...]) -> Step:
-    """Return a step of dynamic programming over the core, wider each time; the core shrinks as answers improve."""
+    """Return a step of dynamic programming over the core with these `widths` in turn, as far as memory allows; the core
+    shrinks as answers improve."""
 
     def step(run: Run) -> None:
         for width in widths:
             if run.done:
                 return
             core = run.core()
-            allowed = max(256, HISTORY // (len(core.groups) + 1))
+            widest = max(256, HISTORY // (len(core.groups) + 1))
             room = run.threshold - run.bound.value
-            run.learn(search(core, room, min(width, allowed), run.deadline), "dp")
-            if width >= allowed:
+            run.learn(search(core, room, min(width, widest), run.deadline), "dp")
+            if width >= widest:
                 return
 
     return step

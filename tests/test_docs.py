@@ -120,6 +120,10 @@ def test_every_page_of_docs_can_be_reached() -> None:
     assert set(ROOT.glob("docs/*.md")) <= seen
 
 
+def test_every_page_with_output_is_run() -> None:
+    assert {page for page in EVERY if refresh.blocks(page.read_text(encoding="utf-8"), "console")} == set(WITH_OUTPUT)
+
+
 def test_a_changed_output_is_seen() -> None:
     before, after = "File  4,899,712 bytes\nproven optimal, 0.16 s", "File  4,899,744 bytes\nproven optimal, 0.20 s"
     assert refresh.normalized(before) != refresh.normalized(after)

@@ -47,7 +47,7 @@ def watch(arguments: Sequence[str]) -> int:
     """Run a command line in a child process; returns its exit status, 1 where C code ended it."""
     import subprocess
 
-    with _notes_file() as notes, _signals() as signals:
+    with _notes_file() as notes, _signals() as pass_on_to:
         read_end, write_end = os.pipe()
         try:
             os.set_inheritable(read_end, True)
@@ -58,15 +58,16 @@ def watch(arguments: Sequence[str]) -> int:
             )
         finally:
             os.close(read_end)
-        signals(child)
+        pass_on_to(child)
         status = child.wait()
-        os.close(write_end)  # the child would have ended with it
+        os.close(write_end)  # not before: the child ends when this end is closed
         if status in _STATUSES:
             return status
         return _bury(arguments, status, notes)
 
 
 def _inherited(descriptor: int) -> int | None:
+    """Return the number that a descriptor has in the child; None where children inherit none."""
     return descriptor if os.name == "posix" else None
 
 
@@ -90,7 +91,7 @@ def _notes_file() -> Iterator[str | None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
-    """Pass signals on to a child. Yields a function to call with the child; earlier signals wait for it."""
+    """Pass signals on to a child. Yields a function to call with it once it runs; what comes before is kept for it."""
     child: list[subprocess.Popen[bytes]] = []
     early: list[int] = []
 
@@ -122,6 +123,7 @@ def _signals() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
 
 
 def _block(how: int) -> None:
+    """Hold Ctrl-C back in this thread, or let it through again; `how` as for `signal.pthread_sigmask`."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(how, {signal.SIGINT})
 
@@ -150,7 +152,7 @@ def _bury(arguments: Sequence[str], status: int, notes: str | None) -> int:
 
 
 def _clear_up(notes: str | None) -> LastWords:
-    """Remove the temporary files that a dead child noted; returns all that it left word of."""
+    """Remove the temporary files that a dead child had noted; returns its last words."""
     import shutil
 
     from planner.lastwords import read_last_words
@@ -177,17 +179,17 @@ def obituary(arguments: Sequence[str], status: int, words: LastWords) -> str:
     from planner.text import plain
 
     name, command = _signal_name(status), next(word for word in arguments if not word.startswith("-"))
-    how = _CAUSES.get(name, (f"{name or f'exit status {status}'}", _DAMAGED))
+    cause, remedy = _CAUSES.get(name, (name or f"exit status {status}", _DAMAGED))
     running = words.running
     what = f"llama.cpp crashed while running {running}" if running else f"planner {command} crashed"
     if name == "SIGKILL":
         what = f"planner {command} was killed" + (f" while llama.cpp ran {running}" if running else "")
-    lines = [f"Error: {what}: {how[0]}."]
+    lines = [f"Error: {what}: {cause}."]
     if words.said:
         lines.append("Its last words: " + "\n".join(words.said))
     lines.append(_KEPT.get(command, _KEPT["solve"]))
     inspect = pasted("planner", "inspect", *([Path(running)] if running else []))
-    lines.append(how[1].format(inspect=f"`{inspect}`"))
+    lines.append(remedy.format(inspect=f"`{inspect}`"))
     return plain("\n".join(lines), keep="\n")
 
 
@@ -269,6 +271,7 @@ def _end_with(lifeline: int, notes: str | None) -> None:
 
 
 def _hear_once() -> None:
+    """Take a Ctrl-C for one, although it comes twice: from the terminal and from the parent."""
     import time
 
     last = -_SAME_KEY

@@ -19,8 +19,10 @@ __all__ = ["DIALECTS", "Entry", "load_dialect", "readable", "writable"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A dialect as `--to` and `--from` spell it, and the module whose DIALECT it is. `writes`: a recipe can be exported
-    to it; `reads`: its files can be imported."""
+    """A dialect's name, as `--to` and `--from` take it, and the `module` that has it as DIALECT.
+
+    `writes`: recipes can be exported to it; `reads`: its files can be imported.
+    """
 
     name: str
     module: str
@@ -28,7 +30,7 @@ class Entry:
     reads: bool = True
 
 
-# In the order of the help. A file is offered to the last first, so those that could be almost any text come early
+# In the order of the help. To guess what a file is, the last is asked first: what almost any text could be comes early
 DIALECTS: tuple[Entry, ...] = (
     Entry("llama-quantize", "planner.dialects.llama_quantize"),
     Entry("ik_llama", "planner.dialects.ik_llama"),

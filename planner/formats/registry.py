@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 FAMILIES: Mapping[FamilyName, Family] = MappingProxyType({family.name: family for family in (GGUF, MLX)})
-"""By name. Where several would do, the first is meant."""
+"""By name. Where several would do, the first is taken."""
 
 
 def family_named(name: FamilyName) -> Family:
@@ -35,7 +35,7 @@ def family_named(name: FamilyName) -> Family:
 
 
 def family_of(names: Iterable[str]) -> FamilyName:
-    """Return the family that formats of these names, in any case, are of: `gguf` unless MLX's own are among them."""
+    """Return the family that has formats of these names, in upper or lower case: `mlx` if one of them is MLX's."""
     return "mlx" if any(name.lower() in MLX.formats for name in names) else "gguf"
 
 

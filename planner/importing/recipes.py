@@ -30,8 +30,8 @@ def import_recipe(
     """Return the recipe that a source makes for a model, with notes on what could not be taken over as it was.
 
     The source is a GGUF, a file of any dialect, rules, or a recipe that was edited by hand: see `identify`. Sizes and
-    losses are for `model`, or the model of a `state`; a GGUF's recipe is for itself without these. `nearest` replaces
-    types that ggml does not have.
+    losses are for `model`, or the model of a `state`; without these, a GGUF's recipe is for that GGUF itself. `nearest`
+    replaces types that ggml does not have by similar ones.
 
     Raises UsageError where a model is needed or does not fit, RecipeError for what cannot be taken over, and the errors
     of the files' readers.
@@ -68,12 +68,12 @@ def _of_dialect(source: Source, dialect: str, basis: Basis | None, *, nearest: b
 def _of_gguf(path: Path, basis: Basis | None, *, nearest: bool) -> Assessment:
     with open_model(path, nearest=nearest) as model:
         stored = {tensor.name: model.replaced.get(tensor.name, tensor.format) for tensor in model.tensors}
-        useless = bool(model.replaced) and basis is None
+        for_itself = bool(model.replaced) and basis is None
         basis = basis or Basis(take_inventory(model, None, Settings()), None)
     rows = {tensor.name: tensor.row_length for tensor in basis.inventory.tensors}
     known = known_formats(stored, str(path), nearest=nearest, rows=rows)
     made = assess(basis.inventory, known.formats, basis.losses, why=f"imported from {path.name}")
-    own = (
+    warning = (
         f"This recipe is for {path.name} itself, which cannot be quantized: give the original with {option('model')}.",
     )
-    return Assessment(made.recipe, (*known.notes, *made.notes, *(own if useless else ())))
+    return Assessment(made.recipe, (*known.notes, *made.notes, *(warning if for_itself else ())))

@@ -26,14 +26,14 @@ from planner.llama.workers import Workers
 
 __all__ = ["BATCH", "MOST_SEQUENCES", "LoadedModel", "Memory"]
 
-BATCH = 2048  # tokens a llama_decode, the default of llama.cpp's tools
+BATCH = 2048  # tokens in a call of llama_decode, the default of llama.cpp's tools
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 _LOAD_MODE_NONE = 0  # enum llama_load_mode: into memory of the process, which may be written to
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Room for `tokens` of at most so many `sequences`: an equal part for each, or all for any of them if `shared`."""
+    """Room for `tokens` in at most so many `sequences`: each has an equal part or, if `shared`, what it needs."""
 
     tokens: int
     sequences: int
@@ -45,10 +45,12 @@ class LoadedModel(Closing):
 
     `memory` gives the context's memory by the number of words in the vocabulary. `positions` is how many the texts
     have (0: not known yet). `writable` loads the weights into memory of the process, as they are in the file (not
-    packed again for speed), so that they can be changed. `gpu_layers` as llama.cpp's -ngl.
-    `workers` are as many threads as llama.cpp has, idle while it runs, for work on its memory.
-    Another `observer`, or None, may take the place of one that was given. An encoder, whose logits mean nothing, is
-    refused unless `predicts` is false.
+    packed again for speed), so that they can be changed. `gpu_layers` is llama.cpp's -ngl. An encoder, whose logits
+    mean nothing, is refused unless `predicts` is false.
+
+    The attribute `workers` has as many threads as llama.cpp, idle while that runs, for work on logits and weights. The
+    attribute `observer` may be set to another one or to None later, if one was given at first.
+
     Raises InferenceError without llama-cpp-python, ModelError for a file that llama.cpp does not load or cannot run,
     UsageError for more positions than the model has.
     """
@@ -165,7 +167,8 @@ class LoadedModel(Closing):
         outputs: NDArray[np.bool_],
         widths: NDArray[np.int32],
     ) -> NDArray[np.float32]:
-        """Run tokens of which each belongs to so many sequences (`widths`), from its `sequences` on."""
+        """Run tokens as `decode` does, where each may belong to several sequences: `widths` says to how many, counted
+        from its number in `sequences`."""
         api, count = llama(), len(tokens)
         if self._positions is not None and positions.max(initial=0) >= self._positions:
             raise InferenceError(
@@ -252,10 +255,12 @@ class LoadedModel(Closing):
         self._batch = api.llama_batch_init(self.batch_tokens, 0, memory.sequences if memory.shared else 1)
 
     def _observe(self, address: int, asks: bool, _user_data: object) -> bool:
+        """Answer llama.cpp, which first `asks` whether an operation is of interest and, if so, calls again when it is
+        done. Returning False then ends the computation."""
         observer = self.observer
         if observer is None:
             return False
-        if self._failure is not None:  # the rest of the graph, which does not matter any more
+        if self._failure is not None:  # the rest of the graph does not matter any more
             return False
         try:
             node = Node(address)
@@ -275,7 +280,7 @@ class LoadedModel(Closing):
         try:
             future = self._caller.submit(call)
             while not concurrent.futures.wait([future], timeout=0.5).done:
-                pass
+                pass  # short waits, as Python sees Ctrl-C between them
             return future.result()
         except KeyboardInterrupt:
             self._stop.set()

@@ -47,8 +47,8 @@ class Step:
 
 
 class Campaign:
-    """The measuring of one model into one state file: `candidates` for all tensors, `pinned` formats for some more, all
-    of one `family`. What the state holds of other families stays as valid as it is.
+    """Measures one model into one state file: every tensor in the `candidates`, and some, by name, in `pinned` formats
+    too, all of one `family`. What the state holds of other families stays valid.
 
     Creating it checks model, imatrix and state against each other: raises ImatrixError, ModelError, or
     the state's errors where they do not belong together.
@@ -94,7 +94,7 @@ class Campaign:
         fresh, left = 0, _missing(self._blocks)
         yield Step("", total - left, total, fresh)
         for batch in batches([block for block in self._blocks if block.to_survey]):
-            left -= _missing(batch)  # nothing else changes before its end
+            left -= _missing(batch)  # until the batch ends, what is missing outside of it, which does not change
             jobs: list[Job] = []
             for surveyed in in_threads(self._survey, batch, threads):
                 jobs += self._learn(*surveyed)
@@ -110,7 +110,8 @@ class Campaign:
         self._store.select(self._selection())
 
     def saved(self) -> int:
-        """Return how many of the wanted measurements the state holds: a run that was interrupted may not know."""
+        """Return how many of the wanted measurements the state holds. It is asked for these, as a run that was
+        interrupted may have stored more than it has counted."""
         for block in self._blocks:
             for target in block.targets:
                 if target.digest:
@@ -183,7 +184,7 @@ class Campaign:
         return block, surveys
 
     def _learn(self, block: Block, surveys: Sequence[Survey]) -> list[Job]:
-        """Keep the facts that a block's surveys tell; return what is left to measure of it."""
+        """Store the facts that follow from a block's surveys; return what is left to measure of it."""
         by_name = {survey.tensor.name: survey for survey in surveys}
         if not block.known:
             facts = self._facts(block, surveys)
@@ -238,7 +239,7 @@ class Campaign:
                 )
 
     def _selection(self) -> Iterator[str]:
-        """Return the keys of everything valid: the formats of this run, and those of runs before it."""
+        """Yield the keys of everything valid: facts, and measurements by this run and those before it."""
         every = [fmt for fmt in all_formats().values() if fmt.for_weights]
         for block in self._blocks:
             for target in block.targets:

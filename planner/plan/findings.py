@@ -28,8 +28,11 @@ __all__ = ["Findings", "inventory_of", "not_measured"]
 @dataclass(frozen=True)
 class Findings:
     """What the state file at `path` holds about a model: finished measurements by tensor and format, facts by tensor,
-    and passes about the `subject`, a digest of the weights and the imatrix that all this is of. It is None where the
-    weights were never read, and errors are somebody else's."""
+    and passes.
+
+    `subject` is a digest of the weights and the imatrix, and `passes` are those of that subject alone. It is None where
+    the weights were never read, because the measurements are other people's.
+    """
 
     path: Path
     inventory: Inventory
@@ -98,7 +101,7 @@ class Findings:
         return measured_sensitivities(reference, observations(self.passes, reference))
 
     def losses(self, source: Source | None = None) -> Losses:
-        """Return the losses of all tensors by `source` (default: the best). Raises UsageError as `sensitivities`."""
+        """Return the losses of all tensors by `source` (default: the best). Raises what `sensitivities` raises."""
         chosen = source or self.best_source
         known = self.sensitivities(chosen)
         return Losses.from_measurements(self.inventory, chosen, known, self.measurements.values())
@@ -122,8 +125,8 @@ def not_measured(path: Path, family: FamilyName = "gguf", *, others: bool = Fals
 
 
 def inventory_of(store: Store) -> Inventory | None:
-    """Return the model that a state is of, None where there is none yet. Raises StateFileError for tensors that are
-    stored as none can be."""
+    """Return the model that a state is of, None where there is none yet. Raises StateFileError for tensors in a format
+    that does not exist or does not fit their rows."""
     inventory = store.inventory()
     for tensor in () if inventory is None else inventory.tensors:
         fmt = formats().get(tensor.source_format)
@@ -136,7 +139,7 @@ def inventory_of(store: Store) -> Inventory | None:
 
 
 def _facts(path: Path, energies: Iterable[Energies]) -> dict[str, Facts]:
-    """Return facts by tensor. Raises StateFileError for such as cannot be."""
+    """Return facts by tensor. Raises StateFileError for values that no facts have."""
     facts = {}
     for entry in energies:
         try:

@@ -15,9 +15,10 @@ from state import Inventory, TensorRecord
 
 __all__ = ["ACTIVE", "BPW", "FILE", "SizeLimit", "causes", "check_names", "size_limits"]
 
-FILE, BPW, ACTIVE = "file", "bpw", "active"  # limits that no device may be called like
+FILE, BPW, ACTIVE = "file", "bpw", "active"
+# The option that asks for a limit, which no device may be called like; devices have one option for all
 _ASKED_BY = {FILE: "budget", BPW: "bpw", ACTIVE: "active_budget"}
-_DIGITS = 10_000  # bits per weight are printed to so many parts of one
+_DIGITS = 10_000  # bits per weight are printed to four decimals
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class SizeLimit:
         return size if size.endswith("bytes") else f"{size} ({int(amount)} bytes)"
 
     def rounded(self, candidates: Candidates) -> SizeLimit:
-        """The same; or, of bits, the least that there is, where the digits in which sizes are printed fall short of
-        it: then that is what was meant."""
+        """The same limit. One on bits is raised to the least that is possible where it misses that by no more than the
+        rounding of printed figures: whoever repeats such a figure means the least."""
         if self.elements is None:
             return self
         least = self.overhead + sum(min(self.of(group)) for group in candidates.groups)
@@ -64,8 +65,8 @@ class SizeLimit:
     def of(self, group: TiedGroup) -> list[int]:
         """What each option of a group counts for."""
         return [
-            sum(self.weigh(tensor, entry.nbytes) for tensor, entry in zip(group.tensors, option, strict=True))
-            for option in group.options
+            sum(self.weigh(tensor, entry.nbytes) for tensor, entry in zip(group.tensors, entries, strict=True))
+            for entries in group.options
         ]
 
 
@@ -73,7 +74,7 @@ def check_names(devices: Sequence[Device]) -> None:
     """Raise UsageError for devices that are called like each other or like another limit."""
     seen: set[str] = set()
     for device in devices:
-        if device.name in (FILE, BPW, ACTIVE):
+        if device.name in _ASKED_BY:
             raise UsageError(
                 f"{option('device', device.text)}: {device.name!r} is what another limit is called.",
                 "Give the device another name.",
@@ -154,7 +155,7 @@ def _count(inventory: Inventory, key: str) -> int:
 
 
 def causes(limit: SizeLimit, inventory: Inventory, candidates: Candidates) -> str:
-    """What takes the room under a limit: pins, tensors that stay, the largest of the others."""
+    """Say what takes the room under a limit: pins, tensors that stay, the largest of the others."""
     least = {group.name: min(limit.of(group)) for group in candidates.groups}
     pinned = sum(
         least[group.name]
@@ -168,8 +169,8 @@ def causes(limit: SizeLimit, inventory: Inventory, candidates: Candidates) -> st
         found.append(f"metadata {limit.format_amount(header)}")
     largest = max(candidates.groups, key=lambda group: least[group.name], default=None)
     if largest is not None and least[largest.name]:
-        option = largest.options[limit.of(largest).index(least[largest.name])]
+        smallest = largest.options[limit.of(largest).index(least[largest.name])]
         tied = " and what is tied to it" if len(largest.tensors) > 1 else ""
         found.append(f"the largest tensor, {largest.name}{tied}, {limit.format_amount(least[largest.name])} "
-                     f"as its smallest format, {option[0].format.name}")  # fmt: skip
+                     f"as its smallest format, {smallest[0].format.name}")  # fmt: skip
     return f"Of it, {', '.join(found)}."

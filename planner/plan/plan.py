@@ -43,8 +43,8 @@ __all__ = ["LimitUse", "Plan", "Solved", "make_plan"]
 
 @dataclass(frozen=True, slots=True)
 class LimitUse:
-    """A limit at the answer, in its own unit ("bytes" or "bits"): `used` of `capacity`, and what a unit more saves.
-    Unless it `binds`, no recipe that may be chosen takes more."""
+    """A limit at the answer, in its own unit (bytes or bits): `used` of `capacity`. `price` is the loss that one unit
+    more would save. Unless it `binds`, every recipe that may be chosen stays within it."""
 
     name: str
     used: int
@@ -64,9 +64,11 @@ class Solved:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with what is worth saying about it: the KL divergence that is expected of its file, where passes of the
-    model allow to say, in `sources` where each tensor's sensitivity came from, and in `left_out` the tensors that the
-    recipe's engine does not load."""
+    """A recipe, and what is worth saying about it.
+
+    `prediction` is the KL divergence to expect of its file, None without passes of the model. `sources` says where the
+    sensitivity of each tensor came from. `left_out` are tensors that the recipe's engine does not load.
+    """
 
     recipe: Recipe
     limits: tuple[LimitUse, ...]
@@ -92,7 +94,7 @@ class Plan:
     @property
     def unplaced(self) -> list[str]:
         """Tensors that `structure` was asked for and could not place."""
-        if self.recipe.sensitivity in ("prior", "uniform", "measured"):
+        if self.recipe.sensitivity in ("prior", "uniform", "measured"):  # which place nothing
             return []
         return [name for name, source in self.sources.items() if source == "prior"]
 
@@ -104,7 +106,7 @@ class Plan:
     def explain(self, tensor: str) -> Explanation:
         """Return why a tensor (and what is tied to it) has its format: the next better and worse one, and the prices.
 
-        Raises UsageError for a tensor that was not there to choose for.
+        Raises UsageError for a tensor that no format was chosen for.
         """
         groups = self.solved.groups
         if tensor not in groups:
@@ -120,7 +122,7 @@ def make_plan(findings: Findings, request: PlanRequest, factors: Mapping[str, fl
     """Solve for a request from what a state holds; `factors` multiply sensitivities of tensors.
 
     Raises StateFileError where measurements are missing, UsageError for rules that cannot be followed, BudgetError for
-    limits that no recipe meets. Limits above what any recipe takes are met by the best that there is.
+    limits that no recipe meets. Under limits that every recipe meets, the answer is the recipe of the least loss.
     """
     inventory = _inventory(findings, request)
     losses = findings.losses(request.sensitivity).times(factors or {})
@@ -161,6 +163,11 @@ def _inventory(findings: Findings, request: PlanRequest) -> Inventory:
 
 def _check_measured(inventory: Inventory, measured: Collection[str], wanted: Iterable[Format]) -> None:
     """Raise UsageError for formats that some tensor could take and that were never measured."""
+    unmeasured = [fmt for fmt in wanted if fmt.name not in measured]
+    if not unmeasured:
+        return
+    from planner.gguf import requires_imatrix  # takes a while to load, and is mostly not needed
+
     with_imatrix = inventory.imatrix_digest is not None
 
     def possible(fmt: Format) -> bool:
@@ -172,12 +179,7 @@ def _check_measured(inventory: Inventory, measured: Collection[str], wanted: Ite
             for tensor in inventory.tensors
         )
 
-    absent = [fmt for fmt in wanted if fmt.name not in measured]
-    if not absent:
-        return
-    from planner.gguf import requires_imatrix  # takes a while to load, and is mostly not needed
-
-    missing = [fmt.name for fmt in absent if possible(fmt)]
+    missing = [fmt.name for fmt in unmeasured if possible(fmt)]
     if missing:
         raise UsageError(
             f"Nothing was measured as {', '.join(missing)}.",
@@ -218,14 +220,15 @@ def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[Size
         for group in candidates.groups
     ]
 
-    def weights(limit: SizeLimit) -> dict[str, list[int]] | None:
-        if limit.name == FILE:  # what the options' own bytes are
+    def weights_under(limit: SizeLimit) -> dict[str, list[int]] | None:
+        if limit.name == FILE:  # there, options weigh their own bytes
             return None
         return {group.name: weights for group in candidates.groups if any(weights := limit.of(group))}
 
     try:
         return Problem.from_groups(
-            groups, [Limit(limit.name, limit.capacity - limit.overhead, weights=weights(limit)) for limit in limits]
+            groups,
+            [Limit(limit.name, limit.capacity - limit.overhead, weights=weights_under(limit)) for limit in limits],
         )
     except ProblemError as error:
         raise StateFileError(
@@ -236,7 +239,7 @@ def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[Size
 def _conflict(
     analysis: Infeasibility, limits: Sequence[SizeLimit], inventory: Inventory, candidates: Candidates
 ) -> BudgetError:
-    """Limits that cannot hold together, and what would help, in the user's terms."""
+    """Return the error that says, in the user's terms, which limits cannot hold together and what would help."""
     by_name = {limit.name: limit for limit in limits}
 
     def raised(change: Change) -> str:
@@ -286,8 +289,8 @@ def _uses(limits: Sequence[SizeLimit], solved: Solved) -> Iterator[LimitUse]:
 
 
 def _prediction(findings: Findings, losses: Losses, loss: float | None) -> Prediction | None:
-    """Return the divergence to expect of a recipe; None without passes. Files were evaluated on a CPU, wherever this
-    one will run."""
+    """Return the divergence to expect of a recipe; None without passes. The files that it is fitted to were evaluated
+    on a CPU, so `losses` count rounded activations, wherever this recipe's file will run."""
     if losses.source != "measured" or loss is None:
         return None
     return fit_link(calibration(findings.passes, findings.inventory, losses)).predict(loss)

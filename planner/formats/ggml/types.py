@@ -1,7 +1,8 @@
 """ggml's types: all that has to be said of each and that the library itself does not tell, a row a type.
 
-A new type is a row here. Names that users choose by, lookup tables, llama.cpp's rules and what other quantizers call it
-follow from its row; number, block, bytes and whether it is quantized are read from the loaded library.
+A new type of the library is a row here; one that the library lacks must have none. Names that users choose by, lookup
+tables, llama.cpp's rules and what other quantizers call it follow from its row; number, block, bytes and whether it is
+quantized are read from the loaded library.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def test_sizes_and_numbers(name):
     assert entry.quantized == (name not in ("f32", "f16", "bf16", "i8", "i16", "i32", "i64", "f64"))
 
 
-def test_twenty_candidates():
+def test_nineteen_candidates():
     assert len(CANDIDATES) == len(set(CANDIDATES)) == 19
     needing = {name for name in CANDIDATES if formats()[name].needs_imatrix}
     assert needing == {"iq1_s", "iq2_xxs", "iq2_xs"}
