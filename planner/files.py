@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -97,7 +96,7 @@ class Output:
             if _is_stream(target):
                 self._current = None, target.open("wb")
             else:
-                path = target.parent / f".{target.name[:40]}.{secrets.token_hex(8)}.part"
+                path = target.parent / f".{target.name[:40]}.{os.urandom(8).hex()}.part"
                 self._current = path, os.fdopen(self._create(path), "wb", _BUFFER)
         return self._current[1]
 

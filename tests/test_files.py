@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -185,7 +184,7 @@ def test_interrupted_as_the_file_is_created(tmp_path, monkeypatch):
 
 
 def test_a_name_that_is_taken_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(secrets, "token_hex", lambda _: "00")
+    monkeypatch.setattr(os, "urandom", lambda _: b"\0")
     (tmp_path / ".x.00.part").write_bytes(b"somebody else's")
     with pytest.raises(OutputError):
         write_atomically(tmp_path / "x", b"data")

@@ -7,7 +7,6 @@ waits. If the parent dies first, the child does not outlive it.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -45,6 +44,7 @@ def needs_watch(arguments: Sequence[str]) -> bool:
 
 def watch(arguments: Sequence[str]) -> int:
     """Run a command line in a child process; returns its exit status, 1 where C code ended it."""
+    import json
     import subprocess
 
     with _notes_file() as notes, _signals() as pass_on_to:
@@ -236,6 +236,8 @@ def start_watched() -> None:
     told = os.environ.pop(_VARIABLE, None)
     if told is None:
         return
+    import json
+
     notes, lifeline = json.loads(told)
     if notes is not None:
         _leave_notes(notes)

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from planner.errors import OutputError, RecipeError, option
 from planner.files import write_atomically
 from planner.formats.ggml import file_type_of
-from planner.inputs.reading import look
 from planner.terms import FamilyName
 
 __all__ = [
@@ -147,6 +146,8 @@ def save_recipe(recipe: Recipe, path: Path, *, force: bool = True) -> None:
 
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe from a file or a pipe. Raises RecipeError for anything else."""
+    from planner.inputs.reading import look  # which plans need not wait for
+
     return parse_recipe(look(path, RecipeError).text(RecipeError, "a recipe"), str(path))
 
 
