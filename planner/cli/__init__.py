@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -16,6 +17,7 @@ from planner.version import __version__
 
 __all__ = ["cli", "main", "run", "spelt"]
 
+_OBJECTS = 100_000  # new ones before garbage is looked for: loading modules makes many, and none of them is any
 _COMMANDS = {
     "imatrix": "let a model read text, and write its importance matrix",
     "inspect": "show a model, an imatrix, a state file or a recipe",
@@ -105,6 +107,9 @@ def main() -> None:
     """Entry point of the command `planner`."""
     # numpy's BLAS would start a thread a core, which only get in the way of ours
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Whatever is installed beside us may have plugins of pydantic, which would be searched for before every command
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    gc.set_threshold(_OBJECTS)
     never_fail()
     arguments = sys.argv[1:]
     status = watch(arguments) if needs_watch(arguments) else run(arguments)

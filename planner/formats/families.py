@@ -24,8 +24,6 @@ from planner.formats.ggml import (
 )
 from planner.formats.mlx import AFFINE, AFFINE_SETS, KERNEL, Affine, affine_named, round_trip_affine
 from planner.names.gguf import role_of
-from planner.names.mlx import can_quantize, check_architecture, module_paths
-from planner.names.transformers import ahead
 
 if TYPE_CHECKING:
     from state import Inventory, TensorRecord
@@ -101,7 +99,7 @@ class _Gguf(Family):
 class _Mlx(Family):
     """Models have 16 bits a weight for what is not quantized (the type that most of the model has; F32 becomes bf16),
     no alignment, and no header: a safetensors file's is not ours to promise. mlx-lm leaves out layers that predict
-    several tokens ahead."""
+    several tokens ahead. Where mlx-lm has tensors is loaded when it is asked for: plans for GGUF need not wait."""
 
     name = "mlx"
     engine = "mlx-lm"
@@ -137,12 +135,18 @@ class _Mlx(Family):
         return round_trip_affine(cast("Affine", fmt), rows)
 
     def check_architecture(self, architecture: str) -> None:
+        from planner.names.mlx import check_architecture
+
         check_architecture(architecture)
 
     def can_quantize(self, name: str, architecture: str) -> bool:
+        from planner.names.mlx import can_quantize
+
         return can_quantize(name, architecture)
 
     def left_out(self, names: Iterable[str]) -> set[str]:
+        from planner.names.transformers import ahead
+
         return ahead(names)
 
     def inventory(self, inventory: Inventory) -> Inventory:
@@ -170,6 +174,8 @@ class _Mlx(Family):
         return tensor.model_copy(update={"source_format": kind, "nbytes": size, "left_alone": reason})
 
     def fused(self, inventory: Inventory) -> list[tuple[str, ...]]:
+        from planner.names.mlx import module_paths
+
         together: dict[str, list[str]] = {}
         for tensor in inventory.tensors:
             if tensor.left_alone is None:
