@@ -65,7 +65,7 @@ ORDER = (
     (
         "planner.cli",
         "messages options diff export importing progress inspect measure quantize running bench evaluate "
-        "imatrix sensitivity solving solve terminal watch __init__",
+        "imatrix sensitivity solving solve terminal child watch __init__",
     ),
     ("planner", "__main__"),
 )

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import click
 
+from planner.cli.child import VARIABLE, needs_watch
 from planner.cli.terminal import finish, never_fail
-from planner.cli.watch import needs_watch, start_watched, watch
 from planner.errors import options_spelt
 from planner.version import __version__
 
@@ -80,7 +80,10 @@ def spelt(option: str, value: object) -> str:
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        start_watched()
+        if VARIABLE in os.environ:
+            from planner.cli.watch import start_watched
+
+            start_watched()
         cli.main(list(arguments), prog_name="planner", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
@@ -112,7 +115,12 @@ def main() -> None:
     gc.set_threshold(_OBJECTS)
     never_fail()
     arguments = sys.argv[1:]
-    status = watch(arguments) if needs_watch(arguments) else run(arguments)
+    if needs_watch(arguments):
+        from planner.cli.watch import watch
+
+        status = watch(arguments)
+    else:
+        status = run(arguments)
     finish()
     # Threads inside a kernel cannot be interrupted; nothing that they do is wanted any more
     os._exit(status)

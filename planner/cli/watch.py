@@ -13,30 +13,21 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from planner.cli.child import VARIABLE
+
 if TYPE_CHECKING:
     import subprocess
 
     from planner.lastwords import LastWords
 
-__all__ = ["needs_watch", "obituary", "start_watched", "watch"]
+__all__ = ["obituary", "start_watched", "watch"]
 
-_RUN_MODELS = frozenset({"imatrix", "sensitivity", "evaluate", "bench"})
-_VARIABLE = "PLANNER_WATCHED"
 _CHILD = "import sys; sys.path[:] = {path!r}; from planner.cli import main; main()"
 _STATUSES = frozenset({0, 1, 2, 130})  # those that a command ends with by itself
 _SAME_KEY = 0.5  # seconds: Ctrl-C reaches the child from the terminal and from the parent
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGUSR1")
 _DEADLY = ("SIGTERM", "SIGHUP", "SIGQUIT")  # of those, what is sent to end a process and says nothing of llama.cpp
 _SHOW_CURSOR = "\r\x1b[2K\x1b[?25h"  # a progress bar hides it
-
-
-def needs_watch(arguments: Sequence[str]) -> bool:
-    """Return whether a command line runs llama.cpp, and is not itself run in a child already."""
-    if _VARIABLE in os.environ or {"-h", "--help"} & set(arguments):
-        return False
-    command = next((word for word in arguments if not word.startswith("-")), None)
-    polishes = any(word == "--polish" or word.startswith("--polish=") for word in arguments)
-    return command in _RUN_MODELS or (command == "solve" and polishes)
 
 
 # The parent
@@ -53,7 +44,7 @@ def watch(arguments: Sequence[str]) -> int:
             os.set_inheritable(read_end, True)
             child = subprocess.Popen(
                 [sys.executable, "-c", _CHILD.format(path=sys.path), *arguments],
-                env={**os.environ, "GGML_NO_BACKTRACE": "1", _VARIABLE: json.dumps([notes, _inherited(read_end)])},
+                env={**os.environ, "GGML_NO_BACKTRACE": "1", VARIABLE: json.dumps([notes, _inherited(read_end)])},
                 close_fds=False,  # some may be pipes that a shell made: --text <(...)
             )
         finally:
@@ -233,7 +224,7 @@ _CAUSES = {
 
 def start_watched() -> None:
     """In a child: leave last words, listen to Ctrl-C, and end with the parent. Do nothing elsewhere."""
-    told = os.environ.pop(_VARIABLE, None)
+    told = os.environ.pop(VARIABLE, None)
     if told is None:
         return
     import json

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from planner.cli.watch import needs_watch, obituary
+from planner.cli.child import needs_watch
+from planner.cli.watch import obituary
 from planner.lastwords import LastWords, read_last_words
 from planner.recipe import load_recipe
 from tests.conftest import EXAMPLES
