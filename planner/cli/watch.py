@@ -76,8 +76,12 @@ def _notes_file() -> Iterator[str | None]:
     try:
         yield name
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(name)  # noqa: PTH108  (pathlib would have to be imported)
+        _remove(name)
+
+
+def _remove(name: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(name)  # noqa: PTH108  (pathlib would have to be imported)
 
 
 @contextlib.contextmanager
@@ -143,7 +147,7 @@ def _bury(arguments: Sequence[str], status: int, notes: str | None) -> int:
 
 
 def _clear_up(notes: str | None) -> LastWords:
-    """Remove the temporary files that a dead child had noted; returns its last words."""
+    """Remove the temporary files that a dead child had noted, and its notes; returns its last words."""
     import shutil
 
     from planner.lastwords import read_last_words
@@ -152,6 +156,7 @@ def _clear_up(notes: str | None) -> LastWords:
     if notes is not None:
         with contextlib.suppress(OSError), open(notes, "rb") as file:  # noqa: PTH123
             data = file.read()
+        _remove(notes)
     words = read_last_words(data)
     for path in words.temporary:
         with contextlib.suppress(OSError):
@@ -223,13 +228,11 @@ _CAUSES = {
 
 
 def start_watched() -> None:
-    """In a child: leave last words, listen to Ctrl-C, and end with the parent. Do nothing elsewhere."""
-    told = os.environ.pop(VARIABLE, None)
-    if told is None:
-        return
+    """In a child, which has its instructions in the environment: leave last words, listen to Ctrl-C, and end with the
+    parent."""
     import json
 
-    notes, lifeline = json.loads(told)
+    notes, lifeline = json.loads(os.environ.pop(VARIABLE))
     if notes is not None:
         _leave_notes(notes)
     if lifeline is not None:
@@ -254,9 +257,6 @@ def _end_with(lifeline: int, notes: str | None) -> None:
     def wait() -> None:
         os.read(lifeline, 1)
         _clear_up(notes)
-        if notes is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(notes)  # noqa: PTH108
         os._exit(1)
 
     os.set_inheritable(lifeline, False)
