@@ -10,7 +10,6 @@ for another time. Needs the extra `llama`, and for the chart `report`.
 from __future__ import annotations
 
 import csv
-import ctypes
 import math
 import os
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.mixes import MIXES, write_mix
 from planner.cli import run
 from planner.errors import BudgetError
 from planner.gguf import open_model, read_imatrix
@@ -27,39 +27,13 @@ from planner.gguf.quantize import quantize_model
 from planner.llama.engine import Engine, cut
 from planner.llama.evaluate.baseline import Baseline, record
 from planner.llama.evaluate.compare import diverge
-from planner.llama.library import llama
 from planner.llama.text import read_text
 from planner.plan.findings import Findings
 from planner.plan.plan import make_plan
 from planner.plan.request import PlanRequest
 from state import Store
 
-MIXES = {
-    "IQ2_XXS": 19, "IQ2_M": 29, "Q2_K": 10, "IQ3_XXS": 23, "Q3_K_M": 12, "IQ4_XS": 30, "Q4_K_M": 15, "Q5_K_M": 17,
-    "Q6_K": 18,
-}  # fmt: skip
-"""Names of llama.cpp's usual mixes, and their llama_ftype (llama.h)."""
-
 SOURCES = ("uniform", "prior", "structure", "measured")
-
-
-def write_mix(model: Path, imatrix: Path, file_type: int, out: Path, threads: int) -> None:
-    """What `llama-quantize --imatrix F MODEL OUT MIX` writes."""
-    api: Any = llama()
-    entries = read_imatrix(imatrix).entries
-    data = (api.llama_model_imatrix_data * (len(entries) + 1))()
-    alive = []
-    for slot, (name, entry) in zip(data, entries.items(), strict=False):
-        values = np.ascontiguousarray(entry.values, np.float32).reshape(-1)
-        alive.append(values)
-        slot.name = name.encode()
-        slot.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        slot.size = values.size
-    parameters = api.llama_model_quantize_default_params()
-    parameters.ftype, parameters.nthread = file_type, threads
-    parameters.imatrix = data
-    if api.llama_model_quantize(os.fsencode(model), os.fsencode(out), ctypes.byref(parameters)):
-        raise SystemExit(f"llama.cpp could not quantize {model} as {file_type}")
 
 
 def divergence(path: Path, baseline: Baseline, threads: int) -> float:
@@ -147,7 +121,7 @@ def main(
         rows: list[dict[str, Any]] = []
         with baseline:
             for mix in mixes.split(","):
-                write_mix(model, imatrix, MIXES[mix], out, threads)
+                write_mix(model, imatrix, mix, out, threads)
                 size = out.stat().st_size
                 row: dict[str, Any] = {"mix": mix, "bytes": size, "kld": divergence(out, baseline, threads)}
                 for source in chosen:
