@@ -29,6 +29,7 @@ from planner.gguf.contents import contents_of, is_imatrix
 from planner.gguf.entry import Entry, Floats
 from planner.gguf.imatrix import Imatrix, imatrix_of
 from planner.gguf.model import Model
+from planner.gguf.products import Part
 from planner.gguf.reader import GgufFile, Tensor, read_gguf
 
 __all__ = [
@@ -197,14 +198,18 @@ class Covariances(Closing):
             at += count
             yield values
 
-    def raw_rows(self, name: str, matrix: int) -> NDArray[np.float16]:
-        """Return the correlations of an input as they are in the file, f16[n (n - 1) / 2]; `matrix` -1 stands for those
-        of all matrices together. Raises CovarianceError for values that are none."""
+    def part(self, name: str, matrix: int) -> Part:
+        """Return the sums of products that one covariance of an input was made from, to be added to others. Raises
+        CovarianceError for correlations that are none."""
         stored = self._stored[name]
-        tensor = stored.pooled if matrix < 0 else stored.each
-        if tensor is None:
-            return np.empty(0, np.float16)
-        return self._values(tensor, max(matrix, 0), stored.input.width)
+        tokens = stored.tokens[matrix]
+        entry = self.imatrix.entries[stored.input.tensors[0]]
+        if stored.input.matrices > 1:
+            squares = _diagonal(entry, matrix, stored.input.width)
+        else:
+            squares = _pooled(entry, stored.input.width)
+        values = np.empty(0, np.float16) if stored.each is None else self._values(stored.each, matrix, len(squares))
+        return Part.of_correlations(squares * tokens, values)
 
     def _values(self, tensor: Tensor, matrix: int, width: int) -> NDArray[np.float16]:
         count = triangle(width)
@@ -219,11 +224,18 @@ class Covariances(Closing):
 
 def _diagonal(entry: Entry, matrix: int, width: int) -> Floats:
     """Return the mean squares of one matrix, f32[n]; those of all matrices together where it was never used."""
-    values: Floats = entry.values.reshape(-1, width)[matrix]
     if len(entry.counts) > 1 and entry.counts[matrix] == 0 and entry.counts.any():
-        pooled: Floats = (entry.raw_sum2.sum(axis=0, dtype=np.float64) / entry.counts.sum()).astype(np.float32)
-        return pooled
+        return _pooled(entry, width)
+    values: Floats = entry.values.reshape(-1, width)[matrix]
     return values
+
+
+def _pooled(entry: Entry, width: int) -> Floats:
+    """Return the mean squares of all matrices together, f32[n]."""
+    sums = entry.raw_sum2.reshape(-1, width).sum(axis=0, dtype=np.float64)
+    uses = entry.counts.sum() * (entry.shape[1] // width)
+    pooled: Floats = (sums / max(1, uses)).astype(np.float32)
+    return pooled
 
 
 def _symmetric(rows: Iterator[Floats], diagonal: Floats) -> Floats:
