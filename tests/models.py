@@ -224,6 +224,37 @@ def state_space() -> Maker:
     return maker
 
 
+def mixture(example: Path, path: Path) -> Path:
+    """The example's first two blocks with four noisy copies of every feed-forward, of which a router picks two."""
+    reader = gguf.GGUFReader(example)
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, entry in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "llama.block_count"):
+            continue
+        kind = entry.types[0]
+        writer.add_key_value(name, entry.contents(), kind, entry.types[1] if len(entry.types) > 1 else None)
+    for key, value in (("block_count", 2), ("expert_count", 4), ("expert_used_count", 2)):
+        writer.add_uint32(f"llama.{key}", value)
+    rng = np.random.default_rng(0)
+    for tensor in reader.tensors:
+        name = tensor.name
+        if name.startswith("blk.") and int(name.split(".")[1]) > 1:
+            continue
+        if ".ffn_" not in name or "norm" in name:
+            writer.add_tensor(name, tensor.data)
+            continue
+        noise = rng.normal(1, 0.15, (4, *tensor.data.shape))
+        writer.add_tensor(name.replace(".weight", "_exps.weight"), (tensor.data * noise).astype(np.float16))
+        if ".ffn_gate." in name:
+            router = rng.normal(0, 1, (4, tensor.data.shape[1])).astype(np.float32)
+            writer.add_tensor(name.replace("ffn_gate", "ffn_gate_inp"), router)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 MODELS: Mapping[str, Callable[[], Maker]] = {
     "dense": dense,
     "tied": tied,

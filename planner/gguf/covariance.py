@@ -198,17 +198,16 @@ class Covariances(Closing):
             at += count
             yield values
 
-    def part(self, name: str, matrix: int) -> Part:
-        """Return the sums of products that one covariance of an input was made from, to be added to others. Raises
-        CovarianceError for correlations that are none."""
+    def part(self, name: str, matrix: int | None) -> Part:
+        """Return the sums of products that one covariance of an input was made from, to be added to others; of all
+        matrices together if `matrix` is None. Raises CovarianceError for correlations that are none."""
         stored = self._stored[name]
-        tokens = stored.tokens[matrix]
-        entry = self.imatrix.entries[stored.input.tensors[0]]
-        if stored.input.matrices > 1:
-            squares = _diagonal(entry, matrix, stored.input.width)
-        else:
-            squares = _pooled(entry, stored.input.width)
-        values = np.empty(0, np.float16) if stored.each is None else self._values(stored.each, matrix, len(squares))
+        width, entry = stored.input.width, self.imatrix.entries[stored.input.tensors[0]]
+        one_for_all = matrix is None or not stored.input.pooled
+        squares = _pooled(entry, width) if one_for_all else _diagonal(entry, matrix or 0, width)
+        tokens = stored.tokens.sum() if matrix is None else stored.tokens[matrix]
+        tensor = stored.pooled if matrix is None else stored.each
+        values = np.empty(0, np.float16) if tensor is None else self._values(tensor, matrix or 0, width)
         return Part.of_correlations(squares * tokens, values)
 
     def tokens_of(self, name: str) -> NDArray[np.int64]:

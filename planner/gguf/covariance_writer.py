@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.closing import Closing
-from planner.errors import CovarianceError
+from planner.errors import CovarianceError, OutputError
 from planner.files import give_name, refused, temporary_beside
 from planner.gguf.container import F16, Item, header_of, places
 from planner.gguf.covariance import (
@@ -70,14 +70,13 @@ class CovarianceFile(Closing):
         with contextlib.suppress(OSError):  # the last buffer of a full disk
             self._file.close()
 
-    def put(self, one: Input, parts: Sequence[Sequence[Part]], tokens: Sequence[int]) -> None:
+    def put(self, one: Input, parts: Sequence[Sequence[Part]], pooled: Sequence[Part], tokens: Sequence[int]) -> None:
         """Write the correlations of an input. `parts`: for each of its matrices the sums of products that are to be
-        added up; `tokens`: for each, how many went into them. Raises OutputError."""
-        rows = triangle(one.width)
+        added up; `pooled`: those of all matrices; `tokens`: for each, how many it saw. Raises OutputError."""
         for matrix, own in enumerate(parts):
-            self._write(one.name + CORRELATIONS, 2 * rows * matrix, correlations(own))
+            self._write(one.name + CORRELATIONS, 2 * triangle(one.width) * matrix, correlations(own))
         if one.pooled:
-            self._write(one.name + POOLED, 0, correlations([part for own in parts for part in own]))
+            self._write(one.name + POOLED, 0, correlations(pooled))
         self._write(one.name + TOKENS, 0, [np.array(tokens, np.float32)])
 
     def sync(self) -> None:
@@ -111,17 +110,18 @@ class CovarianceFile(Closing):
 
     def _reserve(self) -> None:
         """Take all the room now: better to hear of a full disk before the work than after it."""
-        with self._explaining():
-            self._file.truncate(self.nbytes)
-            if hasattr(os, "posix_fallocate"):
-                try:
+        try:
+            with self._explaining():
+                self._file.truncate(self.nbytes)
+                if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(self._file.fileno(), 0, self.nbytes)
-                except OSError as problem:
-                    if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                        self._file.close()
-                        self.path.unlink(missing_ok=True)
-                        raise
-                    # a file system that reserves nothing
+        except OutputError as refusal:
+            cause = refusal.__cause__
+            if isinstance(cause, OSError) and cause.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+                return  # a file system that reserves nothing
+            self.close()
+            self.path.unlink(missing_ok=True)
+            raise
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
@@ -141,7 +141,8 @@ def merge_covariances(files: Sequence[Covariances], sums: Sums, path: Path) -> N
         with CovarianceFile(temporary, sums, inputs) as merged:
             for one in inputs:
                 parts = [[file.part(one.name, matrix) for file in files] for matrix in range(one.matrices)]
-                merged.put(one, parts, np.sum([file.tokens_of(one.name) for file in files], axis=0).tolist())
+                pooled = [file.part(one.name, None) for file in files] if one.pooled else []
+                merged.put(one, parts, pooled, np.sum([file.tokens_of(one.name) for file in files], axis=0).tolist())
             merged.finish(sums, path)
     finally:
         temporary.unlink(missing_ok=True)

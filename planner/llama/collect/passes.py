@@ -78,8 +78,10 @@ class Passes(Closing):
         self.multiplier: Multiplier | None = None
 
     def close(self) -> None:
-        """Close the file; what is finished stays in it."""
+        """Close the file; what is finished stays in it. A file without anything is removed."""
         self.file.close()
+        if not self.finished:
+            self.file.path.unlink(missing_ok=True)
 
     def begin(self, *, later: bool) -> Multiplier:
         """Return the observer of the next pass; `later`: it need not run the whole model."""
@@ -87,9 +89,15 @@ class Passes(Closing):
         return self.multiplier
 
     def goes_on(self, tokens: Mapping[str, Sequence[int]]) -> bool:
-        """Return whether the first pass is the one in which so many rows had been seen of each input's matrices."""
+        """Return whether the first pass is the one in which an earlier process had seen so many rows of each input's
+        matrices; if so, `arrays` are to be filled with their sums of products."""
+        assert self.multiplier is not None
         first = self.left[0] if self.left else []
-        return {name: len(own) for name, own in tokens.items()} == {one.name: one.matrices for one in first}
+        if {name: len(own) for name, own in tokens.items()} != {one.name: one.matrices for one in first}:
+            return False
+        for name, own in tokens.items():
+            self.multiplier.tokens[name][:] = own
+        return True
 
     def _divided(self, inputs: Sequence[Input], current: Sequence[str], memory: int) -> list[list[Input]]:
         left = [one for one in inputs if one.name not in self.finished]
@@ -120,14 +128,12 @@ class Passes(Closing):
         assert self.multiplier is not None
         self.multiplier.check()
         for one in self.left.pop(0):
-            own = self.multiplier.products.pop(one.name)
+            own = [products.part() for products in self.multiplier.products.pop(one.name)]
+            before = [[file.part(one.name, matrix) for file in self._earlier] for matrix in range(one.matrices)]
+            parts = [[part, *more] for part, more in zip(own, before, strict=True)]
+            pooled = [*own, *(file.part(one.name, None) for file in self._earlier)] if one.pooled else []
             tokens = self.multiplier.tokens[one.name] + sum(file.tokens_of(one.name) for file in self._earlier)
-            self.file.put(
-                one,
-                [[products.part(), *(file.part(one.name, matrix) for file in self._earlier)]
-                 for matrix, products in enumerate(own)],
-                tokens.tolist(),
-            )  # fmt: skip
+            self.file.put(one, parts, pooled, tokens.tolist())
             self.finished.append(one.name)
         self.file.sync()
         self.multiplier = None
