@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,11 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.gguf import open_model, why_left_alone
+from planner.gguf import Tensor, open_model, read_imatrix, why_left_alone
+from planner.gguf.covariance import Input
+from planner.gguf.covariance_writer import CovarianceFile
+from planner.gguf.products import Products
+from planner.gguf.sums import merge_imatrices
 
 # Formats whose kernels need no lookup tables: those take up to 20 seconds to build
 CHEAP = "legacy,k,iq4_xs,iq4_nl"
@@ -309,4 +314,33 @@ def write_imatrix(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return path
+
+
+def write_covariances(model: Path, imatrix: Path, path: Path, *, seed: int = 0) -> Path:
+    """Covariances for all entries of an imatrix, of made-up activations: those of experts differ where they go down."""
+    read = read_imatrix(imatrix)
+    sums, rng = merge_imatrices([read]), np.random.default_rng(seed)
+    readers: dict[str, list[Tensor]] = {}
+    with open_model(model) as opened:
+        for tensor in opened.tensors:
+            if tensor.name in read.entries:
+                kind = re.sub("attn_[qkv]\\.", "attn_qkv.", re.sub("ffn_(gate|up)", "ffn_up", tensor.name))
+                readers.setdefault(kind, []).append(tensor)
+    inputs = [
+        Input(own[0].name, tuple(tensor.name for tensor in own), own[0].row_length,
+              own[0].matrices if "down" in own[0].name else 1)
+        for own in readers.values()
+    ]  # fmt: skip
+    with CovarianceFile(path.with_suffix(".part"), sums, inputs) as file:
+        for one in inputs:
+            parts = []
+            for _ in range(one.matrices):
+                rows = rng.standard_normal((64, one.width)) @ rng.standard_normal((one.width, one.width))
+                products = Products(one.width)
+                for add in products.additions(rows.astype(np.float32)):
+                    add()
+                parts.append(products.part())
+            file.put(one, [[part] for part in parts], parts, [64] * one.matrices)
+        file.finish(sums, path)
     return path

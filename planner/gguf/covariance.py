@@ -31,10 +31,12 @@ from planner.gguf.imatrix import Imatrix, imatrix_of
 from planner.gguf.model import Model
 from planner.gguf.products import Part
 from planner.gguf.reader import GgufFile, Tensor, read_gguf
+from planner.inputs.kinds import GGUF
+from planner.inputs.reading import kind_at
 
 __all__ = [
     "CORRELATIONS", "INPUTS", "KIND", "POOLED", "TENSORS", "TOKENS", "VERSION", "VERSION_KEY", "Covariances", "Input",
-    "triangle",
+    "has_covariances", "triangle",
 ]  # fmt: skip
 
 KIND = "covariance"  # general.type
@@ -223,6 +225,18 @@ class Covariances(Closing):
                     f"{self.path}: {tensor.name} holds values that are no correlations (NaN, or beyond 1).", _again()
                 )
         return values.view("<f2")
+
+
+def has_covariances(path: Path) -> bool:
+    """Return whether a file says that it holds covariances: false for one that is no GGUF. Raises CovarianceError for a
+    GGUF that cannot be read."""
+    if kind_at(path, CovarianceError) != GGUF:
+        return False
+    file = read_gguf(path, error=CovarianceError)
+    try:
+        return file.metadata.text("general.type") == KIND
+    finally:
+        file.data.close()
 
 
 def _diagonal(entry: Entry, matrix: int, width: int) -> Floats:

@@ -3,7 +3,7 @@
     S = Σ a aᵀ  [n, n]        C_ij = S_ij / sqrt(S_ii S_jj)
 
 Sums are kept in float32: a batch's product is added to at most some thousand others, which costs a relative 1e-5 at
-most, where a correlation in f16 is known to 5e-4 and, from T tokens, to about 1/sqrt(T). Double precision would take
+most, where a correlation in f16 is known to 2e-4 and, from T tokens, to about 1/sqrt(T). Double precision would take
 twice the memory, which is what decides how many tensors fit a pass over the text.
 """
 
