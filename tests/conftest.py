@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# As the command has it, before numpy is loaded: threads of BLAS get in the way of ours
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 import shutil
 import subprocess
 import sys

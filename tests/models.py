@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,11 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.gguf import open_model, why_left_alone
+from planner.gguf import Tensor, open_model, read_imatrix, why_left_alone
+from planner.gguf.covariance import Input
+from planner.gguf.covariance_writer import CovarianceFile
+from planner.gguf.products import Products
+from planner.gguf.sums import merge_imatrices
 
 # Formats whose kernels need no lookup tables: those take up to 20 seconds to build
 CHEAP = "legacy,k,iq4_xs,iq4_nl"
@@ -224,6 +229,37 @@ def state_space() -> Maker:
     return maker
 
 
+def mixture(example: Path, path: Path) -> Path:
+    """The example's first two blocks with four noisy copies of every feed-forward, of which a router picks two."""
+    reader = gguf.GGUFReader(example)
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, entry in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "llama.block_count"):
+            continue
+        kind = entry.types[0]
+        writer.add_key_value(name, entry.contents(), kind, entry.types[1] if len(entry.types) > 1 else None)
+    for key, value in (("block_count", 2), ("expert_count", 4), ("expert_used_count", 2)):
+        writer.add_uint32(f"llama.{key}", value)
+    rng = np.random.default_rng(0)
+    for tensor in reader.tensors:
+        name = tensor.name
+        if name.startswith("blk.") and int(name.split(".")[1]) > 1:
+            continue
+        if ".ffn_" not in name or "norm" in name:
+            writer.add_tensor(name, tensor.data)
+            continue
+        noise = rng.normal(1, 0.15, (4, *tensor.data.shape))
+        writer.add_tensor(name.replace(".weight", "_exps.weight"), (tensor.data * noise).astype(np.float16))
+        if ".ffn_gate." in name:
+            router = rng.normal(0, 1, (4, tensor.data.shape[1])).astype(np.float32)
+            writer.add_tensor(name.replace("ffn_gate", "ffn_gate_inp"), router)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 MODELS: Mapping[str, Callable[[], Maker]] = {
     "dense": dense,
     "tied": tied,
@@ -278,4 +314,33 @@ def write_imatrix(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return path
+
+
+def write_covariances(model: Path, imatrix: Path, path: Path, *, seed: int = 0) -> Path:
+    """Covariances for all entries of an imatrix, of made-up activations: those of experts differ where they go down."""
+    read = read_imatrix(imatrix)
+    sums, rng = merge_imatrices([read]), np.random.default_rng(seed)
+    readers: dict[str, list[Tensor]] = {}
+    with open_model(model) as opened:
+        for tensor in opened.tensors:
+            if tensor.name in read.entries:
+                kind = re.sub("attn_[qkv]\\.", "attn_qkv.", re.sub("ffn_(gate|up)", "ffn_up", tensor.name))
+                readers.setdefault(kind, []).append(tensor)
+    inputs = [
+        Input(own[0].name, tuple(tensor.name for tensor in own), own[0].row_length,
+              own[0].matrices if "down" in own[0].name else 1)
+        for own in readers.values()
+    ]  # fmt: skip
+    with CovarianceFile(path.with_suffix(".part"), sums, inputs) as file:
+        for one in inputs:
+            parts = []
+            for _ in range(one.matrices):
+                rows = rng.standard_normal((64, one.width)) @ rng.standard_normal((one.width, one.width))
+                products = Products(one.width)
+                for add in products.additions(rows.astype(np.float32)):
+                    add()
+                parts.append(products.part())
+            file.put(one, [[part] for part in parts], parts, [64] * one.matrices)
+        file.finish(sums, path)
     return path

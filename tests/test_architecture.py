@@ -28,7 +28,7 @@ ORDER = (
         "cpsat milp solution run methods conflicts driver explanation sweep __init__",
     ),
     ("state", "errors lock migrations records rows schema connection store __init__"),
-    ("planner", "closing digests errors lastwords files sizes terms text version"),
+    ("planner", "closing digests errors lastwords files memory sizes terms text version"),
     ("planner.inputs", "strangers kinds reading __init__"),
     ("planner.formats.ggml", "library types formats file_types foreign kernels __init__"),
     ("planner.formats.mlx", "formats kernels __init__"),
@@ -36,8 +36,8 @@ ORDER = (
     ("planner.formats", "family families registry __init__"),
     (
         "planner.gguf",
-        "entry legacy llama_cpp metadata contents provenance tensor reader model health imatrix layout "
-        "quantize sums imatrix_writer vocabulary __init__",
+        "entry legacy llama_cpp metadata contents provenance tensor reader container model health imatrix products "
+        "covariance layout quantize sums imatrix_writer covariance_writer vocabulary __init__",
     ),
     ("planner.recipe", "recipe recount __init__"),
     (
@@ -55,7 +55,10 @@ ORDER = (
     ("planner.evidence", "bpw_state kld_table add __init__"),
     ("planner.importing", "source basis recipes measurements __init__"),
     ("planner.llama", "library fitness graph workers loaded engine branches text __init__"),
-    ("planner.llama.collect", "activations checkpoint collector rendering chat run template __init__"),
+    (
+        "planner.llama.collect",
+        "activations checkpoint collector inputs multiplier passes trial rendering chat run template __init__",
+    ),
     ("planner.llama.evaluate", "bench logprobs baseline divergence compare cache statistics taskfiles tasks __init__"),
     ("planner.llama.passes", "kld calibrate perturb polish trials __init__"),
     ("planner.report", "columns difference evaluation tables __init__"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -84,14 +85,14 @@ def _scan(model: Model) -> dict[str, Health | None]:
 
 def _imatrix(file: Path, model: Path | None, tensors: bool) -> tuple[object, str]:
     from planner.gguf import open_model, read_imatrix
+    from planner.gguf.covariance import Covariances, has_covariances
     from planner.report.inspection import imatrix_facts, imatrix_text
 
-    imatrix = read_imatrix(file)
-    if model is None:
-        facts = imatrix_facts(imatrix)
-    else:
-        with open_model(model) as opened:
-            facts = imatrix_facts(imatrix, opened)
+    with contextlib.ExitStack() as stack:
+        covariances = stack.enter_context(Covariances.open(file)) if has_covariances(file) else None
+        imatrix = read_imatrix(file) if covariances is None else covariances.imatrix
+        opened = None if model is None else stack.enter_context(open_model(model))
+        facts = imatrix_facts(imatrix, opened, covariances)
     return facts, imatrix_text(facts, every_tensor=tensors)
 
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from planner.cli import run
 from planner.gguf.sums import Sums, TensorSums
-from planner.llama.collect.checkpoint import Checkpoint
+from planner.llama.collect.checkpoint import Checkpoint, Progress
 from planner.llama.evaluate import logprobs
 from planner.recipe import load_recipe
 from state import Pass, Store
-from tests.models import Maker, dense, write_imatrix
+from tests.models import Maker, dense, write_covariances, write_imatrix
 
 __all__ = ["PROGRESS", "Seeds", "make_seeds"]
 
@@ -59,6 +59,8 @@ def make_seeds(folder: Path) -> Seeds:
         matrices = [_planner("imatrix", "--merge", "x.imatrix", "-o", made / "x.dat", "--output-format", "dat")]
         matrices.append(write_imatrix(models[0], made / "plain.imatrix", sums=False))
         matrices.append(write_imatrix(models[1], made / "moe.imatrix", counts={"blk.0.ffn_up_exps.weight": [64, 0, 3]}))
+        correlated = [write_covariances(models[0], Path("x.imatrix"), Path("x.cov"))]
+        correlated.append(write_covariances(models[1], made / "moe.imatrix", made / "moe.cov"))
         _planner("measure", "model.gguf", "--imatrix", "x.imatrix", "--types", "q8_0,q4_0,iq4_nl", "-t", 1)
         recipes = _recipes(place, made)
         others = _exports(made) | _measured_by_others(place)
@@ -67,7 +69,7 @@ def make_seeds(folder: Path) -> Seeds:
         "model": models, "split": [made / "split-00001-of-00002.gguf"],
         "imatrix": [place / "x.imatrix", *matrices[1:]], "dat": [matrices[0]], "recipe": recipes, "state": states,
         **others, **_tasks(made), "kld": [_logprobs(made / "x.kld")],
-        "progress": [_progress(made / "x.progress")],
+        "covariance": [place / "x.cov", correlated[1]], "progress": [_progress(made / "x.progress")],
         "chat": [_text(place / "chat.jsonl", "\n".join(map(json.dumps, _CONVERSATIONS)) + "\n")],
         "template": [_text(place / f"{number}.jinja", text) for number, text in enumerate(_TEMPLATES)],
     }  # fmt: skip
@@ -191,5 +193,7 @@ def _logprobs(path: Path) -> Path:
 def _progress(path: Path) -> Path:
     sums = Sums(64, {name: TensorSums(np.ones(8, np.float32), np.ones(8, np.float32), np.array([64, 0]))
                      for name in ("blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight")}, ["text.txt"])  # fmt: skip
-    Checkpoint(path, PROGRESS).save(1, {"text.txt": (1, 2)}, sums)
+    tokens = {"blk.0.attn_q.weight": [64], "blk.0.ffn_down_exps.weight": [64, 0]}
+    progress = Progress(1, sums, past=1, finished=("blk.0.ffn_up_exps.weight",), tokens=tokens)
+    Checkpoint(path, PROGRESS).save(progress, {"text.txt": (1, 2)}, [np.ones((2, 3), np.float32)])
     return path

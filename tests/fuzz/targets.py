@@ -145,6 +145,29 @@ def _imatrix(name: str) -> list[Action]:
     ]
 
 
+def _covariance() -> list[Action]:
+    merge = "imatrix --merge mutated.cov --covariance new.cov -o new.imatrix"
+    writes = "new.cov new.imatrix"
+
+    def read() -> None:
+        from planner.gguf import open_model
+        from planner.gguf.covariance import Covariances
+
+        with open_model("model.gguf") as model, Covariances.open("mutated.cov") as file:
+            file.require(model)
+            for tensor in model.tensors:
+                for matrix in range(tensor.matrices):
+                    file.matrix(tensor, matrix)
+
+    return [
+        *[_command(merge, writes=writes), Action("read all covariances", read)] * 3,
+        _command(f"{merge} --merge x.cov", writes=writes),
+        _command("imatrix model.gguf --merge x.cov --merge mutated.cov --covariance new.cov -o new.imatrix",
+                 writes=writes),
+        _command("inspect mutated.cov --model model.gguf"),
+    ]  # fmt: skip
+
+
 def _recipe() -> list[Action]:
     dialects = (*_PATTERNS, "mlx-lm", "auto-round", "evopress", "csv")
     diffs = _command("diff mutated.json recipe.json"), _command("diff recipe.json mutated.json --state model.planner")
@@ -222,7 +245,10 @@ def _progress() -> list[Action]:
         from planner.llama.collect.checkpoint import Checkpoint
         from tests.fuzz.seeds import PROGRESS
 
-        Checkpoint(Path("mutated.progress"), PROGRESS).load(force=False)
+        found = Checkpoint(Path("mutated.progress"), PROGRESS)
+        progress = found.load(force=False)
+        if progress is not None and progress.tokens is not None:
+            found.load_products(progress, [np.empty((2, 3), np.float32)])
 
     return [Action("go on with planner imatrix", load)]
 
@@ -257,6 +283,7 @@ TARGETS = {
     "model": Target("mutated.gguf", "gguf", _model()),
     "split": Target(_SPLIT, "gguf", [_command(f"inspect {_SPLIT}"), _command(f"import {_SPLIT} -o new.json")]),
     "imatrix": Target("mutated.imatrix", "gguf", _imatrix("mutated.imatrix")),
+    "covariance": Target("mutated.cov", "gguf", _covariance()),
     "dat": Target("mutated.dat", "records", _imatrix("mutated.dat")),
     "recipe": Target("mutated.json", "json", _recipe()),
     "state": Target("mutated.planner", "sqlite", _state()),

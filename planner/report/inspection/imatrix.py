@@ -9,6 +9,7 @@ import numpy as np
 
 from planner.errors import ImatrixError, option
 from planner.gguf import Coverage, Entry, Imatrix, Model, why_left_alone
+from planner.gguf.covariance import Covariances
 from planner.report.columns import by_role, labelled, percent, role_name, shown, table, wrapped
 from planner.text import some
 
@@ -61,6 +62,17 @@ class CoverageFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class CovarianceFacts:
+    """Covariances in a file: of `tensors`, which read so many `inputs`; fewest and most `channels` of one, and `tokens`
+    that one of its matrices saw."""
+
+    tensors: int
+    inputs: int
+    channels: tuple[int, int]
+    tokens: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class ImatrixFacts:
     """An imatrix; `tokens` is chunks times chunk size, None where the file does not say."""
 
@@ -74,10 +86,12 @@ class ImatrixFacts:
     with_sums: int
     entries: tuple[EntryFacts, ...]
     coverage: CoverageFacts | None
+    covariances: CovarianceFacts | None = None
 
 
-def imatrix_facts(imatrix: Imatrix, model: Model | None = None) -> ImatrixFacts:
-    """Collect the facts of an imatrix and, with a model, of how they fit together."""
+def imatrix_facts(imatrix: Imatrix, model: Model | None = None, covariances: Covariances | None = None) -> ImatrixFacts:
+    """Collect the facts of an imatrix and, with a model, of how they fit together; of `covariances` in the same
+    file."""
     entries = [_entry_facts(name, entry) for name, entry in imatrix.entries.items()]
     return ImatrixFacts(
         kind="imatrix",
@@ -90,6 +104,18 @@ def imatrix_facts(imatrix: Imatrix, model: Model | None = None) -> ImatrixFacts:
         with_sums=sum(entry.sums for entry in entries),
         entries=tuple(entries),
         coverage=None if model is None else _coverage(imatrix.coverage(model), imatrix, model),
+        covariances=None if covariances is None else _covariance_facts(covariances),
+    )
+
+
+def _covariance_facts(file: Covariances) -> CovarianceFacts:
+    widths = [one.width for one in file.inputs.values()]
+    tokens = np.concatenate([file.tokens_of(name) for name in file.inputs])
+    return CovarianceFacts(
+        tensors=sum(len(one.tensors) for one in file.inputs.values()),
+        inputs=len(widths),
+        channels=(min(widths), max(widths)),
+        tokens=(int(tokens.min()), int(tokens.max())),
     )
 
 
@@ -181,7 +207,11 @@ def _head(facts: ImatrixFacts) -> list[str]:
         sums = f"in {facts.with_sums:,} of the {len(facts.entries):,} entries"
     else:
         sums = "yes, of activations beside those of their squares"
-    return lines + labelled("Sums", sums)
+    lines += labelled("Sums", sums)
+    if (found := facts.covariances) is not None:
+        what = f"{found.tensors:,} tensors: {found.inputs:,} inputs of {_span(list(found.channels))} channels"
+        lines += labelled("Covariances", f"of {what}, {_span(list(found.tokens))} tokens")
+    return lines
 
 
 def _coverage_text(coverage: CoverageFacts) -> list[str]:

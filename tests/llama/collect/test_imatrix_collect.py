@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-import gguf
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +16,7 @@ from planner.gguf import read_imatrix
 from planner.gguf.sums import Sums
 from planner.llama.collect.collector import Collector, Text, collect
 from planner.llama.engine import Engine, cut
+from tests.models import mixture
 
 GOLDEN = Path(__file__).parents[2] / "golden/prose-8m-40x64.imatrix.gguf"  # llama-imatrix -c 64 --chunks 40
 
@@ -107,37 +107,6 @@ class Both:
     def see(self, node) -> None:
         self.collector.see(node)
         self.loops.see(node)
-
-
-def mixture(example: Path, path: Path) -> Path:
-    """The example's first two blocks with four noisy copies of every feed-forward, of which a router picks two."""
-    reader = gguf.GGUFReader(example)
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, entry in reader.fields.items():
-        if name.startswith("GGUF.") or name in ("general.architecture", "llama.block_count"):
-            continue
-        kind = entry.types[0]
-        writer.add_key_value(name, entry.contents(), kind, entry.types[1] if len(entry.types) > 1 else None)
-    for key, value in (("block_count", 2), ("expert_count", 4), ("expert_used_count", 2)):
-        writer.add_uint32(f"llama.{key}", value)
-    rng = np.random.default_rng(0)
-    for tensor in reader.tensors:
-        name = tensor.name
-        if name.startswith("blk.") and int(name.split(".")[1]) > 1:
-            continue
-        if ".ffn_" not in name or "norm" in name:
-            writer.add_tensor(name, tensor.data)
-            continue
-        noise = rng.normal(1, 0.15, (4, *tensor.data.shape))
-        writer.add_tensor(name.replace(".weight", "_exps.weight"), (tensor.data * noise).astype(np.float16))
-        if ".ffn_gate." in name:
-            router = rng.normal(0, 1, (4, tensor.data.shape[1])).astype(np.float32)
-            writer.add_tensor(name.replace("ffn_gate", "ffn_gate_inp"), router)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def test_values_and_counts_are_llama_imatrix_s(example, here, run):

@@ -11,7 +11,7 @@ import pytest
 from planner.errors import InferenceError, UsageError
 from planner.gguf import open_model
 from planner.gguf.sums import Sums, TensorSums
-from planner.llama.collect.checkpoint import Checkpoint
+from planner.llama.collect.checkpoint import Checkpoint, Progress
 from planner.llama.collect.run import CollectRequest, Gathering
 
 RUN = {"the model": "x", "the text": "y"}
@@ -41,9 +41,10 @@ def request(model, text, here, **more):
 def test_what_is_kept_comes_back(tmp_path):
     kept = Checkpoint(tmp_path / "p", RUN)
     assert kept.load(force=False) is None
-    kept.save(7, {"text.txt": (7, 9)}, some())
-    done, sums = Checkpoint(tmp_path / "p", RUN).load(force=False)
-    assert done == 7
+    kept.save(Progress(7, some()), {"text.txt": (7, 9)})
+    found = Checkpoint(tmp_path / "p", RUN).load(force=False)
+    assert found.done == 7
+    sums = found.sums
     assert (sums.chunk_size, sums.datasets) == (64, ["text.txt"])
     for name, entry in some().tensors.items():
         np.testing.assert_array_equal(sums.tensors[name].sum2, entry.sum2)
@@ -53,7 +54,7 @@ def test_what_is_kept_comes_back(tmp_path):
 
 
 def test_another_run_is_told_what_differs(tmp_path):
-    Checkpoint(tmp_path / "p", RUN).save(7, {}, some())
+    Checkpoint(tmp_path / "p", RUN).save(Progress(7, some()), {})
     other = Checkpoint(tmp_path / "p", {**RUN, "the text": "z"})
     with pytest.raises(UsageError, match="differs in the text"):
         other.load(force=False)
@@ -71,7 +72,7 @@ def _with_header(whole: bytes, old: bytes, new: bytes) -> bytes:
 
 def test_damage_is_an_error(tmp_path):
     path = tmp_path / "p"
-    Checkpoint(path, RUN).save(7, {}, some())
+    Checkpoint(path, RUN).save(Progress(7, some()), {})
     whole = path.read_bytes()
     for damaged in (
         b"",
