@@ -46,7 +46,7 @@ ORDER = (
         "ik_llama table tool_suite registry exports imports __init__",
     ),
     ("planner.sensitivity", "parts rounding facts design link measured prior structure sources __init__"),
-    ("planner.plan", "losses findings rules candidates families limits accounting assess request plan __init__"),
+    ("planner.plan", "losses findings rules candidates families limits accounting assess request plan gain __init__"),
     (
         "planner.measure",
         "anatomy activation_moments moments sampling survey experts energies metric loop inventory rounding targets "
@@ -57,7 +57,7 @@ ORDER = (
     ("planner.llama", "library fitness graph workers loaded engine branches text __init__"),
     (
         "planner.llama.collect",
-        "activations checkpoint collector inputs multiplier passes trial rendering chat run template __init__",
+        "activations stream checkpoint collector inputs multiplier passes trial rendering chat run template __init__",
     ),
     ("planner.llama.evaluate", "bench logprobs baseline divergence compare cache statistics taskfiles tasks __init__"),
     ("planner.llama.passes", "kld calibrate perturb polish trials __init__"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,12 @@ from planner.text import command
 if TYPE_CHECKING:
     from planner.cli.options import Sources
     from planner.llama.passes.trials import Trial, Trials
+    from planner.plan.findings import Findings
 
 __all__ = ["sensitivity"]
 
 _AFFORDABLE = 512  # passes: with more tensors, blocks and roles are measured as wholes
+_TOKENS, _FEW_TOKENS = 6144, 1024  # of a pass; of one that has to hurry
 
 
 @click.command()
@@ -35,11 +38,14 @@ _AFFORDABLE = 512  # passes: with more tensors, blocks and roles are measured as
 )
 @click.option("--passes", type=click.IntRange(min=1), help="So many passes instead, where they tell most.")
 @click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="As many passes as fit this time instead, those that tell most first.",
+)
+@click.option(
     "--tokens",
     type=click.IntRange(min=1),
-    default=6144,
-    show_default=True,
-    help="Tokens of a pass, spread over the text.",
+    help=f"Tokens of a pass, spread over the text.  [default: {_TOKENS}, with --minutes {_FEW_TOKENS}]",
 )
 @click.option(
     "--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Run every pass on so many stretches."
@@ -49,15 +55,15 @@ _AFFORDABLE = 512  # passes: with more tensors, blocks and roles are measured as
 )
 @click.option(
     "--calibrate/--no-calibrate",
-    default=True,
-    show_default=True,
-    help="Make and evaluate three files at the end, so that predicted divergences are in real units.",
+    default=None,
+    help="Make and evaluate three files at the end, so that predicted divergences are in real units.  "
+    "[default: yes, with --minutes no]",
 )
 @gpu_option
 @measuring_options
 def sensitivity(
-    model: Path, text: Path, design: Design | None, passes: int | None, tokens: int, repeat: int, ctx: int | None,
-    calibrate: bool, gpu_layers: int, measuring: Measuring,
+    model: Path, text: Path, design: Design | None, passes: int | None, minutes: float | None, tokens: int | None,
+    repeat: int, ctx: int | None, calibrate: bool | None, gpu_layers: int, measuring: Measuring,
 ) -> None:  # fmt: skip
     """Measure how much the predictions of MODEL suffer from errors of each of its tensors.
 
@@ -73,29 +79,31 @@ def sensitivity(
     from planner.llama.text import spread_windows, window_length
     from planner.plan.findings import Findings
 
-    if design is not None and passes is not None:
-        raise UsageError("--design and --passes exclude each other.", "Give one of them.")
+    if sum(choice is not None for choice in (design, passes, minutes)) > 1:
+        raise UsageError("--design, --passes and --minutes exclude each other.", "Give one of them.")
+    each = tokens or (_TOKENS if minutes is None else _FEW_TOKENS)
     with open_sources(model, measuring) as sources:
         context = ctx or window_length(sources.model)
         check_runs([model], context=context, gpu_layers=gpu_layers)
         run_campaign(sources, select_formats(measuring.types or "all"), {}, measuring)
         findings = Findings.read(sources.store)
-        trials = plan_trials(findings, design, passes, affordable=_AFFORDABLE)
+        trials = plan_trials(findings, design, _AFFORDABLE if minutes else passes, affordable=_AFFORDABLE)
+        deadline = None if minutes is None else time.monotonic() + 60 * minutes
         threads = measuring.threads
         try:
             with contextlib.ExitStack() as kept:
                 with open_perturber(
                     model, sources.model, sources.imatrix, context=context, threads=threads, gpu_layers=gpu_layers
                 ) as changer:
-                    stretches = spread_windows(changer.engine, text, context, tokens, repeat)
+                    stretches = spread_windows(changer.engine, text, context, each, repeat)
                     runs = []
                     for number, windows in enumerate(stretches, start=1):
                         with progress_bar("tokens") as advance:
                             unchanged = functools.partial(advance, "the unchanged model")
                             run = kept.enter_context(Trials.start(sources.store, changer, windows, unchanged))
                         runs.append(run)
-                        _run(run, trials, f"stretch {number} of {repeat}: " if repeat > 1 else "")
-                if calibrate:  # the original is not in memory any more
+                        _run(run, trials, f"stretch {number} of {repeat}: " if repeat > 1 else "", deadline)
+                if minutes is None if calibrate is None else calibrate:  # the original is not in memory any more
                     _calibrate(sources, runs[0], threads, gpu_layers)
         except KeyboardInterrupt:
             raise Interrupted(
@@ -104,22 +112,35 @@ def sensitivity(
                 "The same command goes on from there.",
             ) from None
         click.echo(f"{len(sources.store.passes())} passes in {sources.state}.")
+        _say_gain(Findings.read(sources.store))
         click.echo(f"Next: {command('planner', 'solve', '--state', sources.state, '--budget', 'SIZE')}")
 
 
-def _run(run: Trials, trials: list[Trial], stretch: str) -> None:
-    """Run the missing passes, after saying how long they will take."""
+def _run(run: Trials, trials: list[Trial], stretch: str, deadline: float | None) -> None:
+    """Run the missing passes, or those that fit the time, after saying how long they will take."""
     missing = run.missing(trials)
     done = len(trials) - len(missing)
     if not missing:
         click.echo(f"{stretch}{done} passes were there already.", err=True)
         return
     before = f" {done} were there already." if done else ""
-    whole = duration(run.seconds * len(missing))
-    click.echo(f"{stretch}{len(missing)} passes of {run.seconds:.1f} s: about {whole}.{before}", err=True)
+    seconds = run.seconds * len(missing)
+    left = seconds if deadline is None else max(deadline - time.monotonic(), 0.0)
+    how_many = f"{len(missing)} passes" if seconds <= left else "Passes"
+    whole = duration(min(seconds, left))
+    click.echo(f"{stretch}{how_many} of {run.seconds:.1f} s: about {whole}.{before}", err=True)
     with progress_bar("passes") as advance:
-        for number, entry in enumerate(run.run(missing), start=1):
+        for number, entry in enumerate(run.run(missing, deadline), start=1):
             advance(entry.label, number, len(missing))
+
+
+def _say_gain(findings: Findings) -> None:
+    """Say what passes are worth: how much less the recipes lose that they make, by what is now known."""
+    from planner.plan.gain import gains_of_passes
+
+    found = ", ".join(f"{100 * gain.saved:.0f} % at {gain.bpw:.2f} bpw" for gain in gains_of_passes(findings))
+    if found:
+        click.echo(f"By these sensitivities, recipes lose less than those made without passes: {found}.")
 
 
 def _calibrate(sources: Sources, run: Trials, threads: int, gpu_layers: int) -> None:

@@ -12,17 +12,59 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.formats.ggml import FAINTEST_WEIGHT
 
-__all__ = ["GAPS_VERSION", "Entry", "Floats"]
+__all__ = ["GAPS_VERSION", "STREAM", "Entry", "Floats", "Stream"]
 
 Floats = NDArray[np.float32]
 
 GAPS_VERSION = 1  # raise it when the values imputed to unreached channels would change
+
+
+STREAM = (".stream_sum2", ".stream_sum", ".stream_counts", ".stream")  # after a tensor's name in a file
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What the file has of the residual stream that a tensor writes to: `planner.gguf.sums.StreamSums`, with `sum2` and
+    `sums` f32[experts, n]."""
+
+    sum2: Floats
+    sums: Floats
+    weights: Floats
+    stream: Floats
+
+    @property
+    def arrays(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """All of them."""
+        return self.sum2, self.sums, self.weights, self.stream
+
+    @property
+    def known(self) -> bool:
+        """False if no token has been seen."""
+        return bool(self.stream[0] > 0 and self.stream[1] > 0)
+
+    @property
+    def energy(self) -> float:
+        """The harmonic mean of |s|² over tokens."""
+        return float(self.stream[1]) / float(self.stream[0])
+
+    @property
+    def varying(self) -> float:
+        """The share of the normalized stream's energy that varies between tokens, `1 - |mean of s/|s||²`."""
+        mean = self.stream[2:].astype(np.float64) / float(self.stream[1])
+        return max(1.0 - float(mean @ mean), 0.0)
+
+    def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return weighted mean squares and means, f64[experts, n]; zeros for experts without tokens."""
+        weights = self.weights.astype(np.float64)[:, None]
+        shares = np.divide(1.0, weights, out=np.zeros_like(weights), where=weights > 0)
+        return self.sum2.astype(np.float64) * shares, self.sums.astype(np.float64) * shares
 
 
 class Entry:
@@ -32,11 +74,17 @@ class Entry:
     """
 
     def __init__(
-        self, sum2: Floats, sums: Floats | None, counts: NDArray[np.float64], fill: float | None = 1.0
+        self,
+        sum2: Floats,
+        sums: Floats | None,
+        counts: NDArray[np.float64],
+        fill: float | None = 1.0,
+        stream: Stream | None = None,
     ) -> None:
         self._sum2 = sum2  # f32[experts, n], views of the mapped file
         self._sums = sums
         self.counts = counts
+        self.stream = stream
         self._fill = fill  # the value of an expert without counts; None: its sums as they are (legacy)
 
     @property
@@ -86,12 +134,14 @@ class Entry:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over values, means and counts."""
+        """SHA-256 (hex) over values, means and counts, and what is known of the stream."""
         sha = hashlib.sha256(repr(self.shape).encode())
         sha.update(self.values.tobytes())
         means = self.means
         sha.update(b"" if means is None else means.tobytes())
         sha.update(self.counts.tobytes())
+        for array in () if self.stream is None else self.stream.arrays:
+            sha.update(array.tobytes())
         return sha.hexdigest()
 
     @property

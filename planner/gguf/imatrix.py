@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
 from planner.gguf.contents import contents_of
-from planner.gguf.entry import Entry, Floats
+from planner.gguf.entry import STREAM, Entry, Floats, Stream
 from planner.gguf.legacy import read_legacy
 from planner.gguf.llama_cpp import why_left_alone
 from planner.gguf.metadata import Metadata
@@ -33,10 +33,11 @@ from planner.inputs.reading import kind_at
 
 __all__ = ["Coverage", "Imatrix", "Match", "imatrix_of", "read_imatrix"]
 
-_SUFFIXES = (".in_sum2", ".in_sum", ".counts")
+_SUFFIXES = (".in_sum2", ".in_sum", ".counts", *STREAM)
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 _AGAIN = "Make it again with llama-imatrix."
 _MOST_TOKENS = 2.0**53  # whole numbers are exact up to there, and may be added up
+_LEAST_STREAM = 3  # two numbers, and a channel
 # llama-quantize goes on without weights where an entry of this name has another size than the tensor; and these are
 # of other sizes in files of one model for the two forms that latent attention can be computed in
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
@@ -46,12 +47,14 @@ _MAY_MISMATCH = re.compile(r"(per_layer_)?token_embd\.weight|.*\.attn_(kv|k|v)_b
 @dataclass(frozen=True, slots=True)
 class Match:
     """An entry in the layout of its tensor: `values` (for the kernels) and `means` f32[matrices, row_length], `counts`
-    f64[matrices]; `seen` bool[matrices, row_length], the channels that an activation reached."""
+    f64[matrices]; `seen` bool[matrices, row_length], the channels that an activation reached; `stream`, where it is
+    known and of the same layout."""
 
     values: Floats
     means: Floats | None
     counts: NDArray[np.float64]
     seen: NDArray[np.bool_]
+    stream: Stream | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,8 @@ class Imatrix:
         if len(counts) != tensor.matrices:  # a single number for all experts
             counts = np.full(tensor.matrices, counts.mean())
         seen = entry.seen.reshape(values.shape)
-        return Match(values, None if means is None else means.reshape(values.shape), counts, seen)
+        stream = entry.stream if entry.stream is not None and entry.shape == values.shape else None
+        return Match(values, None if means is None else means.reshape(values.shape), counts, seen, stream)
 
     def coverage(self, model: Model) -> Coverage:
         """Compare with a model. Unlike `require`, raises nothing."""
@@ -250,10 +254,30 @@ def _gguf_entry(file: GgufFile, name: str, tensors: Mapping[str, Tensor]) -> Ent
         sizes = ", ".join(f"{array.size} in {suffix}" for suffix, array in arrays.items())
         raise ImatrixError(f"{file.path}: the sizes of {name} do not agree: {sizes}.", _AGAIN)
     shape = counts.size, sum2.size // counts.size
-    return _entry(file.path, name, sum2.reshape(shape), None if sums is None else sums.reshape(shape), counts)
+    stream = _stream(file.path, name, arrays, shape)
+    return _entry(
+        file.path, name, sum2.reshape(shape), None if sums is None else sums.reshape(shape), counts, stream=stream
+    )
 
 
-def _entry(path: Path, name: str, sum2: Floats, sums: Floats | None, counts: Floats, fill: float | None = 1.0) -> Entry:
+def _stream(path: Path, name: str, arrays: Mapping[str, Floats], shape: tuple[int, int]) -> Stream | None:
+    """Return what a file has of the stream; None if that is nothing. Raises ImatrixError for what cannot be."""
+    parts = [arrays[suffix] for suffix in STREAM if suffix in arrays]
+    if not parts:
+        return None
+    sizes = [shape[0] * shape[1], shape[0] * shape[1], shape[0]]
+    if len(parts) < len(STREAM) or [part.size for part in parts[:3]] != sizes or parts[3].size < _LEAST_STREAM:
+        raise ImatrixError(f"{path}: what {name} has of the stream is incomplete.", _AGAIN)
+    sum2, sums, weights, stream = parts
+    if not all(np.isfinite(part).all() for part in parts) or min(sum2.min(), weights.min(), stream[:2].min()) < 0:
+        raise ImatrixError(f"{path}: what {name} has of the stream cannot be: NaN, infinite or below zero.", _AGAIN)
+    return Stream(sum2.reshape(shape), sums.reshape(shape), weights, stream)
+
+
+def _entry(
+    path: Path, name: str, sum2: Floats, sums: Floats | None, counts: Floats, fill: float | None = 1.0,
+    stream: Stream | None = None,
+) -> Entry:  # fmt: skip
     if not ((counts >= 0) & (counts < _MOST_TOKENS)).all():  # NaN neither
         raise ImatrixError(f"{path}: the counts of {name} hold a value that is no count.", _AGAIN)
     # min and max see NaN too, and need no array of booleans the size of the file
@@ -262,7 +286,7 @@ def _entry(path: Path, name: str, sum2: Floats, sums: Floats | None, counts: Flo
         raise ImatrixError(f"{path}: {name} holds NaN or infinite values.", _AGAIN)
     if low < 0:
         raise ImatrixError(f"{path}: {name} holds the sum of squares {low:g}, which is below zero.", _AGAIN)
-    return Entry(sum2, sums, np.floor(counts.astype(np.float64) + 0.5), fill)  # std::lround
+    return Entry(sum2, sums, np.floor(counts.astype(np.float64) + 0.5), fill, stream)  # std::lround
 
 
 def _difference(entry: Entry, tensor: Tensor) -> str | None:

@@ -1,8 +1,9 @@
 """Importance matrices as files, in the two formats of llama-imatrix.
 
 GGUF, as `save_imatrix` in llama.cpp's `tools/imatrix/imatrix.cpp` writes it, with `NAME.in_sum` after `NAME.in_sum2`
-and `NAME.counts` where sums of activations are known (the name that llama.cpp's forks give them; llama.cpp itself
-reads past them). Legacy, as `save_imatrix_legacy`: no sums, and of an expert no more than its mean squares.
+and `NAME.counts` where sums of activations are known (the name that llama.cpp's forks give them), and behind them those
+that are weighted by the stream, `NAME.stream…`; llama.cpp itself reads past both. Legacy, as `save_imatrix_legacy`: no
+sums, and of an expert no more than its mean squares.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from planner.errors import ImatrixError, option
 from planner.files import Output, check_destinations
 from planner.gguf.container import Item, header_of, places
+from planner.gguf.entry import STREAM
 from planner.gguf.metadata import encode_pair
 from planner.gguf.sums import Sums, TensorSums
 
@@ -54,6 +56,10 @@ def imatrix_items(sums: Sums) -> Iterator[tuple[Item, NDArray[np.generic]]]:
         yield Item(f"{name}.counts", (1, experts)), entry.counts
         if entry.sums is not None:
             yield Item(f"{name}.in_sum", shape), entry.sums
+        if entry.stream is not None:
+            shapes = shape, shape, (1, len(entry.stream.weights)), (len(entry.stream.stream), 1)
+            for suffix, form, values in zip(STREAM, shapes, entry.stream.arrays, strict=True):
+                yield Item(name + suffix, form), values
 
 
 def imatrix_keys(sums: Sums) -> list[bytes]:

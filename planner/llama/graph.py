@@ -53,6 +53,7 @@ class Node:
     """One operation of the graph: each batch has hundreds, so its parts are read on demand."""
 
     def __init__(self, address: int) -> None:
+        self._address = address
         self._struct = GgmlTensor.from_address(address)
 
     @functools.cached_property
@@ -65,6 +66,11 @@ class Node:
     def sources(self) -> tuple[Tensor, ...]:
         """Inputs of the operation."""
         return tuple(_tensor(source) for source in self._struct.src if source)
+
+    @functools.cached_property
+    def result(self) -> Tensor:
+        """Output of the operation."""
+        return _tensor(self._address)
 
 
 class Enough(Exception):
@@ -79,7 +85,7 @@ class Observer(Protocol):
         """Return whether `see` is to be called with this node. Data of activations is not there yet."""
 
     def see(self, node: Node) -> None:
-        """Look at the node's inputs; they are gone afterwards. May raise Enough."""
+        """Look at the node's inputs and its result; they are gone afterwards. May raise Enough."""
 
 
 def origin(tensor: Tensor) -> int:

@@ -101,7 +101,7 @@ def _writer(survey: Survey, block: BlockAnatomy, anatomy: Anatomy, stage: int) -
         # The norm sets the energy of the output, and scales errors with it
         scale = float((norm**2).sum()) * anatomy.residual_scale**2 / (energy + massive)
         energy, massive = energy * scale, massive * scale
-    return Facts(ErrorParts(energy, energy, massive), write=energy, stage=stage)
+    return Facts(ErrorParts(energy, energy, massive), write=energy, stage=stage, stream=survey.moments.stream)
 
 
 def _evenly(energy: float, stage: int) -> Facts:

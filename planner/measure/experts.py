@@ -63,6 +63,8 @@ def _stacked(members: Sequence[Survey], usage: Doubles, like: Survey) -> Survey:
         second=np.concatenate([member.moments.second for member in members]),
         mean=np.concatenate([member.moments.mean for member in members]),
         usage=usage,
+        massive_second=None,
+        massive_mean=None,
     )
     return replace(
         like,

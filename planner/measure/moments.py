@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,11 @@ class Moments:
     matrix sees, as a multiple of their mean, float64 [matrices]. `weights` are the values for the kernels,
     float32 [matrices, n], or None without an imatrix; `has_mean` tells whether `mean` is known, `known` whether the
     imatrix says anything of the tensor.
+
+    Of a tensor that writes to the residual stream, where the imatrix says how large that is: `stream` is its energy as
+    far as errors are concerned, `harmonic mean of |s|² · √(share that varies)`, and both moments weight tokens by
+    1/|s|². `massive_second` and `massive_mean` weight all tokens alike (None: as the others do), since a massive
+    activation is one of few tokens.
     """
 
     second: Doubles
@@ -31,6 +37,24 @@ class Moments:
     weights: NDArray[np.float32] | None
     has_mean: bool
     known: bool
+    stream: float | None = None
+    massive_second: Doubles | None = None
+    massive_mean: Doubles | None = None
+
+    @property
+    def token_second(self) -> Doubles:
+        """E[a²] with all tokens alike, float64 [matrices, n]."""
+        return self.second if self.massive_second is None else self.massive_second
+
+    def with_massive(self, massive: NDArray[np.bool_]) -> Moments:
+        """Return the moments with all tokens alike in massive channels, bool [matrices, n]."""
+        if self.massive_second is None or self.massive_mean is None:
+            return self
+        second, mean = (
+            np.where(massive, few, many)
+            for few, many in ((self.massive_second, self.second), (self.massive_mean, self.mean))
+        )
+        return replace(self, second=second, mean=mean)
 
     @functools.cached_property
     def variance(self) -> Doubles:
@@ -61,4 +85,17 @@ def moments(tensor: Tensor, imatrix: Imatrix | None) -> Moments:
     for matrix in np.flatnonzero(reached & ~seen.all(axis=1)):
         # not their mean, which a single massive channel can rule
         second[matrix, ~seen[matrix]] = np.median(second[matrix, seen[matrix]])
-    return Moments(second, mean, usage, weights, entry.means is not None, known=bool(reached.any()))
+    plain = Moments(second, mean, usage, weights, entry.means is not None, known=bool(reached.any()))
+    stream = entry.stream
+    if stream is None or not stream.known or not plain.has_mean:
+        return plain
+    by_stream, mean_by_stream = stream.moments()
+    used = seen & (by_stream > 0)
+    return replace(
+        plain,
+        second=np.where(used, by_stream, second),
+        mean=np.where(used, mean_by_stream, mean),
+        stream=stream.energy * math.sqrt(stream.varying),
+        massive_second=second,
+        massive_mean=mean,
+    )

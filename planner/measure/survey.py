@@ -85,13 +85,13 @@ def survey_tensor(
     massive = massive_channels(moments, survey.columns)
     if not massive.any():
         return survey
-    again = _pass(model, tensor, moments, massive, stop, lambda _: None)
+    again = _pass(model, tensor, moments.with_massive(massive), massive, stop, lambda _: None)
     return replace(again, digest=survey.digest)
 
 
 def massive_channels(moments: Moments, columns: Doubles) -> NDArray[np.bool_]:
     """Return which input channels carry a massive activation, bool [matrices, n]."""
-    energy = moments.usage[:, None] * moments.second * columns
+    energy = moments.usage[:, None] * moments.token_second * columns
     total = float(energy.sum())
     others = (total - energy) / max(energy.size - 1, 1)
     return (energy > _MASSIVE_RATIO * others) & (energy > _MASSIVE_SHARE * total)

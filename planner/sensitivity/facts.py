@@ -21,7 +21,8 @@ class Facts:
 
     `added` is what a relative error of 1 in each part adds to the residual stream (None: the tensor is not placed) and
     `write` what the tensor itself adds to it; `stage` orders writes within a block. `varying` is the varying part of an
-    attention's output, `output` the energy that an error adds to the logits, in energies of the final stream.
+    attention's output, `output` the energy that an error adds to the logits, in energies of the final stream; `stream`
+    the energy of the residual stream after the tensor's own write, as it was seen.
     """
 
     added: ErrorParts | None = None
@@ -29,6 +30,7 @@ class Facts:
     stage: int = 0
     varying: float | None = None
     output: float | None = None
+    stream: float | None = None
     rounding: Rounding = NOT_ROUNDED
 
     @classmethod
@@ -44,6 +46,7 @@ class Facts:
             stage=int(values.get("stage", 0)),
             varying=values.get("varying"),
             output=values.get("output"),
+            stream=values.get("stream"),
             rounding=Rounding(values.get("fine", 0.0), values.get("coarse", 0.0)),
         )
 
@@ -57,6 +60,8 @@ class Facts:
             values["varying"] = self.varying
         if self.output is not None:
             values["output"] = self.output
+        if self.stream is not None:
+            values["stream"] = self.stream
         return values | {"fine": self.rounding.fine, "coarse": self.rounding.coarse}
 
     def is_finite(self) -> bool:

@@ -1,10 +1,11 @@
 """Sensitivities corrected by passes of the model: the reference (`structure`) is the prior, passes are the evidence.
 
 A tensor's true loss is modelled as its reference loss times exp(δ), with a Gaussian prior on the δ: one component
-common to the model, one per block, one per role, and one per tensor. A pass over changed tensors observes Σ loss
-exp(δ), with the standard error of its KL divergence. The posterior mode of all δ together (Gauss-Newton on the
-logarithm of each pass) is then the correction; a noisy pass moves it little, and a tensor that was not measured moves
-with its block, its role and the rest of the model. One estimator serves every design of passes.
+common to the model, one that drifts with depth, one of each role, one by which that role drifts, and one of the tensor.
+A pass over changed tensors observes Σ loss exp(δ), with the standard error of its KL divergence. The posterior mode of
+all δ together (Gauss-Newton on the logarithm of each pass) is then the correction; a noisy pass moves it little, and a
+tensor that was not measured moves with what is near it, its role and the rest of the model. One estimator serves every
+design of passes.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ Doubles = NDArray[np.float64]
 COMMON = math.log(0.15)
 COMMON_SPREAD = 1.5
 # Standard deviations of δ, from `python -m benchmarks.measured_spread`
-BLOCK_SPREAD = 0.2
+DEPTH_SPREAD = 0.4
 ROLE_SPREAD = 0.2
-OWN_SPREAD = 0.35
+DRIFT_SPREAD = 0.2  # of a role, with depth
+OWN_SPREAD = 0.25
+REACH = 0.25  # of the depth, over which a drift forgets where it was
 UNPLACED_SPREAD = 1.0  # of a tensor whose only reference is its role's
 LINEARITY = 0.05  # relative; a sensitivity is not quite the same for every size of error
 _STEPS = 30
@@ -58,14 +61,17 @@ def prior_covariance(names: Sequence[str], placed: Mapping[str, bool]) -> Double
     `placed` tells which have a reference of their own rather than their role's.
     """
     blocks, roles = zip(*(role_of(name) for name in names), strict=True) if names else ((), ())
-    same_block = _same(blocks) & np.array([block is not None for block in blocks], bool)[:, None]
     inside = np.array([block is not None for block in blocks], bool)
-    same_role = _same(roles) & inside[:, None] & inside[None, :]
-    own = np.where([placed[name] for name in names], OWN_SPREAD, UNPLACED_SPREAD)
+    depth = np.array([block or 0 for block in blocks], np.float64)
+    depth /= max(depth.max(initial=0.0), 1.0)
+    near = np.exp(-np.abs(depth[:, None] - depth[None, :]) / REACH)  # Ornstein and Uhlenbeck's
+    same_role = _same(roles)
+    shared = DEPTH_SPREAD**2 * near + same_role * (ROLE_SPREAD**2 + DRIFT_SPREAD**2 * near)
     # a tensor outside the blocks shares no component: all its variance is its own
-    own = np.where(inside, own, np.hypot(np.hypot(own, BLOCK_SPREAD), ROLE_SPREAD))
-    covariance = BLOCK_SPREAD**2 * same_block + ROLE_SPREAD**2 * same_role
-    return np.asarray(covariance + np.diag(own**2), np.float64)
+    shared *= inside[:, None] & inside[None, :]
+    own = np.where([placed[name] for name in names], OWN_SPREAD, UNPLACED_SPREAD) ** 2
+    own = np.where(inside, own, own + DEPTH_SPREAD**2 + ROLE_SPREAD**2 + DRIFT_SPREAD**2)
+    return np.asarray(shared + np.diag(own), np.float64)
 
 
 def posterior(names: Sequence[str], covariance: Doubles, observations: Sequence[Observation]) -> dict[str, Correction]:

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from planner.errors import InferenceError
 from planner.llama.graph import Node, Tensor
 
-__all__ = ["Floats", "Group", "activations_of", "rows_of"]
+__all__ = ["Floats", "Group", "activations_of", "rows_of", "values_of"]
 
 Floats = NDArray[np.float32]
 
@@ -19,10 +19,12 @@ _I32 = 26  # enum ggml_type
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows that one of the weight's matrices sees, f32[rows, n], in the order in which llama-imatrix adds them."""
+    """Rows that one of the weight's matrices sees, f32[rows, n], in the order in which llama-imatrix adds them;
+    `tokens`, i64[rows], are the numbers of their tokens in the batch."""
 
     matrix: int
     rows: Floats
+    tokens: NDArray[np.int64]
 
 
 def activations_of(node: Node) -> list[Group]:
@@ -36,19 +38,20 @@ def activations_of(node: Node) -> list[Group]:
 def rows_of(node: Node) -> Floats:
     """Return all rows of a multiplication's activations, f32[rows, n], whichever matrix each is for."""
     activations = node.sources[1]
-    values: Floats = _array(activations, np.float32)  # type: ignore[assignment]
+    values = values_of(activations)
     return values.reshape(-1, values.shape[3])
 
 
 def _of_matrices(node: Node) -> list[Group]:
     """Give each matrix of the weight the activations of its index; a single one gets all."""
     weight, activations = node.sources[:2]
-    values: Floats = _array(activations, np.float32)  # type: ignore[assignment]
+    values = values_of(activations)
     inner, outer = weight.shape[2:4]
     if inner * outer == 1:
-        return [Group(0, values.reshape(-1, values.shape[3]))]
+        rows = values.reshape(-1, values.shape[3])
+        return [Group(0, rows, np.arange(len(rows)))]
     return [
-        Group((third % outer) * inner + second % inner, values[third, second])
+        Group((third % outer) * inner + second % inner, values[third, second], np.arange(values.shape[2]))
         for third in range(values.shape[0])
         for second in range(values.shape[1])
     ]
@@ -67,10 +70,17 @@ def _of_experts(node: Node) -> list[Group]:
         raise InferenceError(f"llama.cpp routes to experts from {chosen.min()} to {chosen.max()}, of {experts}.")
     order = np.argsort(chosen, axis=None, kind="stable")
     slot, token = np.divmod(order, tokens)
-    values = _array(activations, np.float32).reshape(tokens * variants, width)
+    values = values_of(activations).reshape(tokens * variants, width)
     grouped: Floats = values[token * variants + slot % variants]
     present, begins = np.unique(chosen.reshape(-1)[order], return_index=True)
-    return [Group(int(matrix), rows) for matrix, rows in zip(present, np.split(grouped, begins[1:]), strict=True)]
+    each = zip(present, np.split(grouped, begins[1:]), np.split(token, begins[1:]), strict=True)
+    return [Group(int(matrix), rows, tokens) for matrix, rows, tokens in each]
+
+
+def values_of(tensor: Tensor) -> Floats:
+    """Return the values of an f32 tensor in numpy's order of dimensions."""
+    values: Floats = _array(tensor, np.float32)  # type: ignore[assignment]
+    return values
 
 
 def _array(tensor: Tensor, dtype: DTypeLike) -> NDArray[np.generic]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from planner.errors import InferenceError, UsageError, option
 from planner.files import Output
-from planner.gguf.sums import Sums, TensorSums
+from planner.gguf.sums import StreamSums, Sums, TensorSums
 from planner.inputs.reading import open_regular
 
 __all__ = ["Checkpoint", "Progress"]
@@ -96,7 +96,13 @@ class Checkpoint:
         """Save progress; `texts`: name → windows done, and in all. Raises OutputError."""
         sums, tokens = progress.sums, progress.tokens
         entries = [
-            {"name": name, "values": len(entry.sum2), "experts": len(entry.counts), "sums": entry.sums is not None}
+            {
+                "name": name,
+                "values": len(entry.sum2),
+                "experts": len(entry.counts),
+                "sums": entry.sums is not None,
+                "stream": None if entry.stream is None else [len(array) for array in entry.stream.arrays],
+            }
             for name, entry in sums.tensors.items()
         ]
         header = {
@@ -144,6 +150,8 @@ def _arrays(sums: Sums) -> Iterator[NDArray[np.generic]]:
         if entry.sums is not None:
             yield entry.sums
         yield entry.counts
+        if entry.stream is not None:
+            yield from entry.stream.arrays
 
 
 def _header(file: BinaryIO) -> dict[str, Any]:
@@ -171,5 +179,9 @@ def _sums(header: dict[str, Any], file: BinaryIO) -> Sums:
         values, experts = int(entry["values"]), int(entry["experts"])
         sum2 = take(values, "<f4")
         activations = take(values, "<f4") if entry["sums"] else None
-        sums.tensors[str(entry["name"])] = TensorSums(sum2, activations, take(experts, "<i8"))
+        counts, stream = take(experts, "<i8"), None
+        if entry["stream"] is not None:
+            sizes = [int(size) for size in entry["stream"]]
+            stream = StreamSums(*(take(size, "<f4") for size in sizes))
+        sums.tensors[str(entry["name"])] = TensorSums(sum2, activations, counts, stream)
     return sums

@@ -2,7 +2,7 @@
 
 What counts, and how, follows `collect_imatrix` in llama.cpp's `tools/imatrix/imatrix.cpp`: every multiplication of a
 weight of a block with at least 16 columns, and every multiplication with chosen experts. Beside the squares, the
-activations themselves are added up.
+activations themselves are added up, and for what writes to the residual stream both once more (`stream`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from planner.errors import ModelError
 from planner.gguf.sums import Sums, TensorSums
 from planner.llama.collect.activations import Group, activations_of
+from planner.llama.collect.stream import StreamCollector
 from planner.llama.engine import Engine
 from planner.llama.graph import Node
 
@@ -58,13 +59,17 @@ class Collector:
         self._sums, self._output = sums, output
         self._last: tuple[object, _Step] | None = None
         self._seen: set[str] = set()  # weights since activations were last known to be new
+        self._stream = StreamCollector(sums)
 
     def wants(self, node: Node) -> bool:
-        """Return whether the node multiplies a weight that an importance matrix has."""
-        return is_collected(node, output=self._output)
+        """Return whether the node multiplies a weight that an importance matrix has, or may be the stream."""
+        return is_collected(node, output=self._output) or self._stream.wants(node)
 
     def see(self, node: Node) -> None:
         """Add up the activations of a node. Raises ModelError for NaN and infinity, and for sums of another size."""
+        if node.operation == "ADD":
+            self._stream.see(node)
+            return
         weight, activations = node.sources[:2]
         if weight.name in self._seen:  # another batch, whose tensors may lie where the last one's lay
             self._seen.clear()
@@ -86,6 +91,7 @@ class Collector:
         entry.sum2.reshape(-1, width)[step.matrices] = step.after[:, 0]
         if entry.sums is not None:
             entry.sums.reshape(-1, width)[step.matrices] = step.after[:, 1]
+        self._stream.note(node, first=not entry.counts.any())
         if routed:
             entry.counts[step.matrices] += step.rows
         else:  # matrices that are not chosen among share one count

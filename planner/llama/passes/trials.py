@@ -27,8 +27,9 @@ from state import Pass, Store
 
 __all__ = ["Trial", "Trials", "plan_trials"]
 
-# Formats for passes: a few with plain kernels, so that each tensor can be given a medium-sized error
-_MIDDLING = ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "q4_0", "q5_0", "q8_0")
+# Formats for passes: those with the fastest kernels (docs/formats.md), so that each tensor can be given a medium-sized
+# error; in blocks of 256 and of 32
+_MIDDLING = ("q3_K", "q6_K", "q4_0", "q5_0", "q8_0")
 # Share of the stream's energy that a pass may disturb: about 0.01 nats, where losses are still linear
 _MOST_LOSS = 0.05
 
@@ -110,10 +111,16 @@ class Trials(Closing):
         known = {entry.key for entry in self._store.passes(self._subject)}
         return [trial for trial in trials if self._key(trial) not in known and self._reachable(trial)]
 
-    def run(self, trials: Sequence[Trial]) -> Iterator[Pass]:
-        """Run passes one after the other; store and yield each. Weights are put back after every one."""
+    def run(self, trials: Sequence[Trial], deadline: float | None = None) -> Iterator[Pass]:
+        """Run passes one after the other; store and yield each. Weights are put back after every one.
+
+        None is begun that would not be done by `deadline` (of `time.monotonic()`), if it took as long as the longest.
+        """
+        longest = self.seconds
         for trial in trials:
             begun = time.monotonic()
+            if deadline is not None and begun + longest > deadline:
+                return
             try:
                 errors = self._perturber.change(trial.changes)
                 klds = self._evaluate()
@@ -126,6 +133,7 @@ class Trials(Closing):
                 kld=kld, stderr=stderr, tokens=self._windows.size, seconds=time.monotonic() - begun,
             )  # fmt: skip
             self._store.add_passes([entry])
+            longest = max(longest, entry.seconds)
             yield entry
 
     def _evaluate(self) -> NDArray[np.float64]:
