@@ -45,7 +45,7 @@ ORDER = (
         "patterns regex_syntax regex dialect rules auto_round evopress mlx_lm shell llama_quantize "
         "ik_llama table tool_suite registry exports imports __init__",
     ),
-    ("planner.sensitivity", "parts rounding facts design link measured prior structure sources __init__"),
+    ("planner.sensitivity", "parts rounding facts confidence design link measured prior structure sources __init__"),
     ("planner.plan", "losses findings rules candidates families limits accounting assess request plan gain __init__"),
     (
         "planner.measure",

@@ -11,6 +11,7 @@ from math import prod
 from planner.formats.registry import all_formats
 from planner.names.gguf import role_of
 from planner.report.columns import WIDTH, beside, table
+from planner.sensitivity import likely_ratio
 from planner.text import plain
 
 __all__ = ["GLYPHS", "PLAIN_GLYPHS", "Cell", "Side", "difference"]
@@ -80,7 +81,7 @@ def _head(a: Side, b: Side, source: str | None) -> str:
     change = f"B is {_larger(a.size, b.size)}"
     if source is not None:
         known = a.loss is not None and b.loss is not None
-        more = f", and its loss {_change(a.loss or 0, b.loss or 0)} (by {source})"
+        more = f", and its loss {_change(a.loss or 0, b.loss or 0)} (by {source}{_likely(a.loss, b.loss, source)})"
         change += more if known else "; losses are not all known"
     indent = " " * 3
     return "\n".join([*lines, *textwrap.wrap(f"{change}.", WIDTH, initial_indent=indent, subsequent_indent=indent)])
@@ -211,6 +212,14 @@ def _change(before: float, after: float) -> str:
     if before == after or not before:
         return "the same" if before == after else "higher"
     return f"{abs(100 * (after / before - 1)):.1f} % {'higher' if after > before else 'lower'}"
+
+
+def _likely(before: float | None, after: float | None, source: str) -> str:
+    likely = likely_ratio(source, after / before) if before and after and before != after else None
+    if likely is None:
+        return ""
+    low, high = (f"{100 * (ratio - 1):+.0f} %" for ratio in likely)
+    return f"; two times in three found to be {low} to {high}"
 
 
 def _number(value: float | None) -> str:

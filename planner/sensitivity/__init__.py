@@ -3,6 +3,7 @@ facts of the structure (structure), from passes of the model (measured)."""
 
 from __future__ import annotations
 
+from planner.sensitivity.confidence import likely_ratio
 from planner.sensitivity.design import DESIGNS, Design, factored, select_passes
 from planner.sensitivity.facts import Facts
 from planner.sensitivity.link import Link, Point, Prediction, fit_link
@@ -39,6 +40,7 @@ __all__ = [
     "default_source",
     "factored",
     "fit_link",
+    "likely_ratio",
     "measured_sensitivities",
     "prior",
     "prior_covariance",
