@@ -1,0 +1,326 @@
+"""The compiled loops: errors times covariance, and the descent over codes and scales.
+
+Every float is the result of the same operations in the same order whatever the number of threads or the width of a
+processor's vectors: nothing is reassociated or contracted, and no function of a mathematical library is called. So are
+the codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.formats.ggml.refine.codes import Choices, State
+
+__all__ = ["changes", "descend", "products"]
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_DEEP, _WIDE = 64, 64  # of the part of the covariance that rows are multiplied with at a time: 16 KiB, half of a cache
+_VISITS = 2  # to a panel in one sweep
+_LEAST = np.float32(1e-4)  # of what a step changes by itself: gains below are as likely rounding
+_PAYS = 0.01  # of all that a row has gained: with less in one sweep, it is done
+_SIGNED = 8  # weights whose signs are stored together
+
+
+def _compiled(function: Function) -> Function:
+    try:
+        return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+    except RuntimeError:  # nowhere to keep it: compiled again in every process
+        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+
+
+@_compiled
+def products(errors: Floats, covariance: Floats, out: Floats) -> None:
+    """Put errors f32[r, n] times a covariance f32[n, n] into `out`, f32[r, n]. `n` is a multiple of 8."""
+    rows, width = errors.shape
+    part = np.empty((_DEEP, _WIDE), np.float32)
+    sums = np.empty(_WIDE, np.float32)
+    out[:] = 0
+    for left in range(0, width, _WIDE):
+        wide = min(_WIDE, width - left)
+        for top in range(0, width, _DEEP):
+            deep = min(_DEEP, width - top)
+            for j in range(deep):
+                for k in range(wide):
+                    part[j, k] = covariance[top + j, left + k]
+            for row in range(rows):
+                sums[:] = 0
+                e = errors[row, top : top + deep]
+                for j in range(0, deep, 8):
+                    e0, e1, e2, e3, e4, e5, e6, e7 = (
+                        e[j], e[j + 1], e[j + 2], e[j + 3], e[j + 4], e[j + 5], e[j + 6], e[j + 7],
+                    )  # fmt: skip
+                    for k in range(wide):
+                        sums[k] = (
+                            sums[k] + e0 * part[j, k] + e1 * part[j + 1, k] + e2 * part[j + 2, k] + e3 * part[j + 3, k]
+                            + e4 * part[j + 4, k] + e5 * part[j + 5, k] + e6 * part[j + 6, k] + e7 * part[j + 7, k]
+                        )  # fmt: skip
+                for k in range(wide):
+                    out[row, left + k] += sums[k]
+
+
+@_compiled
+def changes(before: Floats, after: Floats, covariance: Floats, chosen: NDArray[np.bool_]) -> Doubles:
+    """Return by how much the error of chosen rows differs, f64[r]: a H aᵀ - b H bᵀ = (a - b) H (a + b)ᵀ in float64."""
+    rows, width = before.shape
+    found = np.zeros(rows)
+    sums = np.empty(width)
+    for row in range(rows):
+        if not chosen[row]:
+            continue
+        sums[:] = 0
+        for j in range(width):
+            step = np.float64(after[row, j]) - np.float64(before[row, j])
+            if step != 0:
+                for k in range(width):
+                    sums[k] += step * covariance[j, k]
+        for k in range(width):
+            found[row] += sums[k] * (np.float64(after[row, k]) + np.float64(before[row, k]))
+    return found
+
+
+@_compiled
+def _move(g: Floats, moved: Floats, h: Floats, a: int, e: int, j: int, step: np.float32) -> None:
+    """Change weight `j` of a row by `step`, and what follows of it within the panel from `a` to `e`."""
+    moved[j - a] += step
+    for k in range(a, e):
+        g[k] += step * h[j, k]
+
+
+@_compiled
+def _nearest(levels: Floats, value: np.float32) -> int:
+    """Return the place of the level that is nearest to a value."""
+    low, high = 0, len(levels) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if levels[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    if low > 0 and value - levels[low - 1] <= levels[low] - value:
+        low -= 1
+    return low
+
+
+@_compiled
+def _codes(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: Floats, a: int, e: int) -> float:
+    """Give each weight of a panel the level that is best while all others stay; return what that gains."""
+    group = g.shape[0] // state.scales.shape[1]
+    levels, top = choices.levels, len(choices.levels) - 1
+    won = 0.0
+    for begin in range(a, e, group):
+        own = begin // group
+        scale = choices.scales[state.scales[r, own]] * state.units[r, own]
+        if scale == 0:
+            continue
+        inverse = np.float32(1) / scale
+        for j in range(begin, min(begin + group, e)):
+            weight = h[j, j]
+            if not weight > 0:
+                continue
+            wanted = state.levels[r, j] - g[j] / weight * inverse
+            if choices.even:
+                place = int(min(max(np.rint(wanted - levels[0]), np.float32(0)), np.float32(top)))
+            else:
+                place = _nearest(levels, wanted)
+            if place == state.places[r, j]:
+                continue
+            step = scale * (levels[place] - state.levels[r, j])
+            itself = weight * step * step
+            change = 2 * step * g[j] + itself
+            if change < -_LEAST * itself:
+                state.places[r, j] = place
+                state.levels[r, j] = levels[place]
+                _move(g, moved, h, a, e, j, step)
+                won -= change
+    return won
+
+
+@_compiled
+def _points(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: Floats, a: int, e: int) -> float:
+    """Move each point of a lattice within a panel to its best neighbour, signs as they are; return what that gains."""
+    group, size = g.shape[0] // state.scales.shape[1], choices.points.shape[1]
+    steps = np.empty(size, np.float32)
+    taken = np.empty(size, np.float32)
+    won = 0.0
+    for begin in range(a, e, size):
+        own = begin // group
+        scale = choices.scales[state.scales[r, own]] * state.units[r, own]
+        at = state.places[r, begin // size]
+        signs = state.signs[r, begin // _SIGNED] >> (begin % _SIGNED) if state.signs.shape[1] else 0
+        best, place = np.float32(0), -1
+        for candidate in choices.near[at]:
+            change, itself = np.float32(0), np.float32(0)
+            for i in range(size):
+                step = scale * (choices.points[candidate, i] - choices.points[at, i])
+                steps[i] = -step if signs >> i & 1 else step
+            for i in range(size):
+                inner = np.float32(0)
+                for k in range(size):
+                    inner += h[begin + i, begin + k] * steps[k]
+                itself += steps[i] * inner
+                change += steps[i] * g[begin + i]
+            change = 2 * change + itself
+            if change < best and change < -_LEAST * itself:
+                best, place = change, candidate
+                taken[:] = steps
+        if place >= 0:
+            state.places[r, begin // size] = place
+            for i in range(size):
+                level = choices.points[place, i]
+                state.levels[r, begin + i] = -level if signs >> i & 1 else level
+                if taken[i] != 0:
+                    _move(g, moved, h, a, e, begin + i, taken[i])
+            won -= best
+    return won
+
+
+@_compiled
+def _signs(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: Floats, a: int, e: int) -> float:
+    """Flip signs of a panel, two at a time where their number has to stay even; return what that gains."""
+    group = g.shape[0] // state.scales.shape[1]
+    won = 0.0
+    for begin in range(a, e, _SIGNED):
+        own = begin // group
+        scale = choices.scales[state.scales[r, own]] * state.units[r, own]
+        best, first, second = 0.0, -1, -1
+        for i in range(begin, begin + _SIGNED):
+            one = -2 * scale * state.levels[r, i]
+            itself = h[i, i] * one * one
+            change = 2 * one * g[i] + itself
+            if not choices.parity:
+                if change < best and change < -_LEAST * itself:
+                    best, first = change, i
+                continue
+            for k in range(i + 1, begin + _SIGNED):
+                other = -2 * scale * state.levels[r, k]
+                both = itself + h[k, k] * other * other + 2 * h[i, k] * one * other
+                change_of_both = 2 * (one * g[i] + other * g[k]) + both
+                if change_of_both < best and change_of_both < -_LEAST * both:
+                    best, first, second = change_of_both, i, k
+        for j in (first, second):
+            if j >= 0:
+                step = np.float32(-2 * scale * state.levels[r, j])
+                state.levels[r, j] = -state.levels[r, j]
+                state.signs[r, begin // _SIGNED] ^= 1 << (j - begin)
+                _move(g, moved, h, a, e, j, step)
+        won -= best
+    return won
+
+
+@_compiled
+def _scales(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: Floats, a: int, e: int) -> float:
+    """Give each group of a panel the scale that is best for its codes, of those that can be stored, then likewise the
+    offset; return what that gains."""
+    group = g.shape[0] // state.scales.shape[1]
+    direction, across = np.empty(group, np.float32), np.empty(group, np.float32)
+    won = 0.0
+    for begin in range(a, e, group):
+        own = begin // group
+        for second in range(2 if state.offsets.shape[1] else 1):
+            table = choices.offsets if second else choices.scales
+            unit = state.offset_units[r, own] if second else state.units[r, own]
+            place = state.offsets[r, own] if second else state.scales[r, own]
+            direction[:] = 1
+            if not second:
+                direction[:] = state.levels[r, begin : begin + group]
+            across[:] = 0
+            for i in range(group):
+                for k in range(group):
+                    across[k] += direction[i] * h[begin + i, begin + k]
+            slope, bend = np.float32(0), np.float32(0)
+            for i in range(group):
+                slope += direction[i] * g[begin + i]
+                bend += direction[i] * across[i]
+            if unit == 0 or not bend > 0:
+                continue
+            better = _nearest(table, table[place] - slope / bend / unit)
+            step = unit * (table[better] - table[place])
+            itself = bend * step * step
+            change = 2 * step * slope + itself
+            if not change < -_LEAST * itself:
+                continue
+            if second:
+                state.offsets[r, own] = better
+            else:
+                state.scales[r, own] = better
+            for i in range(group):
+                if direction[i] != 0:
+                    _move(g, moved, h, a, e, begin + i, step * direction[i])
+            won -= change
+    return won
+
+
+@_compiled
+def _visit(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: Floats, a: int, e: int) -> float:
+    """Improve the part of a row that lies in a panel; return what that gains."""
+    won = 0.0
+    for _ in range(_VISITS):
+        if choices.points.shape[1]:
+            gain = _points(state, choices, r, g, moved, h, a, e)
+            if state.signs.shape[1]:
+                gain += _signs(state, choices, r, g, moved, h, a, e)
+        else:
+            gain = _codes(state, choices, r, g, moved, h, a, e)
+        gain += _scales(state, choices, r, g, moved, h, a, e)
+        won += gain
+        if gain == 0:
+            break
+    return won
+
+
+@_compiled
+def _spread(gradient: Floats, moved: Floats, h: Floats, a: int, e: int) -> None:
+    """Carry what has moved in a panel on to all other weights."""
+    rows, width = gradient.shape
+    for left in range(0, width, _WIDE):
+        right = min(left + _WIDE, width)
+        if a <= left and right <= e:
+            continue
+        for r in range(rows):
+            g = gradient[r, left:right]
+            for j in range(a, e, 8):
+                m = moved[r, j - a : j - a + 8]
+                m0, m1, m2, m3, m4, m5, m6, m7 = m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7]
+                if m0 == 0 and m1 == 0 and m2 == 0 and m3 == 0 and m4 == 0 and m5 == 0 and m6 == 0 and m7 == 0:
+                    continue
+                for k in range(right - left):
+                    g[k] = (
+                        g[k] + m0 * h[j, left + k] + m1 * h[j + 1, left + k] + m2 * h[j + 2, left + k]
+                        + m3 * h[j + 3, left + k] + m4 * h[j + 4, left + k] + m5 * h[j + 5, left + k]
+                        + m6 * h[j + 6, left + k] + m7 * h[j + 7, left + k]
+                    )  # fmt: skip
+
+
+@_compiled
+def descend(state: State, choices: Choices, gradient: Floats, h: Floats, panel: int, sweeps: int) -> Doubles:
+    """Improve rows whose errors times the covariance are `gradient`, f32[r, n], in place; return by how much the error
+    of each has become less, f64[r].
+
+    Weights are visited from the first to the last, `panel` of them at a time: within it, every change counts at once;
+    what lies outside hears of it when all rows have been through.
+    """
+    rows, width = gradient.shape
+    moved = np.empty((rows, panel), np.float32)
+    gains, active = np.zeros(rows), np.ones(rows, np.bool_)
+    for _ in range(sweeps):
+        won = np.zeros(rows)
+        for a in range(0, width, panel):
+            e = min(a + panel, width)
+            moved[:] = 0
+            for r in range(rows):
+                if active[r]:
+                    won[r] += _visit(state, choices, r, gradient[r], moved[r], h, a, e)
+            _spread(gradient, moved, h, a, e)
+        gains += won
+        active &= won > _PAYS * gains
+        if not active.any():
+            break
+    return gains
