@@ -23,7 +23,7 @@ Doubles = NDArray[np.float64]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _DEEP, _WIDE = 64, 64  # of the part of the covariance that rows are multiplied with at a time: 16 KiB, half of a cache
-_VISITS = 2  # to a panel in one sweep
+_REFITS = 2  # sweeps in which scales are refitted: all of them may move, which costs as much as `products`
 _LEAST = np.float32(1e-4)  # of what a step changes by itself: gains below are as likely rounding
 _PAYS = 0.01  # of all that a row has gained: with less in one sweep, it is done
 _SIGNED = 8  # weights whose signs are stored together
@@ -37,33 +37,51 @@ def _compiled(function: Function) -> Function:
 
 
 @_compiled
-def products(errors: Floats, covariance: Floats, out: Floats) -> None:
-    """Put errors f32[r, n] times a covariance f32[n, n] into `out`, f32[r, n]. `n` is a multiple of 8."""
-    rows, width = errors.shape
-    part = np.empty((_DEEP, _WIDE), np.float32)
+def _spread(out: Floats, steps: Floats, h: Floats, top: int, sparing: bool) -> None:
+    """Add steps f32[r, m] of the weights from `top` on, times their covariances with all, to `out`, f32[r, n]; not to
+    these weights themselves if `sparing`. Steps of zero cost nothing, and eight others are taken at a time."""
+    rows, deep = steps.shape
+    width = out.shape[1]
+    part = np.empty((deep, _WIDE), np.float32)
     sums = np.empty(_WIDE, np.float32)
-    out[:] = 0
+    taken, places = np.zeros((rows, deep + 8), np.float32), np.zeros((rows, deep + 8), np.uint16)
+    counts = np.zeros(rows, np.int64)
+    for row in range(rows):
+        for j in range(deep):
+            if steps[row, j] != 0:
+                taken[row, counts[row]], places[row, counts[row]] = steps[row, j], j
+                counts[row] += 1
     for left in range(0, width, _WIDE):
         wide = min(_WIDE, width - left)
-        for top in range(0, width, _DEEP):
-            deep = min(_DEEP, width - top)
-            for j in range(deep):
+        if sparing and top <= left and left + wide <= top + deep:
+            continue
+        for j in range(deep):
+            for k in range(wide):
+                part[j, k] = h[top + j, left + k]
+        for row in range(rows):
+            if counts[row] == 0:
+                continue
+            sums[:] = 0
+            for i in range(0, counts[row], 8):
+                s, p = taken[row, i : i + 8], places[row, i : i + 8]
+                s0, s1, s2, s3, s4, s5, s6, s7 = s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]
+                h0, h1, h2, h3 = part[p[0]], part[p[1]], part[p[2]], part[p[3]]
+                h4, h5, h6, h7 = part[p[4]], part[p[5]], part[p[6]], part[p[7]]
                 for k in range(wide):
-                    part[j, k] = covariance[top + j, left + k]
-            for row in range(rows):
-                sums[:] = 0
-                e = errors[row, top : top + deep]
-                for j in range(0, deep, 8):
-                    e0, e1, e2, e3, e4, e5, e6, e7 = (
-                        e[j], e[j + 1], e[j + 2], e[j + 3], e[j + 4], e[j + 5], e[j + 6], e[j + 7],
+                    sums[k] = (
+                        sums[k] + s0 * h0[k] + s1 * h1[k] + s2 * h2[k] + s3 * h3[k]
+                        + s4 * h4[k] + s5 * h5[k] + s6 * h6[k] + s7 * h7[k]
                     )  # fmt: skip
-                    for k in range(wide):
-                        sums[k] = (
-                            sums[k] + e0 * part[j, k] + e1 * part[j + 1, k] + e2 * part[j + 2, k] + e3 * part[j + 3, k]
-                            + e4 * part[j + 4, k] + e5 * part[j + 5, k] + e6 * part[j + 6, k] + e7 * part[j + 7, k]
-                        )  # fmt: skip
-                for k in range(wide):
-                    out[row, left + k] += sums[k]
+            for k in range(wide):
+                out[row, left + k] += sums[k]
+
+
+@_compiled
+def products(errors: Floats, covariance: Floats, out: Floats) -> None:
+    """Put errors f32[r, n] times a covariance f32[n, n] into `out`, f32[r, n]. `n` is a multiple of 8."""
+    out[:] = 0
+    for top in range(0, errors.shape[1], _DEEP):
+        _spread(out, errors[:, top : top + _DEEP], covariance, top, False)
 
 
 @_compiled
@@ -259,44 +277,14 @@ def _scales(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h:
 
 
 @_compiled
-def _visit(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: Floats, a: int, e: int) -> float:
-    """Improve the part of a row that lies in a panel; return what that gains."""
-    won = 0.0
-    for _ in range(_VISITS):
-        if choices.points.shape[1]:
-            gain = _points(state, choices, r, g, moved, h, a, e)
-            if state.signs.shape[1]:
-                gain += _signs(state, choices, r, g, moved, h, a, e)
-        else:
-            gain = _codes(state, choices, r, g, moved, h, a, e)
-        gain += _scales(state, choices, r, g, moved, h, a, e)
-        won += gain
-        if gain == 0:
-            break
+def _recode(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: Floats, a: int, e: int) -> float:
+    """Improve the codes of a row that lie in a panel; return what that gains."""
+    if not choices.points.shape[1]:
+        return _codes(state, choices, r, g, moved, h, a, e)
+    won = _points(state, choices, r, g, moved, h, a, e)
+    if state.signs.shape[1]:
+        won += _signs(state, choices, r, g, moved, h, a, e)
     return won
-
-
-@_compiled
-def _spread(gradient: Floats, moved: Floats, h: Floats, a: int, e: int) -> None:
-    """Carry what has moved in a panel on to all other weights."""
-    rows, width = gradient.shape
-    for left in range(0, width, _WIDE):
-        right = min(left + _WIDE, width)
-        if a <= left and right <= e:
-            continue
-        for r in range(rows):
-            g = gradient[r, left:right]
-            for j in range(a, e, 8):
-                m = moved[r, j - a : j - a + 8]
-                m0, m1, m2, m3, m4, m5, m6, m7 = m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7]
-                if m0 == 0 and m1 == 0 and m2 == 0 and m3 == 0 and m4 == 0 and m5 == 0 and m6 == 0 and m7 == 0:
-                    continue
-                for k in range(right - left):
-                    g[k] = (
-                        g[k] + m0 * h[j, left + k] + m1 * h[j + 1, left + k] + m2 * h[j + 2, left + k]
-                        + m3 * h[j + 3, left + k] + m4 * h[j + 4, left + k] + m5 * h[j + 5, left + k]
-                        + m6 * h[j + 6, left + k] + m7 * h[j + 7, left + k]
-                    )  # fmt: skip
 
 
 @_compiled
@@ -310,15 +298,19 @@ def descend(state: State, choices: Choices, gradient: Floats, h: Floats, panel: 
     rows, width = gradient.shape
     moved = np.empty((rows, panel), np.float32)
     gains, active = np.zeros(rows), np.ones(rows, np.bool_)
-    for _ in range(sweeps):
+    for sweep in range(sweeps):
         won = np.zeros(rows)
         for a in range(0, width, panel):
             e = min(a + panel, width)
             moved[:] = 0
             for r in range(rows):
                 if active[r]:
-                    won[r] += _visit(state, choices, r, gradient[r], moved[r], h, a, e)
-            _spread(gradient, moved, h, a, e)
+                    g, m = gradient[r], moved[r]
+                    won[r] += _recode(state, choices, r, g, m, h, a, e)
+                    if sweep < _REFITS:
+                        won[r] += _scales(state, choices, r, g, m, h, a, e)
+                    won[r] += _recode(state, choices, r, g, m, h, a, e)
+            _spread(gradient, moved[:, : e - a], h, a, True)
         gains += won
         active &= won > _PAYS * gains
         if not active.any():
