@@ -4,6 +4,7 @@
     ├── UsageError          options ask for something that cannot be (exit status 2)
     ├── ModelError          a GGUF model that cannot be read or used
     ├── ImatrixError        an importance matrix that cannot be read or does not belong
+    ├── CovarianceError     covariances that cannot be read or do not belong
     ├── KernelError         the ggml library is missing, too old or refuses the data
     ├── RecipeError         a recipe that cannot be read or does not fit the model
     ├── BudgetError         no recipe satisfies the limits
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterator
 __all__ = [
     "BaselineError",
     "BudgetError",
+    "CovarianceError",
     "ImatrixError",
     "InferenceError",
     "Interrupted",
@@ -97,6 +99,10 @@ class ModelError(PlannerError):
 
 
 class ImatrixError(PlannerError):
+    pass
+
+
+class CovarianceError(PlannerError):
     pass
 
 

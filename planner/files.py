@@ -20,7 +20,7 @@ from typing import BinaryIO, Self
 from planner.errors import OutputError, option
 from planner.lastwords import note
 
-__all__ = ["Output", "atomic_file", "check_destinations", "refusal", "refused", "write_atomically"]
+__all__ = ["Output", "atomic_file", "check_destinations", "give_name", "refusal", "refused", "write_atomically"]
 
 _BUFFER = 1 << 20
 
@@ -193,6 +193,15 @@ def _sync_directory(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def give_name(temporary: Path, path: Path) -> None:
+    """Give a file that is complete, and seen to the disk, its name, in place of what is there. Raises OutputError."""
+    try:
+        temporary.replace(path)
+    except OSError as problem:
+        raise refused(path, problem) from problem
+    _sync_directory(path.parent)
 
 
 def refusal(problem: OSError) -> tuple[str, str]:

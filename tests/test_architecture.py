@@ -36,8 +36,8 @@ ORDER = (
     ("planner.formats", "family families registry __init__"),
     (
         "planner.gguf",
-        "entry legacy llama_cpp metadata contents provenance tensor reader model health imatrix layout "
-        "quantize sums imatrix_writer vocabulary __init__",
+        "entry legacy llama_cpp metadata contents provenance tensor reader container model health imatrix products "
+        "covariance layout quantize sums imatrix_writer covariance_writer vocabulary __init__",
     ),
     ("planner.recipe", "recipe recount __init__"),
     (

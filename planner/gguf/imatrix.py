@@ -31,7 +31,7 @@ from planner.gguf.reader import GgufFile, Tensor, read_gguf
 from planner.inputs.kinds import GGUF
 from planner.inputs.reading import kind_at
 
-__all__ = ["Coverage", "Imatrix", "Match", "read_imatrix"]
+__all__ = ["Coverage", "Imatrix", "Match", "imatrix_of", "read_imatrix"]
 
 _SUFFIXES = (".in_sum2", ".in_sum", ".counts")
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
@@ -189,7 +189,7 @@ def read_imatrix(path: str | Path) -> Imatrix:
     values that no imatrix can have (NaN, infinite, negative)."""
     given, path = os.fspath(path), Path(path)
     if kind_at(path, ImatrixError) == GGUF:
-        return _from_gguf(path, given)
+        return imatrix_of(read_gguf(path, error=ImatrixError), given)
     legacy = read_legacy(path)
     entries = {
         name: _entry(path, name, values[None], None, np.array([calls], np.float32), fill=None)
@@ -198,9 +198,9 @@ def read_imatrix(path: str | Path) -> Imatrix:
     return Imatrix(path, given, legacy.datasets, legacy.chunk_count, 0, entries, legacy=True)
 
 
-def _from_gguf(path: Path, given: str) -> Imatrix:
-    file = read_gguf(path, error=ImatrixError)
-    metadata = file.metadata
+def imatrix_of(file: GgufFile, given: str) -> Imatrix:
+    """Return the imatrix in a GGUF file, whose path the user spelt as `given`. Raises ImatrixError."""
+    path, metadata = file.path, file.metadata
     absent = [key for key in (_DATASETS, _CHUNKS, _CHUNK_SIZE) if key not in metadata]
     if absent:
         if metadata.text("general.architecture") not in (None, "imatrix"):

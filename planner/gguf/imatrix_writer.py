@@ -16,41 +16,53 @@ from numpy.typing import NDArray
 
 from planner.errors import ImatrixError, option
 from planner.files import Output, check_destinations
+from planner.gguf.container import Item, header_of, places
 from planner.gguf.metadata import encode_pair
-from planner.gguf.reader import DEFAULT_ALIGNMENT
 from planner.gguf.sums import Sums, TensorSums
-from planner.sizes import align
 
-__all__ = ["write_imatrix", "write_legacy_imatrix"]
+__all__ = ["imatrix_items", "imatrix_keys", "write_imatrix", "write_legacy_imatrix"]
 
 Floats = NDArray[np.float32]
 
-_F32 = 0  # GGML_TYPE_F32
 _I32_MAX = 2**31 - 1
-_MAX_NAME = 64  # GGML_MAX_NAME, the terminating zero included
 
 
 def write_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> int:
     """Write a GGUF file atomically; return its size in bytes. Raises OutputError, also if `path` is one of the
     `inputs`, and ImatrixError for names that no GGUF can have."""
-    parts = [part for name in sorted(sums.tensors) for part in _parts(name, sums.tensors[name])]
-    for name, _, _ in parts:
-        if not name.isprintable() or len(name.encode()) >= _MAX_NAME:
-            raise ImatrixError(
-                f"No GGUF can have an entry named {name!r}: names are printable, and shorter than {_MAX_NAME} bytes.",
-                "Leave the imatrix out that it is from.",
-            )
-    header = _header(sums, [(name, shape) for name, shape, _ in parts])
-    total = len(header) + sum(align(4 * shape[0] * shape[1], DEFAULT_ALIGNMENT) for _, shape, _ in parts)
+    parts = list(imatrix_items(sums))
+    items = [item for item, _ in parts]
+    header = header_of([encode_pair("general.type", "imatrix"), *imatrix_keys(sums)], items, ImatrixError)
 
     def data() -> Iterator[bytes]:
         yield header
-        for _, _, values in parts:
-            block = values.astype("<f4").tobytes()
-            yield block.ljust(align(len(block), DEFAULT_ALIGNMENT), b"\0")
+        for item, values in parts:
+            yield values.astype("<f4").tobytes().ljust(item.padded, b"\0")
 
+    *_, total = places(header, items)
     _write(path, data(), total, inputs, force=force)
     return total
+
+
+def imatrix_items(sums: Sums) -> Iterator[tuple[Item, NDArray[np.generic]]]:
+    """Yield the tensors of a file that hold the sums, by their names, and their values, to be written as f32."""
+    for name in sorted(sums.tensors):
+        entry = sums.tensors[name]
+        experts = len(entry.counts)
+        shape = len(entry.sum2) // experts, experts
+        yield Item(f"{name}.in_sum2", shape), entry.sum2
+        yield Item(f"{name}.counts", (1, experts)), entry.counts
+        if entry.sums is not None:
+            yield Item(f"{name}.in_sum", shape), entry.sums
+
+
+def imatrix_keys(sums: Sums) -> list[bytes]:
+    """Return the pairs of a file's metadata that make it an importance matrix."""
+    return [
+        encode_pair("imatrix.datasets", sums.datasets),
+        encode_pair("imatrix.chunk_count", np.uint32(min(sums.chunk_count, 2**32 - 1))),
+        encode_pair("imatrix.chunk_size", np.uint32(sums.chunk_size)),
+    ]
 
 
 def write_legacy_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> int:
@@ -74,35 +86,6 @@ def write_legacy_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterabl
 
     _write(path, data(), total, inputs, force=force)
     return total
-
-
-def _parts(name: str, entry: TensorSums) -> Iterator[tuple[str, tuple[int, int], NDArray[np.generic]]]:
-    """Yield name, shape and values of the tensors that hold one entry."""
-    experts = len(entry.counts)
-    shape = len(entry.sum2) // experts, experts
-    yield f"{name}.in_sum2", shape, entry.sum2
-    yield f"{name}.counts", (1, experts), entry.counts
-    if entry.sums is not None:
-        yield f"{name}.in_sum", shape, entry.sums
-
-
-def _header(sums: Sums, tensors: list[tuple[str, tuple[int, int]]]) -> bytes:
-    pairs = [
-        encode_pair("general.type", "imatrix"),
-        encode_pair("imatrix.datasets", sums.datasets),
-        encode_pair("imatrix.chunk_count", np.uint32(min(sums.chunk_count, 2**32 - 1))),
-        encode_pair("imatrix.chunk_size", np.uint32(sums.chunk_size)),
-    ]
-    out = bytearray(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(pairs)))
-    out += b"".join(pairs)
-    offset = 0
-    for name, shape in tensors:
-        text = name.encode()
-        dimensions = shape[: 2 if shape[1] > 1 else 1]  # ggml_n_dims
-        out += struct.pack("<Q", len(text)) + text
-        out += struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, _F32, offset)
-        offset += align(4 * shape[0] * shape[1], DEFAULT_ALIGNMENT)
-    return bytes(out.ljust(align(len(out), DEFAULT_ALIGNMENT), b"\0"))
 
 
 def _legacy_values(entry: TensorSums, chunk_size: int) -> tuple[int, Floats]:

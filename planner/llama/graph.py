@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from planner.llama.library import GgmlTensor, ggml
 
-__all__ = ["Node", "Observer", "Tensor"]
+__all__ = ["Enough", "Node", "Observer", "Tensor", "origin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,10 @@ class Node:
         return tuple(_tensor(source) for source in self._struct.src if source)
 
 
+class Enough(Exception):
+    """An observer has seen all that it wants of a batch: the rest of the graph need not run, and its results are void."""
+
+
 class Observer(Protocol):
     """An observer that is shown every operation before it runs, and those that it wants once more when their inputs are
     ready."""
@@ -75,7 +79,15 @@ class Observer(Protocol):
         """Return whether `see` is to be called with this node. Data of activations is not there yet."""
 
     def see(self, node: Node) -> None:
-        """Look at the node's inputs; they are gone afterwards."""
+        """Look at the node's inputs; they are gone afterwards. May raise Enough."""
+
+
+def origin(tensor: Tensor) -> int:
+    """Return the address of the tensor that this one is, perhaps reshaped: the same values in the same order."""
+    struct = GgmlTensor.from_address(tensor.address)
+    while struct.src[0] and ggml().op_name(struct.op) == b"RESHAPE":
+        struct = GgmlTensor.from_address(struct.src[0])
+    return ctypes.addressof(struct)
 
 
 def _tensor(address: int) -> Tensor:

@@ -20,7 +20,7 @@ from planner.errors import InferenceError, ModelError, option
 from planner.gguf import alphabet, open_model
 from planner.lastwords import note
 from planner.llama.fitness import check_ends, check_model, check_text, learned_positions, runs_backwards
-from planner.llama.graph import Node, Observer
+from planner.llama.graph import Enough, Node, Observer
 from planner.llama.library import has_amx, last_complaint, llama
 from planner.llama.workers import Workers
 
@@ -267,6 +267,8 @@ class LoadedModel(Closing):
             if asks:
                 return observer.wants(node)
             observer.see(node)
+        except Enough:
+            return False
         except BaseException as error:  # C cannot pass it on: it is raised again when llama_decode returns
             self._failure = error
             self._stop.set()

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from planner.errors import InferenceError
 from planner.llama.graph import Node, Tensor
 
-__all__ = ["Group", "activations_of"]
+__all__ = ["Floats", "Group", "activations_of", "rows_of"]
 
 Floats = NDArray[np.float32]
 
@@ -31,6 +31,13 @@ def activations_of(node: Node) -> list[Group]:
     Raises InferenceError for experts that are chosen in an unknown way.
     """
     return _of_experts(node) if node.operation == "MUL_MAT_ID" else _of_matrices(node)
+
+
+def rows_of(node: Node) -> Floats:
+    """Return all rows of a multiplication's activations, f32[rows, n], whichever matrix each is for."""
+    activations = node.sources[1]
+    values: Floats = _array(activations, np.float32)  # type: ignore[assignment]
+    return values.reshape(-1, values.shape[3])
 
 
 def _of_matrices(node: Node) -> list[Group]:

@@ -19,7 +19,7 @@ from planner.llama.collect.activations import Group, activations_of
 from planner.llama.engine import Engine
 from planner.llama.graph import Node
 
-__all__ = ["Collector", "Text", "collect"]
+__all__ = ["Collector", "Text", "collect", "is_collected"]
 
 Floats = NDArray[np.float32]
 
@@ -61,14 +61,7 @@ class Collector:
 
     def wants(self, node: Node) -> bool:
         """Return whether the node multiplies a weight that an importance matrix has."""
-        if node.operation == "MUL_MAT_ID":
-            return node.sources[1].type == _F32
-        if node.operation != "MUL_MAT":
-            return False
-        weight, activations = node.sources[:2]
-        if activations.type != _F32 or activations.shape[1] < _LEAST_COLUMNS:
-            return False
-        return weight.name.startswith("blk.") or (self._output and weight.name == _OUTPUT)
+        return is_collected(node, output=self._output)
 
     def see(self, node: Node) -> None:
         """Add up the activations of a node. Raises ModelError for NaN and infinity, and for sums of another size."""
@@ -111,6 +104,18 @@ class Collector:
         if entry.fits(experts):
             entry.set_experts(experts)
         return entry
+
+
+def is_collected(node: Node, *, output: bool) -> bool:
+    """Return whether the node multiplies a weight that an importance matrix has; `output`: `output.weight` too."""
+    if node.operation == "MUL_MAT_ID":
+        return node.sources[1].type == _F32
+    if node.operation != "MUL_MAT":
+        return False
+    weight, activations = node.sources[:2]
+    if activations.type != _F32 or activations.shape[1] < _LEAST_COLUMNS:
+        return False
+    return weight.name.startswith("blk.") or (output and weight.name == _OUTPUT)
 
 
 def collect(engine: Engine, texts: Sequence[Text], start: int = 0) -> Iterator[int]:
