@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,7 @@ class Codes:
             places, layout.table.levels[places], np.empty((len(blocks), 0), np.int32),
             scales, units, offsets, offset_units,
         )  # fmt: skip
-        self.state = State(*(part.reshape(len(data), -1).copy() for part in self._before))
+        self.state = _in_rows(self._before, len(data))
 
     @property
     def choices(self) -> Choices:
@@ -79,7 +79,7 @@ class Codes:
         several for the same level."""
         blocks = self._data.reshape(-1, self._block_bytes).copy()
         layout, before = self._layout, self._before
-        state = State(*(part.reshape(len(blocks), -1) for part in self.state))
+        state = _in_rows(self.state, len(blocks))
         numbers = [(layout.codes, layout.table, before.places, state.places)]
         numbers.append((layout.scale.field, layout.scale.table, before.scales, state.scales))
         if layout.offset:
@@ -90,6 +90,12 @@ class Codes:
             field.write(some, np.where(old == new, field.read(blocks), table.codes[new])[moved])
             blocks[moved] = some
         return blocks.reshape(self._data.shape)
+
+
+def _in_rows(state: State, rows: int) -> State:
+    """Return a copy whose arrays have so many rows."""
+    parts: list[NDArray[Any]] = [part.reshape(rows, -1).copy() for part in state]
+    return State(*parts)
 
 
 def _read(scale: Scale, blocks: Bytes) -> tuple[Numbers, Floats]:

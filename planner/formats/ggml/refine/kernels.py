@@ -113,7 +113,7 @@ def _move(g: Floats, moved: Floats, h: Floats, a: int, e: int, j: int, step: np.
 
 
 @_compiled
-def _nearest(levels: Floats, value: np.float32) -> int:
+def _nearest(levels: Floats, value: float) -> int:
     """Return the place of the level that is nearest to a value."""
     low, high = 0, len(levels) - 1
     while low < high:
@@ -196,7 +196,7 @@ def _points(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h:
                 state.levels[r, begin + i] = -level if signs >> i & 1 else level
                 if taken[i] != 0:
                     _move(g, moved, h, a, e, begin + i, taken[i])
-            won -= best
+            won -= float(best)
     return won
 
 

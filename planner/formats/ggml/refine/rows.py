@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.errors import KernelError
 from planner.formats.ggml.formats import Format
 from planner.formats.ggml.kernels import dequantize_rows
 from planner.formats.ggml.refine.codes import Codes
 from planner.formats.ggml.refine.layouts import LAYOUTS
 
-__all__ = ["SHRINKAGE", "Metric", "can_refine", "refine_rows"]
+__all__ = ["SHRINKAGE", "Metric", "can_refine", "refine_rows", "require_compiler"]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -39,6 +40,17 @@ class Metric:
         covariance *= np.float32(1 / (1 + shrinkage))
         np.fill_diagonal(covariance, diagonal)
         return cls(np.ascontiguousarray(covariance))
+
+
+def require_compiler() -> None:
+    """Raise KernelError where the loops cannot be compiled, as numba is missing or does not go with other packages."""
+    try:
+        import planner.formats.ggml.refine.kernels  # noqa: F401
+    except ImportError as error:
+        raise KernelError(
+            f"numba is needed to refine codes, and cannot be loaded: {error}.",
+            "Install it (seconds, no compiler): pip install 'gguf-planner[round]'",
+        ) from error
 
 
 def can_refine(fmt: Format) -> bool:
