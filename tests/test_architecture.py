@@ -31,7 +31,7 @@ ORDER = (
     ("planner", "closing digests errors lastwords files sizes terms text version"),
     ("planner.inputs", "strangers kinds reading __init__"),
     ("planner.formats.ggml", "library types formats file_types foreign kernels __init__"),
-    ("planner.formats.ggml.refine", "fields layouts codes kernels rows __init__"),
+    ("planner.formats.ggml.refine", "fields layouts lattices codes kernels rows __init__"),
     ("planner.formats.mlx", "formats kernels __init__"),
     ("planner.names", "gguf transformers mlx __init__"),
     ("planner.formats", "family families registry __init__"),

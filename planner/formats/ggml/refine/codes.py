@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.refine.layouts import Layout, Scale, half_floats
+from planner.formats.ggml.refine.fields import Field
+from planner.formats.ggml.refine.layouts import Layout, Points, Scale, Table, half_floats
 
 __all__ = ["Choices", "Codes", "State"]
 
@@ -56,23 +57,20 @@ class Codes:
     def __init__(self, layout: Layout, data: Bytes, block_bytes: int) -> None:
         self._layout, self._data, self._block_bytes = layout, data, block_bytes
         blocks = data.reshape(-1, block_bytes)
-        places = layout.table.places[layout.codes.read(blocks)]
         scales, units = _read(layout.scale, blocks)
         offsets, offset_units = _read(layout.offset, blocks) if layout.offset else (scales[:, :0], units[:, :0])
-        self._before = State(
-            places, layout.table.levels[places], np.empty((len(blocks), 0), np.int32),
-            scales, units, offsets, offset_units,
-        )  # fmt: skip
+        self._before = State(*_weights(layout, blocks), scales, units, offsets, offset_units)
         self.state = _in_rows(self._before, len(data))
 
     @property
     def choices(self) -> Choices:
         """What the codes mean."""
-        layout = self._layout
-        return Choices(
-            layout.table.levels, layout.table.even, np.empty((0, 0), np.float32), np.empty((0, 0), np.int32), False,
-            layout.scale.table.levels, layout.offset.table.levels if layout.offset else np.empty(0, np.float32),
-        )  # fmt: skip
+        table, offset = self._layout.table, self._layout.offset
+        no_levels, no_points, none_near = np.empty(0, np.float32), np.empty((0, 0), np.float32), _nothing(0)
+        scales, offsets = self._layout.scale.table.levels, offset.table.levels if offset else no_levels
+        if isinstance(table, Points):
+            return Choices(no_levels, False, table.points, table.near, table.parity, scales, offsets)
+        return Choices(table.levels, table.even, no_points, none_near, False, scales, offsets)
 
     def written(self) -> Bytes:
         """Return the bytes, u8[r, bytes]. Numbers that have not changed keep their bits, of which some types have
@@ -80,16 +78,47 @@ class Codes:
         blocks = self._data.reshape(-1, self._block_bytes).copy()
         layout, before = self._layout, self._before
         state = _in_rows(self.state, len(blocks))
-        numbers = [(layout.codes, layout.table, before.places, state.places)]
-        numbers.append((layout.scale.field, layout.scale.table, before.scales, state.scales))
+        table = layout.table
+        if isinstance(table, Points):
+            _write(layout.codes, None, blocks, before.places, state.places)
+            if table.signs:
+                _write(table.signs, None, blocks, before.signs, state.signs)
+        else:
+            _write(layout.codes, table, blocks, before.places, state.places)
+        _write(layout.scale.field, layout.scale.table, blocks, before.scales, state.scales)
         if layout.offset:
-            numbers.append((layout.offset.field, layout.offset.table, before.offsets, state.offsets))
-        for field, table, old, new in numbers:
-            moved = (old != new).any(axis=1)
-            some = blocks[moved]
-            field.write(some, np.where(old == new, field.read(blocks), table.codes[new])[moved])
-            blocks[moved] = some
+            _write(layout.offset.field, layout.offset.table, blocks, before.offsets, state.offsets)
         return blocks.reshape(self._data.shape)
+
+
+def _weights(layout: Layout, blocks: Bytes) -> tuple[Numbers, Floats, Numbers]:
+    """Return places, levels and signs, each of so many rows as there are blocks."""
+    codes, table = layout.codes.read(blocks), layout.table
+    if not isinstance(table, Points):
+        places = table.places[codes]
+        return places, table.levels[places], _nothing(len(blocks))
+    levels = table.points[codes].reshape(len(blocks), -1)
+    if table.signs is None:
+        return codes, levels, _nothing(len(blocks))
+    signs = table.signs.read(blocks)
+    if table.parity:
+        odd = signs ^ signs >> 4
+        odd ^= odd >> 2
+        signs |= ((odd ^ odd >> 1) & 1) << 7
+    minus = signs[:, :, None] >> np.arange(8) & 1
+    return codes, np.where(minus.reshape(levels.shape), -levels, levels), signs
+
+
+def _nothing(rows: int) -> Numbers:
+    return np.empty((rows, 0), np.int32)
+
+
+def _write(field: Field, table: Table | None, blocks: Bytes, before: Numbers, after: Numbers) -> None:
+    """Write the codes of places, or numbers as they are without a table, into those blocks where any is another."""
+    moved = (before != after).any(axis=1)
+    some, old, new = blocks[moved], before[moved], after[moved]
+    field.write(some, np.where(old == new, field.read(some), new if table is None else table.codes[new]))
+    blocks[moved] = some
 
 
 def _in_rows(state: State, rows: int) -> State:

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bits", "Field", "Trits", "at", "joined", "word"]
+__all__ = ["Bits", "Field", "Places", "Trits", "at", "joined", "word"]
 
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int32]

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from planner.formats.ggml.refine.fields import Bits, Field, Trits, at, joined, word
 
-__all__ = ["LAYOUTS", "Layout", "Scale", "Table", "half_floats"]
+__all__ = ["LAYOUTS", "Floats", "Layout", "Numbers", "Points", "Scale", "Table", "half_floats"]
 
 Floats = NDArray[np.float32]
 Numbers = NDArray[np.int32]
 
+_SIGNED = 8  # weights whose signs are stored together
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # kvalues_iq4nl
 _FP4 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # kvalues_mxfp4, doubled
 
@@ -44,6 +45,21 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Points:
+    """Points of a lattice by code, f32[p, 4 or 8], the nearest others of each, i32[p, m], and where the signs of eight
+    weights are: eight bits, or seven, where the number of minuses is even; None where the points have signs."""
+
+    points: Floats
+    near: Numbers
+    signs: Bits | None
+
+    @property
+    def parity(self) -> bool:
+        """True if the number of minuses among eight weights is even."""
+        return self.signs is not None and self.signs.places.shape[1] == _SIGNED - 1
+
+
+@dataclass(frozen=True, slots=True)
 class Scale:
     """What weights of a group have in common: a number a group, and what it means in units of `unit`, a half float of
     the block (1 where there is none)."""
@@ -56,17 +72,18 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A type: the code of each weight of a block and its level, the scales and offsets of groups of `group` weights."""
+    """A type: the code of each weight of a block and its level, or the code of several and the point that they are; the
+    scales and offsets of groups of `group` weights."""
 
     codes: Field
-    table: Table
+    table: Table | Points
     scale: Scale
     offset: Scale | None = None
 
     @property
     def block(self) -> int:
         """Weights in a block."""
-        return self.codes.count
+        return self.codes.count * (self.table.points.shape[1] if isinstance(self.table, Points) else 1)
 
     @property
     def group(self) -> int:

@@ -11,6 +11,7 @@ from planner.errors import KernelError
 from planner.formats.ggml.formats import Format
 from planner.formats.ggml.kernels import dequantize_rows
 from planner.formats.ggml.refine.codes import Codes
+from planner.formats.ggml.refine.lattices import LATTICES
 from planner.formats.ggml.refine.layouts import LAYOUTS
 
 __all__ = ["SHRINKAGE", "Metric", "can_refine", "refine_rows", "require_compiler"]
@@ -55,7 +56,7 @@ def require_compiler() -> None:
 
 def can_refine(fmt: Format) -> bool:
     """Return whether the codes of a format can be refined."""
-    return fmt.name in LAYOUTS
+    return fmt.name in LAYOUTS or fmt.name in LATTICES
 
 
 def refine_rows(fmt: Format, rows: Floats, data: Bytes, metric: Metric, sweeps: int = _SWEEPS) -> Bytes:
@@ -66,7 +67,7 @@ def refine_rows(fmt: Format, rows: Floats, data: Bytes, metric: Metric, sweeps: 
     """
     from planner.formats.ggml.refine import kernels  # loads a compiler
 
-    layout, width = LAYOUTS[fmt.name](), rows.shape[1]
+    layout, width = (LAYOUTS.get(fmt.name) or LATTICES[fmt.name])(), rows.shape[1]
     before = dequantize_rows(fmt, data, width) - rows
     gradient = np.empty_like(before)
     kernels.products(before, metric.matrix, gradient)
