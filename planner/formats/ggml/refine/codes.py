@@ -21,7 +21,8 @@ class Choices(NamedTuple):
     """What the codes of a type mean, in ascending order of levels.
 
     `levels` f32[k], one apart if `even`; or, of a lattice, `points` f32[p, 4 or 8] of which `near` i32[p, m] are the
-    neighbours of each, and signs, with an even number of minuses where `parity`. `scales` and `offsets` are levels of
+    neighbours of each and `ways` f32[p, 4 or 8, m] what leads there, and signs, with an even number of minuses where
+    `parity`. `scales` and `offsets` are levels of
     scales and offsets in their units.
     """
 
@@ -29,6 +30,7 @@ class Choices(NamedTuple):
     even: bool
     points: Floats
     near: Numbers
+    ways: Floats
     parity: bool
     scales: Floats
     offsets: Floats
@@ -67,10 +69,11 @@ class Codes:
         """What the codes mean."""
         table, offset = self._layout.table, self._layout.offset
         no_levels, no_points, none_near = np.empty(0, np.float32), np.empty((0, 0), np.float32), _nothing(0)
+        no_ways = np.empty((0, 0, 0), np.float32)
         scales, offsets = self._layout.scale.table.levels, offset.table.levels if offset else no_levels
         if isinstance(table, Points):
-            return Choices(no_levels, False, table.points, table.near, table.parity, scales, offsets)
-        return Choices(table.levels, table.even, no_points, none_near, False, scales, offsets)
+            return Choices(no_levels, False, table.points, table.near, table.ways, table.parity, scales, offsets)
+        return Choices(table.levels, table.even, no_points, none_near, no_ways, False, scales, offsets)
 
     def written(self) -> Bytes:
         """Return the bytes, u8[r, bytes]. Numbers that have not changed keep their bits, of which some types have

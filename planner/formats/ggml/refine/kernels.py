@@ -164,39 +164,44 @@ def _codes(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: 
 @_compiled
 def _points(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: Floats, a: int, e: int) -> float:
     """Move each point of a lattice within a panel to its best neighbour, signs as they are; return what that gains."""
-    group, size = g.shape[0] // state.scales.shape[1], choices.points.shape[1]
-    steps = np.empty(size, np.float32)
-    taken = np.empty(size, np.float32)
+    group, size, count = g.shape[0] // state.scales.shape[1], choices.points.shape[1], choices.near.shape[1]
+    along, changes_by, slopes = np.empty(size, np.float32), np.empty(count, np.float32), np.empty(count, np.float32)
     won = 0.0
     for begin in range(a, e, size):
         own = begin // group
         scale = choices.scales[state.scales[r, own]] * state.units[r, own]
         at = state.places[r, begin // size]
         signs = state.signs[r, begin // _SIGNED] >> (begin % _SIGNED) if state.signs.shape[1] else 0
-        best, place = np.float32(0), -1
-        for candidate in choices.near[at]:
-            change, itself = np.float32(0), np.float32(0)
-            for i in range(size):
-                step = scale * (choices.points[candidate, i] - choices.points[at, i])
-                steps[i] = -step if signs >> i & 1 else step
-            for i in range(size):
-                inner = np.float32(0)
-                for k in range(size):
-                    inner += h[begin + i, begin + k] * steps[k]
-                itself += steps[i] * inner
-                change += steps[i] * g[begin + i]
-            change = 2 * change + itself
-            if change < best and change < -_LEAST * itself:
-                best, place = change, candidate
-                taken[:] = steps
-        if place >= 0:
+        ways = choices.ways[at]
+        for i in range(size):
+            along[i] = -scale if signs >> i & 1 else scale
+        changes_by[:] = 0
+        for i in range(size):
+            slopes[:] = np.float32(2) * along[i] * g[begin + i]
+            for k in range(i):
+                both = np.float32(2) * along[i] * along[k] * h[begin + i, begin + k]
+                for m in range(count):
+                    slopes[m] += both * ways[k, m]
+            itself = along[i] * along[i] * h[begin + i, begin + i]
+            for m in range(count):
+                changes_by[m] += ways[i, m] * (slopes[m] + itself * ways[i, m])
+        best = 0
+        for m in range(1, count):
+            if changes_by[m] < changes_by[best]:
+                best = m
+        slope = np.float32(0)
+        for i in range(size):
+            slope += np.float32(2) * along[i] * ways[i, best] * g[begin + i]
+        if changes_by[best] < -_LEAST * (changes_by[best] - slope):
+            place = choices.near[at, best]
             state.places[r, begin // size] = place
             for i in range(size):
                 level = choices.points[place, i]
                 state.levels[r, begin + i] = -level if signs >> i & 1 else level
-                if taken[i] != 0:
-                    _move(g, moved, h, a, e, begin + i, taken[i])
-            won -= float(best)
+                step = along[i] * ways[i, best]
+                if step != 0:
+                    _move(g, moved, h, a, e, begin + i, step)
+            won -= float(changes_by[best])
     return won
 
 

@@ -34,7 +34,8 @@ def _lattice(name: str, codes: Field, scale: Scale, signs: Bits | None = None, *
     codes.write(blocks, np.arange(bits, dtype=np.int32).reshape(len(blocks), -1))
     points = dequantize_rows(fmt, blocks, _WEIGHTS).reshape(bits, width) / scale.table.levels[scale.table.places[0]]
     near = _neighbours(points, 2 if shared else 1)
-    return Layout(codes, Points(points, near, signs), scale)
+    ways = np.ascontiguousarray((points[near] - points[:, None]).transpose(0, 2, 1))
+    return Layout(codes, Points(points, near, ways, signs), scale)
 
 
 def _neighbours(points: Floats, parts: int) -> Numbers:
