@@ -20,7 +20,16 @@ from typing import BinaryIO, Self
 from planner.errors import OutputError, option
 from planner.lastwords import note
 
-__all__ = ["Output", "atomic_file", "check_destinations", "give_name", "refusal", "refused", "write_atomically"]
+__all__ = [
+    "Output",
+    "atomic_file",
+    "check_destinations",
+    "give_name",
+    "refusal",
+    "refused",
+    "temporary_beside",
+    "write_atomically",
+]
 
 _BUFFER = 1 << 20
 
@@ -96,14 +105,13 @@ class Output:
             if _is_stream(target):
                 self._current = None, target.open("wb")
             else:
-                path = target.parent / f".{target.name[:40]}.{os.urandom(8).hex()}.part"
+                path = temporary_beside(target)
                 self._current = path, os.fdopen(self._create(path), "wb", _BUFFER)
         return self._current[1]
 
     def _create(self, path: Path) -> int:
         """Create a temporary file, the owner's alone; return its descriptor."""
         self._temporary.add(path)  # before it is there: Ctrl-C may come at any moment
-        note("temporary", path)
         try:
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
         except FileExistsError:
@@ -193,6 +201,13 @@ def _sync_directory(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a name that nobody has for a file that is to become `path`; if the process is killed, it is removed."""
+    temporary = path.parent / f".{path.name[:40]}.{os.urandom(8).hex()}.part"
+    note("temporary", temporary)
+    return temporary
 
 
 def give_name(temporary: Path, path: Path) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from planner.cli.options import LiteralChoice, gpu_option, threads_option
-from planner.cli.progress import progress_bar
+from planner.cli.progress import duration, progress_bar
 from planner.cli.running import check_runs
 from planner.errors import ImatrixError, Interrupted, UsageError
 from planner.text import command
 
 if TYPE_CHECKING:
     from planner.gguf import Imatrix, Model
+    from planner.gguf.covariance import Covariances
     from planner.gguf.sums import Sums
-    from planner.llama.collect.run import CollectRequest
+    from planner.llama.collect.run import CollectRequest, Gathering
 
 __all__ = ["imatrix"]
 
@@ -54,6 +57,12 @@ _paths = click.Path(path_type=Path)
     "-c", "--ctx", type=click.IntRange(min=16), help="Tokens of a chunk.  [default: 512, or what the model takes]"
 )
 @click.option("--chunks", type=click.IntRange(min=1), help="Read at most so many chunks of each text.")
+@click.option(
+    "--covariance",
+    type=_paths,
+    help="Write covariances too, for rounding against them; merged files then have to have them.",
+)
+@click.option("--memory", help="Memory for covariances; what does not fit takes more passes.  [default: most of it]")
 @click.option("--process-output", is_flag=True, help="Collect for output.weight too.")
 @click.option("--parse-special", is_flag=True, help="Take <|im_start|> and its like in --text for special tokens.")
 @gpu_option
@@ -68,6 +77,8 @@ def imatrix(
     output_format: Encoding,
     ctx: int | None,
     chunks: int | None,
+    covariance: Path | None,
+    memory: str | None,
     process_output: bool,
     parse_special: bool,
     gpu_layers: int,
@@ -79,34 +90,62 @@ def imatrix(
     Per channel, sums of squares (as llama-imatrix has them) and of activations; per expert, how often it was used. Stop
     at any time, the same command goes on. Needs llama-cpp-python: pip install 'gguf-planner[llama]'.
     """
-    from planner.files import check_destinations
     from planner.gguf import open_model, read_imatrix
+    from planner.gguf.covariance import Covariances
     from planner.llama.collect.run import CollectRequest
     from planner.llama.text import window_length
+    from planner.sizes import parse_size
 
     reading = bool(texts or chats)
-    _check_usage(model, reading=reading, merging=bool(merged))
-    inputs = [path for path in (model, *texts, *chats, *merged) if path is not None]
-    check_destinations([output], 0, inputs, force=force)
-    earlier = [read_imatrix(path) for path in merged]
-    if model is None:
-        _finish(_merge(earlier, ctx), None, output, output_format, inputs, force=force)
-        return
-    with open_model(model) as opened:
-        for file in earlier:
-            _check_model(file, opened)
-        if not reading:
-            sums = _merge(earlier, ctx)
-            _finish(sums, opened, output, output_format, [*inputs, *opened.parts], force=force)
+    _check_usage(model, reading=reading, merging=bool(merged), covariance=covariance, memory=memory)
+    files = _Files(
+        output, output_format, covariance, [path for path in (model, *texts, *chats, *merged) if path], force
+    )
+    files.check()
+    with contextlib.ExitStack() as stack:
+        correlated = [stack.enter_context(Covariances.open(path)) for path in merged] if covariance else []
+        earlier = [file.imatrix for file in correlated] or [read_imatrix(path) for path in merged]
+        opened = None if model is None else stack.enter_context(open_model(model))
+        if opened is not None:
+            for file in earlier:
+                _check_model(file, opened)
+        if opened is None or not reading:
+            _merge(files, earlier, correlated, opened, ctx)
             return
         request = CollectRequest(
             opened, texts, chats, tuple(earlier), output, context=ctx or window_length(opened), chunks=chunks,
             output=process_output, parse_special=parse_special, gpu_layers=gpu_layers, threads=threads, force=force,
+            covariance=covariance, correlated=tuple(correlated), memory=None if memory is None else parse_size(memory),
         )  # fmt: skip
-        _read(request, output_format, [*inputs, *opened.parts])
+        _read(request, files)
 
 
-def _check_usage(model: Path | None, *, reading: bool, merging: bool) -> None:
+@dataclass
+class _Files:
+    """What is written, and what was read for it: `inputs` are not to be overwritten."""
+
+    imatrix: Path
+    encoding: Encoding
+    covariance: Path | None
+    inputs: list[Path]
+    force: bool
+
+    def check(self) -> None:
+        """Refuse names that cannot be written to. Raises OutputError and UsageError."""
+        from planner.files import check_destinations
+
+        for path in (self.imatrix, self.covariance):
+            if path is not None:
+                check_destinations([path], 0, self.inputs, force=self.force)
+        if self.covariance is not None and self.covariance.absolute() == self.imatrix.absolute():
+            raise UsageError(
+                f"{self.imatrix} cannot be both files.", "Give another name with --covariance or --output."
+            )
+
+
+def _check_usage(
+    model: Path | None, *, reading: bool, merging: bool, covariance: Path | None, memory: str | None
+) -> None:
     if not reading and not merging:
         raise UsageError(
             "There is nothing to read.",
@@ -114,6 +153,8 @@ def _check_usage(model: Path | None, *, reading: bool, merging: bool) -> None:
         )
     if reading and model is None:
         raise UsageError("Which model is to read the text?", "planner imatrix MODEL --text FILE")
+    if memory is not None and not (covariance and reading):
+        raise UsageError("--memory goes with --covariance and a text.", "Leave it out, or give --covariance FILE.")
 
 
 def _check_model(file: Imatrix, model: Model) -> None:
@@ -125,18 +166,20 @@ def _check_model(file: Imatrix, model: Model) -> None:
         )
 
 
-def _read(request: CollectRequest, output_format: Encoding, inputs: list[Path]) -> None:
+def _read(request: CollectRequest, files: _Files) -> None:
     from planner.llama.collect.run import Gathering
 
+    files.inputs += request.model.parts
     check_runs([request.model.path], context=request.context, gpu_layers=request.gpu_layers, predicts=False)
     gathering = None
     try:
         with Gathering(request) as gathering, progress_bar("chunks") as advance:
+            _announce(gathering, request)
             if gathering.done:
                 click.echo(f"Going on after {gathering.done:,} of {gathering.total:,} chunks.", err=True)
             for done in gathering.run():
                 advance("reading", done, gathering.total)
-            _finish(gathering.sums, request.model, request.destination, output_format, inputs, force=request.force)
+            _finish(gathering.sums, request.model, files, gathering)
             gathering.forget()
     except KeyboardInterrupt:
         if gathering is None or not gathering.saved:
@@ -147,27 +190,60 @@ def _read(request: CollectRequest, output_format: Encoding, inputs: list[Path]) 
         ) from None
 
 
-def _merge(files: list[Imatrix], ctx: int | None) -> Sums:
+def _announce(gathering: Gathering, request: CollectRequest) -> None:
+    """Say what covariances will take, before the texts are read."""
+    from planner.sizes import format_size
+
+    expected = gathering.expected()
+    if expected is None or request.covariance is None:
+        return
+    passes = "one pass" if expected.passes == 1 else f"{expected.passes:,} passes"
+    click.echo(
+        f"Covariances: {format_size(expected.file_bytes)} in {request.covariance}, {format_size(expected.memory)} of "
+        f"memory, {passes} over {expected.tokens:,} tokens: about {duration(expected.seconds)}.",
+        err=True,
+    )
+    if expected.tokens < expected.widest:
+        click.echo(
+            f"Fewer tokens than channels ({expected.widest:,}): give more text, ten tokens a channel if there are.",
+            err=True,
+        )
+    if not gathering.keeps:
+        click.echo(
+            "The disk has no room for twice that memory: progress is kept only at the end of a pass.",
+            err=True,
+        )
+
+
+def _merge(
+    files: _Files, earlier: list[Imatrix], correlated: list[Covariances], model: Model | None, ctx: int | None
+) -> None:
+    from planner.gguf.covariance_writer import merge_covariances
     from planner.gguf.sums import merge_imatrices
 
-    return merge_imatrices(files, ctx)
+    if model is not None:
+        files.inputs += model.parts
+    sums = merge_imatrices(earlier, ctx)
+    if files.covariance is not None:
+        merge_covariances(correlated, sums, files.covariance)
+    _finish(sums, model, files, None)
 
 
-def _finish(
-    sums: Sums, model: Model | None, output: Path, output_format: Encoding, inputs: list[Path], *, force: bool
-) -> None:
-    """Write the file, show what is in it, and what to do with it."""
+def _finish(sums: Sums, model: Model | None, files: _Files, gathering: Gathering | None) -> None:
+    """Write the files, show what is in them, and what to do with them."""
     from planner.gguf import read_imatrix
     from planner.gguf.imatrix_writer import write_imatrix, write_legacy_imatrix
     from planner.report.inspection import imatrix_facts, imatrix_summary
 
-    write = write_legacy_imatrix if output_format == "dat" else write_imatrix
-    write(sums, output, force=force, inputs=inputs)
-    click.echo(imatrix_summary(imatrix_facts(read_imatrix(output), model)))
-    if output_format != "dat" and 0 < len(sums.without_sums) < len(sums.tensors):
+    write = write_legacy_imatrix if files.encoding == "dat" else write_imatrix
+    write(sums, files.imatrix, force=files.force, inputs=files.inputs)
+    if gathering is not None and files.covariance is not None:
+        gathering.finish_covariances()
+    click.echo(imatrix_summary(imatrix_facts(read_imatrix(files.imatrix), model)))
+    if files.encoding != "dat" and 0 < len(sums.without_sums) < len(sums.tensors):
         click.echo(
             f"{len(sums.without_sums):,} entries have no sums of activations: a file that was merged has none.",
             err=True,
         )
     if model is not None:
-        click.echo(f"\nNext: {command('planner', 'measure', model.path, '--imatrix', output)}")
+        click.echo(f"\nNext: {command('planner', 'measure', model.path, '--imatrix', files.imatrix)}")

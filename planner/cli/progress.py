@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-__all__ = ["progress_bar"]
+__all__ = ["duration", "progress_bar"]
 
 Advance = Callable[[str, float, float], None]
 
@@ -36,3 +36,14 @@ def progress_bar(unit: str) -> Iterator[Advance]:
             progress.update(task, completed=done, total=total, description=escape(plain(what)))
 
         yield advance
+
+
+def duration(seconds: float) -> str:
+    """Format a time that is only roughly known.
+
+    >>> duration(75), duration(600), duration(9000)
+    ('75 s', '10 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

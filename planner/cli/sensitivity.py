@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from planner.cli.options import LiteralChoice, Measuring, gpu_option, measuring_options, open_sources
-from planner.cli.progress import progress_bar
+from planner.cli.progress import duration, progress_bar
 from planner.cli.running import check_runs
 from planner.errors import Interrupted, UsageError
 from planner.terms import Design
@@ -115,7 +115,7 @@ def _run(run: Trials, trials: list[Trial], stretch: str) -> None:
         click.echo(f"{stretch}{done} passes were there already.", err=True)
         return
     before = f" {done} were there already." if done else ""
-    whole = _duration(run.seconds * len(missing))
+    whole = duration(run.seconds * len(missing))
     click.echo(f"{stretch}{len(missing)} passes of {run.seconds:.1f} s: about {whole}.{before}", err=True)
     with progress_bar("passes") as advance:
         for number, entry in enumerate(run.run(missing), start=1):
@@ -135,9 +135,3 @@ def _calibrate(sources: Sources, run: Trials, threads: int, gpu_layers: int) -> 
         for number, (entry, recipe) in enumerate(zip(found, recipes, strict=True), start=1):
             advance(entry.label, number, len(recipes))
             click.echo(f"{entry.label}: KLD {entry.kld:.4g} ± {entry.stderr:.2g}, losses sum to {recipe.loss:.4g}.")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -211,6 +211,10 @@ class Covariances(Closing):
         values = np.empty(0, np.float16) if stored.each is None else self._values(stored.each, matrix, len(squares))
         return Part.of_correlations(squares * tokens, values)
 
+    def tokens_of(self, name: str) -> NDArray[np.int64]:
+        """Return how many tokens went into the covariances of an input, i64[matrices]."""
+        return self._stored[name].tokens.astype(np.int64)
+
     def _values(self, tensor: Tensor, matrix: int, width: int) -> NDArray[np.float16]:
         count = triangle(width)
         values = np.frombuffer(self._file.data, "<u2", count, tensor.offset + 2 * count * matrix)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from planner.closing import Closing
 from planner.errors import CovarianceError
-from planner.files import give_name, refused
+from planner.files import give_name, refused, temporary_beside
 from planner.gguf.container import F16, Item, header_of, places
 from planner.gguf.covariance import (
     CORRELATIONS,
@@ -40,7 +40,7 @@ from planner.gguf.metadata import encode_pair
 from planner.gguf.products import Part, correlations
 from planner.gguf.sums import Sums
 
-__all__ = ["CovarianceFile", "check_mergeable", "file_size"]
+__all__ = ["CovarianceFile", "check_mergeable", "merge_covariances"]
 
 _BUFFER = 1 << 20
 
@@ -131,10 +131,20 @@ class CovarianceFile(Closing):
             raise refused(self.path, problem) from problem
 
 
-def file_size(sums: Sums, inputs: Sequence[Input]) -> int:
-    """Return the bytes of a file with these entries and inputs."""
-    *_, size = places(*_layout(sums, inputs))
-    return size
+def merge_covariances(files: Sequence[Covariances], sums: Sums, path: Path) -> None:
+    """Write the sum of covariances of one model; `sums`: their importance matrices, merged. Raises CovarianceError for
+    files of different models, OutputError."""
+    check_mergeable(files, files[0].inputs)
+    inputs = list(files[0].inputs.values())
+    temporary = temporary_beside(path)
+    try:
+        with CovarianceFile(temporary, sums, inputs) as merged:
+            for one in inputs:
+                parts = [[file.part(one.name, matrix) for file in files] for matrix in range(one.matrices)]
+                merged.put(one, parts, np.sum([file.tokens_of(one.name) for file in files], axis=0).tolist())
+            merged.finish(sums, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_mergeable(files: Sequence[Covariances], inputs: Mapping[str, Input]) -> None:

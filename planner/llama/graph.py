@@ -68,7 +68,7 @@ class Node:
 
 
 class Enough(Exception):
-    """An observer has seen all that it wants of a batch: the rest of the graph need not run, and its results are void."""
+    """An observer has seen all that it wants of a batch: the rest of the graph is not run, its results are void."""
 
 
 class Observer(Protocol):

@@ -1,17 +1,20 @@
 """Keep the sums of an unfinished run of `planner imatrix` beside its output, so that the next run goes on.
 
-    magic | header length u64 | header, JSON | arrays, in the header's order
+    magic | header length u64 | header, JSON | arrays, in the header's order | sums of products
 
 Written whole or not at all. The header says of which run it is, part by part, and a run goes on only from its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +24,29 @@ from planner.files import Output
 from planner.gguf.sums import Sums, TensorSums
 from planner.inputs.reading import open_regular
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "Progress"]
 
-_MAGIC = b"planner imatrix progress 1\n"
+Floats = NDArray[np.float32]
+
+_MAGIC = b"planner imatrix progress 2\n"
 _U64 = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An unfinished run: `done` windows of a pass over the texts, before which `past` passes were complete: `sums` are
+    of the first.
+
+    Of covariances: the inputs that are `finished`; and those of this pass, name → rows that each of its matrices has
+    (None if their sums of products were not kept), whose sums begin at byte `products_at`.
+    """
+
+    done: int
+    sums: Sums
+    past: int = 0
+    finished: tuple[str, ...] = ()
+    tokens: Mapping[str, Sequence[int]] | None = None
+    products_at: int = 0
 
 
 class Checkpoint:
@@ -33,43 +55,55 @@ class Checkpoint:
     def __init__(self, path: Path, run: Mapping[str, str]) -> None:
         self.path, self._run = path, dict(run)
 
-    def load(self, *, force: bool) -> tuple[int, Sums] | None:
-        """Return how many windows were done, and their sums; None if there is no such file.
+    def load(self, *, force: bool) -> Progress | None:
+        """Return what was kept, the sums of products aside; None if there is no such file.
 
         Raises UsageError for the progress of another run, unless `force` says to begin anew; InferenceError if damaged.
         """
         if not self.path.exists():
             return None
-        with open_regular(self.path, InferenceError) as file:
-            data = file.read()
-        try:
-            header, rest = _header(data)
+        with open_regular(self.path, InferenceError) as file, self._reading():
+            header = _header(file)
             run = header["run"]
             changed = [part for part in self._run if run.get(part) != self._run[part]]
             if changed and force:
                 return None
             if not changed:
-                return int(header["done"]), _sums(header, rest)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error,
-                OverflowError, RecursionError) as error:  # fmt: skip
-            raise InferenceError(
-                f"{self.path} is no progress of `planner imatrix`, or damaged ({error}).",
-                "Remove it to begin anew.",
-            ) from error
+                sums = _sums(header, file)
+                finished = tuple(str(name) for name in header["finished"])
+                tokens = header["tokens"]
+                if tokens is not None:
+                    tokens = {str(name): [int(count) for count in own] for name, own in tokens.items()}
+                elif file.read(1):
+                    raise ValueError("it is longer than it says")
+                return Progress(int(header["done"]), sums, int(header["past"]), finished, tokens, file.tell())
         raise UsageError(
             f"{self.path} is the progress of another run, which differs in {' and '.join(map(_called, changed))}.",
             f"Remove it or give {option('force')} to begin anew, or give another name with {option('output')}.",
         )
 
-    def save(self, done: int, texts: Mapping[str, tuple[int, int]], sums: Sums) -> None:
-        """Save the sums of `done` windows. `texts`: name → windows done, and in all. Raises OutputError."""
+    def load_products(self, progress: Progress, arrays: Sequence[Floats]) -> None:
+        """Read the sums of products into `arrays`, which are those that were saved. Raises InferenceError."""
+        with open_regular(self.path, InferenceError) as file, self._reading():
+            file.seek(progress.products_at)
+            for array in arrays:
+                if file.readinto(array.data.cast("B")) != array.nbytes:  # type: ignore[attr-defined]
+                    raise ValueError("it ends early")
+            if file.read(1):
+                raise ValueError("it is longer than it says")
+
+    def save(self, progress: Progress, texts: Mapping[str, tuple[int, int]], products: Sequence[Floats] = ()) -> None:
+        """Save progress; `texts`: name → windows done, and in all. Raises OutputError."""
+        sums, tokens = progress.sums, progress.tokens
         entries = [
             {"name": name, "values": len(entry.sum2), "experts": len(entry.counts), "sums": entry.sums is not None}
             for name, entry in sums.tensors.items()
         ]
         header = {
-            "run": self._run, "done": done, "texts": texts, "chunk_size": sums.chunk_size,
-            "datasets": sums.datasets, "entries": entries,
+            "run": self._run, "done": progress.done, "past": progress.past, "texts": texts,
+            "chunk_size": sums.chunk_size, "datasets": sums.datasets, "entries": entries,
+            "finished": progress.finished,
+            "tokens": None if tokens is None else {name: list(map(int, own)) for name, own in tokens.items()},
         }  # fmt: skip
         text = json.dumps(header).encode()
         start = _MAGIC + _U64.pack(len(text)) + text
@@ -77,8 +111,8 @@ class Checkpoint:
             output.begin()
             output.write(start)
             total = len(start)
-            for array in _arrays(sums):
-                output.write(array.tobytes())
+            for array in (*_arrays(sums), *products):
+                output.write(array.data.cast("B"))  # no copy: sums of products take gigabytes
                 total += array.nbytes
             output.end(total)
             output.commit()
@@ -86,6 +120,17 @@ class Checkpoint:
     def remove(self) -> None:
         """Remove the file: the run is complete."""
         self.path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error,
+                OverflowError, RecursionError) as error:  # fmt: skip
+            raise InferenceError(
+                f"{self.path} is no progress of `planner imatrix`, or damaged ({error}).",
+                "Remove it to begin anew.",
+            ) from error
 
 
 def _called(part: str) -> str:
@@ -101,30 +146,30 @@ def _arrays(sums: Sums) -> Iterator[NDArray[np.generic]]:
         yield entry.counts
 
 
-def _header(data: bytes) -> tuple[dict[str, Any], memoryview]:
-    if not data.startswith(_MAGIC):
+def _header(file: BinaryIO) -> dict[str, Any]:
+    if file.read(len(_MAGIC)) != _MAGIC:
         raise ValueError("it begins otherwise")
-    (length,) = _U64.unpack_from(data, len(_MAGIC))
-    begin = len(_MAGIC) + _U64.size
-    header = json.loads(data[begin : begin + length])
-    return header, memoryview(data)[begin + length :]
+    (length,) = _U64.unpack(file.read(_U64.size))
+    found: dict[str, Any] = json.loads(file.read(min(length, _left(file))))
+    return found
 
 
-def _sums(header: dict[str, Any], rest: memoryview) -> Sums:
+def _left(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size - file.tell()
+
+
+def _sums(header: dict[str, Any], file: BinaryIO) -> Sums:
     sums = Sums(int(header["chunk_size"]), datasets=[str(name) for name in header["datasets"]])
-    at = 0
 
     def take(count: int, dtype: str) -> NDArray[Any]:
-        nonlocal at
-        array = np.frombuffer(rest, dtype, count, at).copy()
-        at += array.nbytes
-        return array
+        size = count * np.dtype(dtype).itemsize
+        if not 0 <= size <= _left(file):
+            raise ValueError("it is of another length than it says")
+        return np.frombuffer(file.read(size), dtype).copy()
 
     for entry in header["entries"]:
         values, experts = int(entry["values"]), int(entry["experts"])
         sum2 = take(values, "<f4")
         activations = take(values, "<f4") if entry["sums"] else None
         sums.tensors[str(entry["name"])] = TensorSums(sum2, activations, take(experts, "<i8"))
-    if at != len(rest):
-        raise ValueError("it is of another length than it says")
     return sums

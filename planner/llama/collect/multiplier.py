@@ -10,11 +10,11 @@ from planner.errors import ModelError
 from planner.gguf.covariance import Input
 from planner.gguf.products import Products
 from planner.llama.collect.activations import Floats, activations_of, rows_of
-from planner.llama.collect.collector import is_collected
+from planner.llama.collect.collector import Collector, is_collected
 from planner.llama.graph import Enough, Node
 from planner.llama.workers import Workers
 
-__all__ = ["Multiplier", "products_bytes"]
+__all__ = ["Multiplier", "Together", "products_bytes"]
 
 
 class Multiplier:
@@ -60,6 +60,23 @@ class Multiplier:
         if self.inputs[node.sources[0].name].matrices == 1:
             return [(0, np.ascontiguousarray(rows_of(node)))]
         return [(group.matrix, np.ascontiguousarray(group.rows)) for group in activations_of(node)]
+
+
+class Together:
+    """A collector of an importance matrix and a multiplier as one observer."""
+
+    def __init__(self, collector: Collector, multiplier: Multiplier) -> None:
+        self._collector, self._multiplier = collector, multiplier
+
+    def wants(self, node: Node) -> bool:
+        """Return whether the collector wants the node, as it does what the multiplier wants."""
+        return self._collector.wants(node)
+
+    def see(self, node: Node) -> None:
+        """Show the node to both."""
+        self._collector.see(node)
+        if self._multiplier.wants(node):
+            self._multiplier.see(node)
 
 
 def products_bytes(one: Input) -> int:
