@@ -26,6 +26,7 @@ _DEEP, _WIDE = 64, 64  # of the part of the covariance that rows are multiplied 
 _REFITS = 2  # sweeps in which scales are refitted: all of them may move, which costs as much as `products`
 _LEAST = np.float32(1e-4)  # of what a step changes by itself: gains below are as likely rounding
 _PAYS = 0.01  # of all that a row has gained: with less in one sweep, it is done
+_TWO = np.float32(2)  # an integer would make a double of a product
 _SIGNED = 8  # weights whose signs are stored together
 
 
@@ -152,7 +153,7 @@ def _codes(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: 
                 continue
             step = scale * (levels[place] - state.levels[r, j])
             itself = weight * step * step
-            change = 2 * step * g[j] + itself
+            change = _TWO * step * g[j] + itself
             if change < -_LEAST * itself:
                 state.places[r, j] = place
                 state.levels[r, j] = levels[place]
@@ -177,9 +178,9 @@ def _points(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h:
             along[i] = -scale if signs >> i & 1 else scale
         changes_by[:] = 0
         for i in range(size):
-            slopes[:] = np.float32(2) * along[i] * g[begin + i]
+            slopes[:] = _TWO * along[i] * g[begin + i]
             for k in range(i):
-                both = np.float32(2) * along[i] * along[k] * h[begin + i, begin + k]
+                both = _TWO * along[i] * along[k] * h[begin + i, begin + k]
                 for m in range(count):
                     slopes[m] += both * ways[k, m]
             itself = along[i] * along[i] * h[begin + i, begin + i]
@@ -191,7 +192,7 @@ def _points(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h:
                 best = m
         slope = np.float32(0)
         for i in range(size):
-            slope += np.float32(2) * along[i] * ways[i, best] * g[begin + i]
+            slope += _TWO * along[i] * ways[i, best] * g[begin + i]
         if changes_by[best] < -_LEAST * (changes_by[best] - slope):
             place = choices.near[at, best]
             state.places[r, begin // size] = place
@@ -215,22 +216,22 @@ def _signs(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: 
         scale = choices.scales[state.scales[r, own]] * state.units[r, own]
         best, first, second = 0.0, -1, -1
         for i in range(begin, begin + _SIGNED):
-            one = -2 * scale * state.levels[r, i]
+            one = -_TWO * scale * state.levels[r, i]
             itself = h[i, i] * one * one
-            change = 2 * one * g[i] + itself
+            change = _TWO * one * g[i] + itself
             if not choices.parity:
                 if change < best and change < -_LEAST * itself:
                     best, first = change, i
                 continue
             for k in range(i + 1, begin + _SIGNED):
-                other = -2 * scale * state.levels[r, k]
-                both = itself + h[k, k] * other * other + 2 * h[i, k] * one * other
-                change_of_both = 2 * (one * g[i] + other * g[k]) + both
+                other = -_TWO * scale * state.levels[r, k]
+                both = itself + h[k, k] * other * other + _TWO * h[i, k] * one * other
+                change_of_both = _TWO * (one * g[i] + other * g[k]) + both
                 if change_of_both < best and change_of_both < -_LEAST * both:
                     best, first, second = change_of_both, i, k
         for j in (first, second):
             if j >= 0:
-                step = np.float32(-2 * scale * state.levels[r, j])
+                step = -_TWO * scale * state.levels[r, j]
                 state.levels[r, j] = -state.levels[r, j]
                 state.signs[r, begin // _SIGNED] ^= 1 << (j - begin)
                 _move(g, moved, h, a, e, j, step)
@@ -267,7 +268,7 @@ def _scales(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h:
             better = _nearest(table, table[place] - slope / bend / unit)
             step = unit * (table[better] - table[place])
             itself = bend * step * step
-            change = 2 * step * slope + itself
+            change = _TWO * step * slope + itself
             if not change < -_LEAST * itself:
                 continue
             if second:
