@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,13 +94,10 @@ def quantize(
         if matrix is not None and (text := unseen_text(matrix, _changed(plan, opened))):
             tell(f"{text}\nWeights that share a scale only with such ones are kept; llama-quantize would lose them.")
         with _refinement(covariance, shrinkage, opened) as refinement:
-            names = _changed(plan, opened)
-            refined = _refined(refinement, plan, opened, names) if refinement else set()
-            if refinement is not None and (kept := [name for name in names if name not in refined]):
-                tell(plain(f"Not refined, as there are no covariances or the type cannot be: {some(kept)}."))
+            refined = _refined(refinement, plan, opened, tell)
             written = quantize_model(
                 opened, plan.formats, matrix, Path(out), file_type=plan.file_type,
-                extra=_provenance(plan, refinement if refined else None), refinement=refinement, threads=threads,
+                extra=_provenance(plan, refined), refinement=refined, threads=threads,
                 force=force, keep_split=keep_split, max_shard_size=limit, allow_requantize=allow_requantize,
                 progress=None if progress is None else lambda step: progress(step.tensor, step.done, step.total),
             )  # fmt: skip
@@ -122,10 +119,17 @@ def _refinement(path: StrPath | None, shrinkage: float | None, model: Model) -> 
         yield Refinement(covariances, SHRINKAGE if shrinkage is None else shrinkage)
 
 
-def _refined(refinement: Refinement, plan: Recipe, model: Model, names: Iterable[str]) -> set[str]:
-    """Return those of the tensors that are refined."""
-    known = formats()
-    return {name for name in names if refinement.applies(model[name], known[plan.formats[name]])}
+def _refined(
+    refinement: Refinement | None, plan: Recipe, model: Model, tell: Callable[[str], None]
+) -> Refinement | None:
+    """Return the refinement if it applies to anything; tell of tensors that it could and does not apply to."""
+    if refinement is None:
+        return None
+    known, names = formats(), _changed(plan, model)
+    kept = [name for name in names if not refinement.applies(model[name], known[plan.formats[name]])]
+    if kept:
+        tell(plain(f"Not refined, as there are no covariances or the type cannot be: {some(kept)}."))
+    return refinement if len(kept) < len(names) else None
 
 
 def _provenance(plan: Recipe, refinement: Refinement | None) -> list[tuple[str, str]]:

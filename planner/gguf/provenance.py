@@ -10,7 +10,7 @@ __all__ = ["RECIPE_KEY", "provenance_pairs", "rounding_in"]
 
 RECIPE_KEY = "quantize.planner.recipe"
 _SIZE = 64  # characters of a SHA-256
-_REFINED = re.compile(r"[0-9a-f]{32} covariance (?P<digest>[0-9a-f]{16}) (?P<shrinkage>\S+) *")
+_REFINED = re.compile(r"[0-9a-f]{32} cov (?P<digest>[0-9a-f]{16}) (?P<shrinkage>\S+) *")
 
 
 def provenance_pairs(recipe: str, covariances: str = "", shrinkage: float = 0) -> list[tuple[str, str]]:
@@ -19,7 +19,7 @@ def provenance_pairs(recipe: str, covariances: str = "", shrinkage: float = 0) -
     Where codes were refined, half of that digest makes room for the covariances' and for λ.
     """
     if covariances:
-        recipe = f"{recipe:.32} covariance {covariances:.16} {shrinkage:.3g}"
+        recipe = f"{recipe:.32} cov {covariances:.16} {shrinkage:.4g}"
     return [("quantize.planner.version", f"{__version__:<12.12}"), (RECIPE_KEY, f"{recipe:<{_SIZE}.{_SIZE}}")]
 
 

@@ -11,7 +11,6 @@ from rich.cells import cell_len
 
 from planner.formats.ggml import GUESSED, file_types
 from planner.gguf import Metadata
-from planner.gguf.provenance import RECIPE_KEY, rounding_in
 from planner.report.columns import WIDTH, shown
 
 __all__ = ["Entry", "entries_of", "metadata_text"]
@@ -29,7 +28,7 @@ _WIDEST_KEY = 40
 class Entry:
     """One pair. `type` as the GGUF specification calls it (of an array, that of its items); `length` None for what is
     no array. `value`: for an array its first items; None where it is too large to read; numbers that JSON does
-    not have are texts. `meaning` explains a number, or says which rounding a file has."""
+    not have are texts. `meaning` explains a number."""
 
     type: str
     length: int | None
@@ -50,15 +49,8 @@ def _entry(metadata: Metadata, key: str) -> Entry:
     value = metadata[key]
     if isinstance(value, list | np.ndarray):
         return Entry(kind, length, [_simple(item, kind) for item in value[:_ITEMS]])
-    return Entry(kind, length, _simple(value, kind), _meaning(key, value))
-
-
-def _meaning(key: str, value: Any) -> str | None:
-    if key == "general.file_type" and isinstance(value, int):
-        return _file_type(value)
-    if key == RECIPE_KEY and isinstance(value, str):
-        return rounding_in(value)
-    return None
+    meaning = _file_type(value) if key == "general.file_type" and isinstance(value, int) else None
+    return Entry(kind, length, _simple(value, kind), meaning)
 
 
 def _simple(value: Any, kind: str) -> bool | int | float | str:

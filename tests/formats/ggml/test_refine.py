@@ -36,7 +36,9 @@ def covariance(seed, width=WIDTH, *, massive=True):
     """Activations with a few common directions, a mean, and channels that are far larger than the others."""
     rng = np.random.default_rng(seed)
     common = rng.standard_normal((6, width)) * rng.gamma(1, 1, (6, 1))
-    activations = rng.standard_normal((400, 6)) @ common + rng.standard_normal((400, width)) + rng.standard_normal(width)
+    activations = (
+        rng.standard_normal((400, 6)) @ common + rng.standard_normal((400, width)) + rng.standard_normal(width)
+    )
     if massive:
         activations[:, rng.integers(0, width, 2)] *= 50
     return (activations.T @ activations / 400).astype(np.float32)
@@ -91,7 +93,13 @@ def test_bytes_of_any_kind_come_back(name):
         assert np.array_equal(Codes(own, data, fmt.block_bytes).written(), data)
     expected = dequantize_rows(fmt, data, WIDTH)
     blocks = data.reshape(-1, fmt.block_bytes).copy()
-    fields = [own.codes, own.scale.field, own.scale.unit, own.offset and own.offset.field, own.offset and own.offset.unit]
+    fields = [
+        own.codes,
+        own.scale.field,
+        own.scale.unit,
+        own.offset and own.offset.field,
+        own.offset and own.offset.unit,
+    ]
     for field in filter(None, fields):
         numbers = field.read(blocks)
         assert numbers.shape == (len(blocks), field.count)

@@ -47,7 +47,8 @@ class Table:
 @dataclass(frozen=True, slots=True)
 class Points:
     """Points of a lattice by code, f32[p, 4 or 8], the nearest others of each, i32[p, m], what leads to them,
-    f32[p, 4 or 8, m], and where the signs of eight weights are: eight bits, or seven, where the number of minuses is even; None where the points have signs."""
+    f32[p, 4 or 8, m], and where the signs of eight weights are: eight bits, or seven, where the number of minuses is
+    even; None where the points have signs."""
 
     points: Floats
     near: Numbers
