@@ -20,13 +20,14 @@ Numbers = NDArray[np.int32]
 class Choices(NamedTuple):
     """What the codes of a type mean, in ascending order of levels.
 
-    `levels` f32[k], one apart if `even`; or, of a lattice, `points` f32[p, 4 or 8] of which `near` i32[p, m] are the
-    neighbours of each and `ways` f32[p, 4 or 8, m] what leads there, and signs, with an even number of minuses where
-    `parity`. `scales` and `offsets` are levels of
+    `levels` f32[k], one apart if `even`, and half of the way from each to the nearest other, `reach` f32[k]; or, of a
+    lattice, `points` f32[p, 4 or 8] of which `near` i32[p, m] are the neighbours of each and `ways` f32[p, 4 or 8, m]
+    what leads there, and signs, with an even number of minuses where `parity`. `scales` and `offsets` are levels of
     scales and offsets in their units.
     """
 
     levels: Floats
+    reach: Floats
     even: bool
     points: Floats
     near: Numbers
@@ -72,8 +73,10 @@ class Codes:
         no_ways = np.empty((0, 0, 0), np.float32)
         scales, offsets = self._layout.scale.table.levels, offset.table.levels if offset else no_levels
         if isinstance(table, Points):
-            return Choices(no_levels, False, table.points, table.near, table.ways, table.parity, scales, offsets)
-        return Choices(table.levels, table.even, no_points, none_near, no_ways, False, scales, offsets)
+            return Choices(
+                no_levels, no_levels, False, table.points, table.near, table.ways, table.parity, scales, offsets
+            )
+        return Choices(table.levels, table.reach, table.even, no_points, none_near, no_ways, False, scales, offsets)
 
     def written(self) -> Bytes:
         """Return the bytes, u8[r, bytes]. Numbers that have not changed keep their bits, of which some types have

@@ -140,9 +140,10 @@ def _codes(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: 
         if scale == 0:
             continue
         inverse = np.float32(1) / scale
-        for j in range(begin, min(begin + group, e)):
+        for j in range(begin, begin + group):
+            # Most weights have their best level already, which takes neither a search nor a division to see
             weight = h[j, j]
-            if not weight > 0:
+            if abs(g[j]) <= choices.reach[state.places[r, j]] * abs(scale) * weight:
                 continue
             wanted = state.levels[r, j] - g[j] / weight * inverse
             if choices.even:
@@ -244,7 +245,7 @@ def _scales(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h:
     """Give each group of a panel the scale that is best for its codes, of those that can be stored, then likewise the
     offset; return what that gains."""
     group = g.shape[0] // state.scales.shape[1]
-    direction, across = np.empty(group, np.float32), np.empty(group, np.float32)
+    direction, across = np.empty(group, np.float32), np.empty(e - a, np.float32)
     won = 0.0
     for begin in range(a, e, group):
         own = begin // group
@@ -256,13 +257,18 @@ def _scales(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h:
             if not second:
                 direction[:] = state.levels[r, begin : begin + group]
             across[:] = 0
-            for i in range(group):
-                for k in range(group):
-                    across[k] += direction[i] * h[begin + i, begin + k]
+            for i in range(0, group, 8):
+                d, part = direction[i : i + 8], h[begin + i : begin + i + 8, a:e]
+                d0, d1, d2, d3, d4, d5, d6, d7 = d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]
+                for k in range(e - a):
+                    across[k] = (
+                        across[k] + d0 * part[0, k] + d1 * part[1, k] + d2 * part[2, k] + d3 * part[3, k]
+                        + d4 * part[4, k] + d5 * part[5, k] + d6 * part[6, k] + d7 * part[7, k]
+                    )  # fmt: skip
             slope, bend = np.float32(0), np.float32(0)
             for i in range(group):
                 slope += direction[i] * g[begin + i]
-                bend += direction[i] * across[i]
+                bend += direction[i] * across[begin - a + i]
             if unit == 0 or not bend > 0:
                 continue
             better = _nearest(table, table[place] - slope / bend / unit)
@@ -276,8 +282,9 @@ def _scales(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h:
             else:
                 state.scales[r, own] = better
             for i in range(group):
-                if direction[i] != 0:
-                    _move(g, moved, h, a, e, begin + i, step * direction[i])
+                moved[begin - a + i] += step * direction[i]
+            for k in range(a, e):
+                g[k] += step * across[k - a]
             won -= change
     return won
 

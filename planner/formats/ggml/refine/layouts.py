@@ -32,7 +32,8 @@ class Table:
     """Levels by code, f32; NaN for codes that are not to be chosen.
 
     `levels` are those to choose from in ascending order, f32[k]; `codes` the code of each, i32[k]; `places` the place
-    of each code among them, i32: of the nearest, for a code that is not to be chosen. `even`: levels are one apart.
+    of each code among them, i32: of the nearest, for a code that is not to be chosen. `even`: levels are one apart;
+    `reach`, f32[k]: half of the way to the nearest other.
     """
 
     def __init__(self, by_code: Floats) -> None:
@@ -41,6 +42,8 @@ class Table:
         self.codes = chosen[first].astype(np.int32)
         near = np.searchsorted(self.levels, np.nan_to_num(by_code, nan=0.0, posinf=0.0, neginf=0.0))
         self.places = np.minimum(near, len(self.levels) - 1).astype(np.int32)
+        gaps = np.diff(self.levels, prepend=np.float32(-np.inf), append=np.float32(np.inf))
+        self.reach = (np.minimum(gaps[1:], gaps[:-1]) / 2).astype(np.float32)
         self.even = bool((np.diff(self.levels) == 1).all())
 
 

@@ -23,7 +23,7 @@ Doubles = NDArray[np.float64]
 SHRINKAGE = 1.0
 """λ by which off-diagonal covariances are shrunk: the best, or within 3 % of it, on the models that were tried."""
 _PANEL = 64
-_SWEEPS = 4
+_SWEEPS = 3
 _BLOCKED = 64  # products that are summed at a time: rounding grows by so many, and by the number of sums
 
 
