@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from planner.gguf import Tensor, open_model, read_imatrix, why_left_alone
 from planner.gguf.covariance import Input
 from planner.gguf.covariance_writer import CovarianceFile
-from planner.gguf.products import Products
-from planner.gguf.sums import merge_imatrices
+from planner.gguf.products import Part, Products
+from planner.gguf.sums import Sums, TensorSums, merge_imatrices
 
 # Formats whose kernels need no lookup tables: those take up to 20 seconds to build
 CHEAP = "legacy,k,iq4_xs,iq4_nl"
@@ -344,3 +344,39 @@ def write_covariances(model: Path, imatrix: Path, path: Path, *, seed: int = 0) 
             file.put(one, [[part] for part in parts], parts, [64] * one.matrices)
         file.finish(sums, path)
     return path
+
+
+def made_up_covariances(
+    model: Path, path: Path, *, skip: Collection[str] = (), tokens: int = 200, seed: int = 0
+) -> Path:
+    """Covariances for what `write_imatrix` covers, of made-up activations: each tensor reads its own, which have a
+    mean and a few directions in common."""
+    sums, parts = Sums(64, datasets=["made up"]), []
+    with open_model(model) as opened:
+        for number, tensor in enumerate(opened.tensors):
+            name, width = tensor.name, tensor.row_length
+            if name == "token_embd.weight" or name in skip:
+                continue
+            if why_left_alone(name, tensor.shape, opened.architecture, tensor.format):
+                continue
+            rng = np.random.default_rng([seed, number])
+            shape = tensor.matrices, tokens, width
+            common = rng.standard_normal((tensor.matrices, tokens, 4)) @ rng.standard_normal(
+                (tensor.matrices, 4, width)
+            )
+            seen = (common + rng.standard_normal(shape) + rng.standard_normal(width)).astype(np.float32)
+            counts = np.full(tensor.matrices, tokens)
+            sums.tensors[name] = TensorSums(np.square(seen).sum(axis=1).ravel(), seen.sum(axis=1).ravel(), counts)
+            parts.append((Input(name, (name,), width, tensor.matrices), [_products(one) for one in seen]))
+    with CovarianceFile(path.with_suffix(".part"), sums, [one for one, _ in parts]) as file:
+        for one, products in parts:
+            file.put(one, [[each] for each in products], products, [tokens] * one.matrices)
+        file.finish(sums, path)
+    return path
+
+
+def _products(seen: NDArray[np.float32]) -> Part:
+    products = Products(seen.shape[1])
+    for add in products.additions(seen):
+        add()
+    return products.part()

@@ -31,13 +31,14 @@ ORDER = (
     ("planner", "closing digests errors lastwords files memory sizes terms text version"),
     ("planner.inputs", "strangers kinds reading __init__"),
     ("planner.formats.ggml", "library types formats file_types foreign kernels __init__"),
+    ("planner.formats.ggml.refine", "fields layouts lattices codes kernels rows __init__"),
     ("planner.formats.mlx", "formats kernels __init__"),
     ("planner.names", "gguf transformers mlx __init__"),
     ("planner.formats", "family families registry __init__"),
     (
         "planner.gguf",
         "entry legacy llama_cpp metadata contents provenance tensor reader container model health imatrix products "
-        "covariance layout quantize sums imatrix_writer covariance_writer vocabulary __init__",
+        "covariance layout refinement quantize sums imatrix_writer covariance_writer vocabulary __init__",
     ),
     ("planner.recipe", "recipe recount __init__"),
     (
@@ -73,7 +74,7 @@ ORDER = (
     ("planner", "__main__"),
 )
 # What is slow to load, and that a command does not wait for before it knows what it is to do
-SLOW = {"gguf", "joblib", "llama_cpp", "numpy", "ortools", "pydantic", "rich"}
+SLOW = {"gguf", "joblib", "llama_cpp", "numba", "numpy", "ortools", "pydantic", "rich"}
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
 LONGER: dict[str, int] = {}  # and ought not to be
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from planner.api.common import Progress, StrPath, check_number, model_at, size_in_bytes
 from planner.digests import recipe_digest
-from planner.errors import ImatrixError, RecipeError, option
+from planner.errors import ImatrixError, RecipeError, UsageError, option
 from planner.formats.ggml import formats
+from planner.formats.ggml.refine import SHRINKAGE, require_compiler
 from planner.formats.registry import family_named
 from planner.gguf import Imatrix, Model, read_imatrix
+from planner.gguf.covariance import Covariances
 from planner.gguf.provenance import provenance_pairs
 from planner.gguf.quantize import quantize_model
+from planner.gguf.refinement import Refinement
 from planner.recipe import Recipe
 from planner.recipe import load_recipe as read_recipe
 from planner.recipe.recount import recount
 from planner.report.inspection import unseen_text
-from planner.text import plain
+from planner.text import plain, some
 
 __all__ = ["Quantized", "load_recipe", "quantize"]
 
@@ -45,6 +49,8 @@ def quantize(
     out: StrPath,
     *,
     imatrix: StrPath | None = None,
+    covariance: StrPath | None = None,
+    shrinkage: float | None = None,
     force: bool = False,
     keep_split: bool = False,
     max_shard_size: str | int | None = None,
@@ -53,16 +59,19 @@ def quantize(
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Quantized:
-    """Write a model with every tensor in the format that a recipe gives it, as llama-quantize would.
+    """Write a model with every tensor in the format that a recipe gives it, as llama-quantize would; with the file
+    `covariance`, codes are refined against it, and pairs of channels count 1 / (1 + `shrinkage`) (default 1).
 
     `imatrix` says where the recipe's imatrix is now, if it was moved. With `force`, files of the name are replaced.
     `keep_split` writes as many parts as the model has, `max_shard_size` as many as needed. Progress is in bytes. `note`
-    is told what a user should know: edits of the recipe, tensors that the imatrix has not seen.
+    is told what a user should know: edits of the recipe, tensors that the imatrix has not seen or that are not refined.
 
-    Raises RecipeError for a recipe that cannot be followed, ImatrixError for one that is missing or another, ModelError
+    Raises RecipeError for a recipe that cannot be followed, ImatrixError for one that is missing or another,
+    CovarianceError for covariances that are damaged or another model's, KernelError without numba, ModelError
     for weights that cannot be quantized, OutputError for files that cannot be written; `out` is then as it was before.
     """
     check_number("threads", threads, 1)
+    check_number("shrinkage", shrinkage, 0)
     tell = note or (lambda text: None)
     given, where = _recipe(recipe)
     dialect = family_named(given.family).exported_to
@@ -84,13 +93,50 @@ def quantize(
         matrix = _recipe_imatrix(plan, where, imatrix)
         if matrix is not None and (text := unseen_text(matrix, _changed(plan, opened))):
             tell(f"{text}\nWeights that share a scale only with such ones are kept; llama-quantize would lose them.")
-        written = quantize_model(
-            opened, plan.formats, matrix, Path(out), file_type=plan.file_type,
-            extra=provenance_pairs(recipe_digest(plan.formats)), threads=threads, force=force, keep_split=keep_split,
-            max_shard_size=limit, allow_requantize=allow_requantize,
-            progress=None if progress is None else lambda step: progress(step.tensor, step.done, step.total),
-        )  # fmt: skip
+        with _refinement(covariance, shrinkage, opened) as refinement:
+            refined = _refined(refinement, plan, opened, tell)
+            written = quantize_model(
+                opened, plan.formats, matrix, Path(out), file_type=plan.file_type,
+                extra=_provenance(plan, refined), refinement=refined, threads=threads,
+                force=force, keep_split=keep_split, max_shard_size=limit, allow_requantize=allow_requantize,
+                progress=None if progress is None else lambda step: progress(step.tensor, step.done, step.total),
+            )  # fmt: skip
     return Quantized(written.paths, written.bytes, given.size)
+
+
+@contextlib.contextmanager
+def _refinement(path: StrPath | None, shrinkage: float | None, model: Model) -> Iterator[Refinement | None]:
+    """Open the covariances that a model's codes are to be refined against. Raises CovarianceError for those of another
+    model, KernelError where nothing can compile the loops."""
+    if path is None:
+        if shrinkage is not None:
+            raise UsageError(f"{option('shrinkage')} is of covariances, and there are none.", "Leave it out.")
+        yield None
+        return
+    require_compiler()
+    with Covariances.open(Path(path)) as covariances:
+        covariances.require(model)
+        yield Refinement(covariances, SHRINKAGE if shrinkage is None else shrinkage)
+
+
+def _refined(
+    refinement: Refinement | None, plan: Recipe, model: Model, tell: Callable[[str], None]
+) -> Refinement | None:
+    """Return the refinement if it applies to anything; tell of tensors that it could and does not apply to."""
+    if refinement is None:
+        return None
+    known, names = formats(), _changed(plan, model)
+    kept = [name for name in names if not refinement.applies(model[name], known[plan.formats[name]])]
+    if kept:
+        tell(plain(f"Not refined, as there are no covariances or the type cannot be: {some(kept)}."))
+    return refinement if len(kept) < len(names) else None
+
+
+def _provenance(plan: Recipe, refinement: Refinement | None) -> list[tuple[str, str]]:
+    digest = recipe_digest(plan.formats)
+    if refinement is None:
+        return provenance_pairs(digest)
+    return provenance_pairs(digest, refinement.covariances.digest, refinement.shrinkage)
 
 
 def _recipe_imatrix(plan: Recipe, where: str, given: StrPath | None) -> Imatrix | None:

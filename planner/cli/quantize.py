@@ -21,6 +21,15 @@ __all__ = ["quantize"]
 @click.option(
     "--imatrix", type=click.Path(path_type=Path), help="Where the recipe's imatrix is now.  [default: where it was]"
 )
+@click.option(
+    "--covariance",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Refine codes against these covariances: the same bytes, and less divergence.",
+)
+@click.option(
+    "--shrinkage", type=click.FloatRange(0), metavar="X", help="Pairs of channels count 1 / (1 + X).  [default: 1]"
+)
 @click.option("-f", "--force", is_flag=True, help="Overwrite OUT.")
 @click.option("--keep-split", is_flag=True, help="Write as many parts as MODEL has.")
 @click.option("--max-shard-size", metavar="SIZE", help="Write parts OUT-00001-of-0000N.gguf of at most this size.")
@@ -31,6 +40,8 @@ def quantize(
     recipe: Path,
     out: Path,
     imatrix: Path | None,
+    covariance: Path | None,
+    shrinkage: float | None,
     force: bool,
     keep_split: bool,
     max_shard_size: str | None,
@@ -39,7 +50,9 @@ def quantize(
 ) -> None:
     """Write OUT: MODEL with every tensor in the format that RECIPE gives it.
 
-    Every tensor has the bytes that llama-quantize would write. OUT appears when it is complete, or not at all.
+    Every tensor has the bytes that llama-quantize would write. With --covariance, a file that `planner imatrix
+    --covariance` makes, codes are refined (needs numba: pip install 'gguf-planner[round]'): other bytes, as many of
+    them, that any llama.cpp reads. OUT appears when it is complete, or not at all.
     """
     from planner.api.quantize import quantize as write_quantized
     from planner.sizes import format_size
@@ -47,9 +60,9 @@ def quantize(
     try:
         with progress_bar("MB") as advance:
             written = write_quantized(
-                model, recipe, out, imatrix=imatrix, force=force, keep_split=keep_split,
-                max_shard_size=max_shard_size, allow_requantize=allow_requantize, threads=threads,
-                note=functools.partial(click.echo, err=True),
+                model, recipe, out, imatrix=imatrix, covariance=covariance, shrinkage=shrinkage, force=force,
+                keep_split=keep_split, max_shard_size=max_shard_size, allow_requantize=allow_requantize,
+                threads=threads, note=functools.partial(click.echo, err=True),
                 progress=lambda tensor, done, total: advance(tensor, done / 1e6, total / 1e6),
             )  # fmt: skip
     except KeyboardInterrupt:

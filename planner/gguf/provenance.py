@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import re
+
 from planner.version import __version__
 
-__all__ = ["provenance_pairs"]
+__all__ = ["RECIPE_KEY", "provenance_pairs", "rounding_in"]
+
+RECIPE_KEY = "quantize.planner.recipe"
+_SIZE = 64  # characters of a SHA-256
+_REFINED = re.compile(r"[0-9a-f]{32} cov (?P<digest>[0-9a-f]{16}) (?P<shrinkage>\S+) *")
 
 
-def provenance_pairs(digest: str) -> list[tuple[str, str]]:
-    """Return the metadata that `planner` adds to what llama-quantize writes: its version and the recipe's digest."""
-    return [("quantize.planner.version", f"{__version__:<12.12}"), ("quantize.planner.recipe", f"{digest:<64.64}")]
+def provenance_pairs(recipe: str, covariances: str = "", shrinkage: float = 0) -> list[tuple[str, str]]:
+    """Return the metadata that `planner` adds to what llama-quantize writes: its version and the recipe's digest.
+
+    Where codes were refined, half of that digest makes room for the covariances' and for λ.
+    """
+    if covariances:
+        recipe = f"{recipe:.32} cov {covariances:.16} {shrinkage:.4g}"
+    return [("quantize.planner.version", f"{__version__:<12.12}"), (RECIPE_KEY, f"{recipe:<{_SIZE}.{_SIZE}}")]
+
+
+def rounding_in(value: str) -> str:
+    """Return which rounding the provenance of a file tells of.
+
+    >>> rounding_in(dict(provenance_pairs("ab" * 32))[RECIPE_KEY])
+    "ggml's codes"
+    >>> rounding_in(dict(provenance_pairs("ab" * 32, "cd" * 32, 1))[RECIPE_KEY])
+    'codes refined against covariances cdcdcdcdcdcdcdcd, shrinkage 1'
+    """
+    found = _REFINED.fullmatch(value)
+    if found is None:
+        return "ggml's codes"
+    return f"codes refined against covariances {found['digest']}, shrinkage {found['shrinkage']}"

@@ -7,6 +7,7 @@ threads (the kernels release the GIL) and written in order. Memory does not grow
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,12 +21,14 @@ from numpy.typing import NDArray
 from planner.errors import KernelError, ModelError, RecipeError, UsageError, option
 from planner.files import Output, check_destinations
 from planner.formats.ggml import Format, format_named, quantize_rows, rows_are_valid
+from planner.formats.ggml.refine import refine_rows
 from planner.gguf.health import all_finite
 from planner.gguf.imatrix import Imatrix
 from planner.gguf.layout import Extra, Placed, Shard, arrange, imatrix_pairs, zeros
 from planner.gguf.llama_cpp import requires_imatrix, why_left_alone
 from planner.gguf.model import Model, split_path
 from planner.gguf.reader import Tensor
+from planner.gguf.refinement import Refinement, SharedMetric
 from planner.sizes import align
 
 __all__ = ["Progress", "Written", "output_paths", "quantize_model", "resolve_formats"]
@@ -60,6 +63,7 @@ def quantize_model(
     *,
     file_type: int,
     extra: Sequence[tuple[str, Extra]] = (),
+    refinement: Refinement | None = None,
     threads: int | None = None,
     force: bool = False,
     keep_split: bool = False,
@@ -70,13 +74,15 @@ def quantize_model(
     """Write `model` to `out`, each tensor in its format; tensors not in `formats` stay as they are.
 
     The file is the one that `llama-quantize --imatrix --tensor-type-file` writes for the same types, with the pairs
-    `extra` added to the metadata; `file_type` is `general.file_type` (llama_ftype). `keep_split` writes as many parts
+    `extra` added to the metadata; with a `refinement`, tensors that it applies to get other codes of the same size.
+    `file_type` is `general.file_type` (llama_ftype). `keep_split` writes as many parts
     as the source has, `max_shard_size` (bytes of a file) as many as needed, named `OUT-00001-of-00003.gguf` after
     `out`.
 
-    Raises RecipeError for a format that a tensor cannot take (nothing is replaced silently), ImatrixError for an
-    imatrix of another model, ModelError for weights that are not finite or too large for their format, OutputError for
-    files that cannot be written. Existing files stay until the output is complete.
+    Raises RecipeError for a format that a tensor cannot take (nothing is replaced silently), ImatrixError and
+    CovarianceError for an imatrix and covariances of another model, ModelError for weights that are not finite or too
+    large for their format, OutputError for files that cannot be written. Existing files stay until the output is
+    complete.
     """
     chosen = resolve_formats(model, formats, imatrix, allow_requantize=allow_requantize)
     added = [*imatrix_pairs(imatrix), *extra]
@@ -84,12 +90,13 @@ def quantize_model(
     paths = output_paths(out, len(shards), keep_split=keep_split)
     total = sum(shard.nbytes for shard in shards)
     inputs = [*model.parts, *([imatrix.path] if imatrix else [])]
+    inputs += [refinement.covariances.path] if refinement else []
     check_destinations(paths, total, inputs, force=force)
     workers = threads or _cores()
     pool = ThreadPoolExecutor(workers, "quantize")
     try:
         with Output(paths, force=force) as output:
-            _Run(model, imatrix, output, pool, workers, progress).write(shards)
+            _Run(model, imatrix, refinement, output, pool, workers, progress).write(shards)
             output.commit()
     finally:
         # Do not wait: an interruption must not take as long as the chunks in flight.
@@ -159,12 +166,14 @@ def output_paths(out: Path, shards: int, *, keep_split: bool = False) -> tuple[P
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Rows of a tensor that are converted together, never of two experts; `weights` f32[row_length]."""
+    """Rows of a tensor that are converted together, never of two experts; `weights` f32[row_length]; `metric` if they
+    are refined."""
 
     placed: Placed
     start: int
     stop: int
     weights: NDArray[np.float32] | None
+    metric: SharedMetric | None
 
 
 class _Run:
@@ -174,6 +183,7 @@ class _Run:
         self,
         model: Model,
         imatrix: Imatrix | None,
+        refinement: Refinement | None,
         output: Output,
         pool: ThreadPoolExecutor,
         workers: int,
@@ -181,6 +191,7 @@ class _Run:
     ) -> None:
         self.model = model
         self.imatrix = imatrix
+        self.refinement = refinement
         self.output = output
         self.pool = pool
         self.window = 4 * workers  # chunks in flight
@@ -211,8 +222,16 @@ class _Run:
             tensor = placed.tensor
             changes = placed.format.name != tensor.format
             values = self.imatrix.weights(tensor) if self.imatrix and changes else None
-            for matrix, start, stop in tensor.slices(_CHUNK):
-                yield _Chunk(placed, start, stop, None if values is None else values[matrix])
+            refinement = self.refinement
+            if refinement is not None and not (changes and refinement.applies(tensor, placed.format)):
+                refinement = None
+            size = max(_CHUNK, refinement.least(tensor)) if refinement else _CHUNK
+            for matrix, parts in itertools.groupby(tensor.slices(size), key=lambda part: part[0]):
+                weights = None if values is None else values[matrix]
+                rows = [(start, stop) for _, start, stop in parts]
+                metric = SharedMetric(refinement, tensor, matrix, len(rows)) if refinement else None
+                for start, stop in rows:
+                    yield _Chunk(placed, start, stop, weights, metric)
 
     def convert(self, chunk: _Chunk) -> NDArray[np.uint8]:
         """Return the chunk's bytes in its format, checked on both sides as llama-quantize does."""
@@ -230,8 +249,9 @@ class _Run:
             )
         if source is target:
             return raw
+        rows = self.model.rows(tensor, chunk.start, chunk.stop)
         try:
-            out = quantize_rows(target, self.model.rows(tensor, chunk.start, chunk.stop), chunk.weights)
+            out = quantize_rows(target, rows, chunk.weights)
         except KernelError as problem:
             raise ModelError(f"{tensor.name}: {problem.problem}", problem.remedy) from problem
         if not rows_are_valid(target, out):
@@ -239,6 +259,9 @@ class _Run:
                 f"{tensor.name}: weights too large for {target.name} (rows {chunk.start:,} to {chunk.stop - 1:,}).",
                 "Give this tensor bf16 or f32.",
             )
+        if chunk.metric is not None:
+            out = refine_rows(target, rows, out, chunk.metric.get())
+            chunk.metric.done()
         return out
 
     def finish(self, chunk: _Chunk, future: Future[NDArray[np.uint8]], released: int, alignment: int) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from planner.errors import option
 from planner.gguf import Health, Model, Tensor, ids_beyond, vocabulary_fault, why_left_alone
+from planner.gguf.provenance import RECIPE_KEY, rounding_in
 from planner.report.columns import counted, labelled, percent, role_name, shape_text, shown, table
 from planner.report.inspection.metadata import Entry, entries_of, metadata_text
 from planner.sizes import format_size
@@ -68,6 +69,7 @@ class ModelFacts:
     parameters: int
     bpw: float
     left_alone: int
+    rounding: str | None
     scanned: bool
     warnings: tuple[str, ...]
     roles: tuple[RoleFacts, ...]
@@ -95,6 +97,7 @@ def model_facts(model: Model, healths: Mapping[str, Health | None] | None) -> Mo
         parameters=elements,
         bpw=8 * sum(tensor.nbytes for tensor in model.tensors) / elements,
         left_alone=sum(tensor.left_alone is not None for tensor in tensors),
+        rounding=None if (recipe := model.metadata.text(RECIPE_KEY)) is None else rounding_in(recipe),
         scanned=healths is not None,
         warnings=(*_words(model), *_warnings(tensors)),
         roles=_roles(model.tensors),
@@ -185,6 +188,8 @@ def _kinds(tensors: Iterable[tuple[TensorFacts, Health]], names: list[str]) -> s
 def model_text(facts: ModelFacts, *, every_tensor: bool = False) -> str:
     """Format the facts as lines of 80 columns."""
     lines = _head(facts)
+    if facts.rounding is not None:
+        lines += labelled("Rounding", facts.rounding)
     for warning in facts.warnings:
         lines += labelled("Warning", warning)
     if suspects := _suspects(facts):

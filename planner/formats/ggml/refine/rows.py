@@ -1,0 +1,98 @@
+"""Refine quantized rows against the covariance of their inputs: better codes and scales in the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.errors import KernelError
+from planner.formats.ggml.formats import Format
+from planner.formats.ggml.kernels import dequantize_rows
+from planner.formats.ggml.refine.codes import Codes
+from planner.formats.ggml.refine.lattices import LATTICES
+from planner.formats.ggml.refine.layouts import LAYOUTS
+
+__all__ = ["SHRINKAGE", "Metric", "can_refine", "refine_rows", "require_compiler"]
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+Doubles = NDArray[np.float64]
+
+SHRINKAGE = 1.0
+"""λ by which off-diagonal covariances are shrunk: the best, or within 3 % of it, on the models that were tried."""
+_PANEL = 64
+_SWEEPS = 3
+_BLOCKED = 64  # products that are summed at a time: rounding grows by so many, and by the number of sums
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What errors of rows with n weights are measured by: d H dᵀ, with `matrix` H, f32[n, n], symmetric."""
+
+    matrix: Floats
+
+    @classmethod
+    def of(cls, covariance: Floats, shrinkage: float = SHRINKAGE) -> Metric:
+        """Return the metric of a covariance E[a aᵀ], f32[n, n], whose other half than the diagonal counts
+        1 / (1 + shrinkage): what few tokens say of pairs is half chance. Changes `covariance`."""
+        diagonal = np.diag(covariance).copy()
+        covariance *= np.float32(1 / (1 + shrinkage))
+        np.fill_diagonal(covariance, diagonal)
+        return cls(np.ascontiguousarray(covariance))
+
+
+def require_compiler() -> None:
+    """Raise KernelError where the loops cannot be compiled, as numba is missing or does not go with other packages."""
+    try:
+        import planner.formats.ggml.refine.kernels  # noqa: F401
+    except ImportError as error:
+        raise KernelError(
+            f"numba is needed to refine codes, and cannot be loaded: {error}.",
+            "Install it (seconds, no compiler): pip install 'gguf-planner[round]'",
+        ) from error
+
+
+def can_refine(fmt: Format) -> bool:
+    """Return whether the codes of a format can be refined."""
+    return fmt.name in LAYOUTS or fmt.name in LATTICES
+
+
+def refine_rows(fmt: Format, rows: Floats, data: Bytes, metric: Metric, sweeps: int = _SWEEPS) -> Bytes:
+    """Return rows in a format, u8[r, bytes], refined from `data`: codes of `rows`, f32[r, n].
+
+    No row's error d H dᵀ is larger than before; one that cannot be improved keeps its bytes. The same input gives the
+    same bytes on every machine. Releases the GIL most of the time.
+    """
+    from planner.formats.ggml.refine import kernels  # loads a compiler
+
+    layout, width = (LAYOUTS.get(fmt.name) or LATTICES[fmt.name])(), rows.shape[1]
+    before = dequantize_rows(fmt, data, width) - rows
+    gradient = np.empty_like(before)
+    kernels.products(before, metric.matrix, gradient)
+    codes = Codes(layout, data, fmt.block_bytes)
+    gains = kernels.descend(
+        codes.state, codes.choices, gradient, metric.matrix, max(_PANEL, layout.group), sweeps
+    )  # fmt: skip
+    out = codes.written()
+    after = dequantize_rows(fmt, out, width) - rows
+    doubtful = gains <= _chance(before, after, metric.matrix)
+    if doubtful.any():
+        doubtful &= kernels.changes(before, after, metric.matrix, doubtful) >= 0
+        out[doubtful] = data[doubtful]
+    return out
+
+
+def _chance(before: Floats, after: Floats, matrix: Floats) -> Doubles:
+    """Return how far off the gain of each row can be, f64[r], as its sums are in float32.
+
+    A sum of n products of errors d and a row of H is wrong by at most m u Σ |H_ij d_i| (Higham, Accuracy and Stability
+    of Numerical Algorithms, 4.2, for blocked sums), where |H_ij| ≤ √(H_ii H_jj); and as much again for all steps. It
+    may differ from machine to machine: which rows are looked at again depends on it, and not what becomes of them.
+    """
+    root = np.sqrt(np.diag(matrix).astype(np.float64))
+    terms = 2 * (_BLOCKED + len(root) / _BLOCKED) * float(np.finfo(np.float32).eps)
+    size = np.abs(before, dtype=np.float64) @ root
+    moved = np.abs(after.astype(np.float64) - before) @ root
+    return np.asarray(terms * (size + moved) * moved)

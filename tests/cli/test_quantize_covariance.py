@@ -1,0 +1,138 @@
+"""`planner quantize --covariance`: files of refined codes, as large as promised, that say what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import gguf
+import numpy as np
+import pytest
+
+from planner.formats.ggml import dequantize_rows
+from planner.formats.ggml.refine import Metric
+from planner.gguf import open_model
+from planner.gguf.covariance import Covariances
+from planner.gguf.provenance import RECIPE_KEY
+from planner.recipe import load_recipe
+from tests.models import dense, experts, made_up_covariances, write_imatrix
+
+FEW = "q2_K,q3_K,q4_K,q4_0,iq4_nl,q5_1"
+
+
+def ok(result):
+    assert result.status == 0, result.text
+    return result.out
+
+
+@pytest.fixture(params=[dense, experts])
+def model(request, here):
+    return request.param().write(here / "model.gguf")
+
+
+@pytest.fixture
+def planned(model, here, run):
+    """A recipe of several types, and covariances for all but one tensor."""
+    write_imatrix(model, here / "x.imatrix")
+    ok(run("solve", model, "--imatrix", "x.imatrix", "--bpw", 4.4, "--types", FEW))
+    return made_up_covariances(model, here / "cov.gguf", skip=["blk.1.attn_v.weight"])
+
+
+def tensors(path):
+    with open_model(path) as opened:
+        return {tensor.name: (tensor.format, opened.raw_rows(tensor).tobytes()) for tensor in opened.tensors}
+
+
+def test_the_same_bytes_hold_less_error(model, planned, here, run):
+    ok(run("quantize", model, "recipe.json", "plain.gguf"))
+    result = run("quantize", model, "recipe.json", "refined.gguf", "--covariance", planned, "-t", 1)
+    assert "as promised" in ok(result)
+    assert "Not refined, as there are no covariances or the type cannot be:" in result.err
+    assert "blk.1.attn_v.weight" in result.err
+    assert (here / "refined.gguf").stat().st_size == (here / "plain.gguf").stat().st_size
+    assert (here / "refined.gguf").stat().st_size == load_recipe(here / "recipe.json").size
+    ok(run("quantize", model, "recipe.json", "again.gguf", "--covariance", planned, "-t", 4))
+    assert (here / "again.gguf").read_bytes() == (here / "refined.gguf").read_bytes()
+    plain, refined = tensors("plain.gguf"), tensors("refined.gguf")
+    changed = 0
+    with (
+        open_model(model) as source, open_model("plain.gguf") as before, open_model("refined.gguf") as after,
+        Covariances.open(planned) as covariances,
+    ):  # fmt: skip
+        for tensor in source.tensors:
+            name = tensor.name
+            assert refined[name][0] == plain[name][0]
+            if not covariances.covers(tensor) or plain[name][0] in ("f32", "f16"):
+                assert refined[name] == plain[name]
+                continue
+            changed += 1
+            errors = []
+            for file in (before, after):
+                d = dequantize_rows(file.format(file[name]), file.raw_rows(file[name]), tensor.row_length)
+                d = (d - source.rows(tensor)).reshape(tensor.matrices, -1, tensor.row_length).astype(np.float64)
+                metrics = [Metric.of(covariances.matrix(tensor, matrix)).matrix for matrix in range(tensor.matrices)]
+                errors.append(np.array([(own @ h * own).sum(axis=1) for own, h in zip(d, metrics, strict=True)]))
+            assert (errors[1] <= errors[0]).all()
+            assert errors[1].sum() < 0.95 * errors[0].sum(), name
+    assert changed >= 7
+
+
+def test_a_file_says_which_rounding_it_has(model, planned, here, run):
+    ok(run("quantize", model, "recipe.json", "plain.gguf"))
+    ok(run("quantize", model, "recipe.json", "refined.gguf", "--covariance", planned, "--shrinkage", 0.25))
+    values = {}
+    for name in ("plain.gguf", "refined.gguf"):
+        fields = gguf.GGUFReader(here / name).fields
+        values[name] = fields[RECIPE_KEY].contents()
+        assert len(values[name]) == 64
+    assert values["refined.gguf"].startswith(values["plain.gguf"][:32])
+    assert "Rounding    ggml's codes\n" in ok(run("inspect", "plain.gguf"))
+    assert "Rounding" not in ok(run("inspect", model))
+    with Covariances.open(planned) as covariances:
+        digest = covariances.digest[:16]
+    shown = f"codes refined against covariances {digest}, shrinkage 0.25"
+    assert shown in " ".join(ok(run("inspect", "refined.gguf")).split())
+    assert json.loads(ok(run("inspect", "refined.gguf", "--json")))["rounding"] == shown
+
+
+def test_what_cannot_be(model, planned, here, run):
+    for covariance, message in (
+        ("x.imatrix", "an importance matrix without covariances"),
+        (model, "not covariances"),
+        ("none.gguf", "none.gguf"),
+    ):
+        result = run("quantize", model, "recipe.json", "out.gguf", "--covariance", covariance)
+        assert (result.status, message in result.err) == (1, True), result.text
+    result = run("quantize", model, "recipe.json", "out.gguf", "--shrinkage", 1)
+    assert (result.status, "--shrinkage is of covariances" in result.err) == (2, True), result.text
+    other = dense(width=512, inner=768).write(here / "other.gguf")
+    strangers = made_up_covariances(other, here / "other.cov.gguf")
+    result = run("quantize", model, "recipe.json", "out.gguf", "--covariance", strangers)
+    assert (result.status, "of another model" in result.err) == (1, True), result.text
+    assert not (here / "out.gguf").exists()
+
+
+def test_numba_is_asked_for(model, planned, here, run, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "planner.formats.ggml.refine.kernels", None)
+    result = run("quantize", model, "recipe.json", "out.gguf", "--covariance", planned)
+    assert (result.status, "gguf-planner[round]" in result.err) == (1, True), result.text
+    ok(run("quantize", model, "recipe.json", "out.gguf"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for children")
+def test_an_interruption_leaves_nothing(here, run, start):
+    model = dense(width=512, inner=2048, vocabulary=512, blocks=8).write(here / "model.gguf")
+    write_imatrix(model, here / "x.imatrix")
+    ok(run("solve", model, "--imatrix", "x.imatrix", "--bpw", 4.6, "--types", "iq4_nl,q4_K"))
+    covariances = made_up_covariances(model, here / "cov.gguf")
+    before = set(here.iterdir())
+    process = start("quantize", model, "recipe.json", "out.gguf", "--covariance", covariances, "-t", 1, cwd=here)
+    deadline = time.monotonic() + 120
+    while set(here.iterdir()) == before and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert set(here.iterdir()) == before
