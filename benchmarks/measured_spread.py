@@ -2,8 +2,9 @@
 
     python -m benchmarks.measured_spread MODEL IMATRIX MEASURED.csv [MODEL IMATRIX MEASURED.csv …]
 
-For each model, the standard deviations common to a block, common to a role and of a tensor's own that make its table
-(benchmarks/data/measured_sensitivity/README.md) most likely, by a search over a grid.
+For each model, and for all together, the standard deviations of a drift with depth, of a role, of a role's own drift
+and of a tensor's own that make its table (benchmarks/data/measured_sensitivity/README.md) most likely, by a search over
+a grid.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import numpy as np
 
 from benchmarks.fit_structure import all_facts
 from planner.names.gguf import role_of
+from planner.sensitivity.measured import REACH
 from planner.sensitivity.structure import stream_shares
 
-_STEPS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
+_STEPS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8), (0.05, 0.1, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.6), (0.15, 0.2, 0.25, 0.3, 0.35)
+
+Spreads = tuple[float, float, float, float]
 _UNKNOWN = 100.0  # variance of what is common to a model: any
 
 
-def fit(model: str, imatrix: str, table: str) -> tuple[float, float, float]:
+def likelihoods(model: str, imatrix: str, table: str) -> dict[Spreads, float]:
     facts = all_facts(model, imatrix)
     shares = stream_shares(facts)
     with Path(table).open(newline="") as file:
@@ -36,23 +40,31 @@ def fit(model: str, imatrix: str, table: str) -> tuple[float, float, float]:
     ]  # fmt: skip
     logs = np.array([np.log(value / (shares[name].total / 2)) for name, value in rows])
     blocks, roles = (np.array([role_of(name)[part] for name, _ in rows]) for part in (0, 1))
-    same_block, same_role = blocks[:, None] == blocks, roles[:, None] == roles
+    depth = blocks.astype(np.float64) / blocks.astype(np.int64).max()
+    near, same_role = np.exp(-np.abs(depth[:, None] - depth) / REACH), roles[:, None] == roles
 
-    def likelihood(spreads: tuple[float, float, float]) -> float:
-        block, role, own = spreads
-        covariance = block**2 * same_block + role**2 * same_role + own**2 * np.eye(len(logs)) + _UNKNOWN
+    def likelihood(spreads: Spreads) -> float:
+        drift, role, own_drift, own = spreads
+        covariance = drift**2 * near + same_role * (role**2 + own_drift**2 * near) + own**2 * np.eye(len(logs))
+        covariance += _UNKNOWN
         return float(-np.linalg.slogdet(covariance)[1] - logs @ np.linalg.solve(covariance, logs))
 
-    return max(itertools.product(_STEPS, repeat=3), key=likelihood)
+    return {spreads: likelihood(spreads) for spreads in itertools.product(*_STEPS)}
 
 
 def main(arguments: list[str]) -> None:
     if not arguments or len(arguments) % 3:
         sys.exit(__doc__)
-    print("model                          block   role    own")
+    print("model                          depth   role  drift    own")
+    each = []
     for model, imatrix, table in zip(*[iter(arguments)] * 3, strict=True):
-        block, role, own = fit(model, imatrix, table)
-        print(f"{Path(model).name:28} {block:7.2f}{role:7.2f}{own:7.2f}")
+        each.append(likelihoods(model, imatrix, table))
+        _show(Path(model).name, each[-1])
+    _show("all together", {spreads: sum(one[spreads] for one in each) for spreads in each[0]})
+
+
+def _show(name: str, likely: dict[Spreads, float]) -> None:
+    print(f"{name:28} " + "".join(f"{spread:7.2f}" for spread in max(likely, key=lambda spreads: likely[spreads])))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ COMMON = math.log(0.15)
 COMMON_SPREAD = 1.5
 # Standard deviations of δ, from `python -m benchmarks.measured_spread`
 DEPTH_SPREAD = 0.4
-ROLE_SPREAD = 0.2
-DRIFT_SPREAD = 0.2  # of a role, with depth
+ROLE_SPREAD = 0.1
+DRIFT_SPREAD = 0.3  # of a role, with depth
 OWN_SPREAD = 0.25
 REACH = 0.25  # of the depth, over which a drift forgets where it was
 UNPLACED_SPREAD = 1.0  # of a tensor whose only reference is its role's

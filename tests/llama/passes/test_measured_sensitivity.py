@@ -179,3 +179,36 @@ def test_calibrating_needs_a_text_and_the_state_of_the_model(run, example, cheap
         remember(store, other, None, None)
     with Store.open(tmp_path / "new.planner", create=True) as store, pytest.raises(StateFileError, match="no finished"):
         remember(store, other, None, None)
+
+
+def test_minutes_run_all_that_tells_if_there_is_time(run, example, cheap):
+    arguments = ["--imatrix", example.sums, "--state", cheap, "--text", TEXT, "-c", 128, "--types", CHEAP]
+    found = run("sensitivity", example.model, *arguments, "--tokens", 128, "--minutes", 60)
+    assert found.status == 0, found.err
+    with Store.open(cheap, read_only=True) as store:
+        passes, wanted = store.passes(), plan_trials(Findings.read(store), None, AFFORDABLE, affordable=AFFORDABLE)
+    assert len(passes) == len(wanted) > 58
+    assert all(entry.errors for entry in passes)  # no file was made for calibration
+    assert {entry.label for entry in passes[:2]} == {
+        "output.weight",
+        "token_embd.weight",
+    }  # no other pass tells of them
+    assert any(len(entry.errors) > 1 for entry in passes[2:6])
+    assert "recipes lose less than those made without passes: " in " ".join(found.out.split())
+
+
+def test_a_deadline_that_is_past_runs_nothing(example, cheap):
+    imatrix = read_imatrix(example.sums)
+    with Store.open(cheap) as store, open_model(example.model) as model:
+        trials = plan_trials(Findings.read(store), None, 4, affordable=AFFORDABLE)
+        with open_perturber(example.model, model, imatrix, context=64, threads=1, gpu_layers=0) as changer:
+            (windows,) = spread_windows(changer.engine, TEXT, 64, 128)
+            with Trials.start(store, changer, windows) as run:
+                assert not list(run.run(trials, time.monotonic()))
+                assert len(list(run.run(trials, time.monotonic() + 600))) == 4
+
+
+def test_minutes_exclude_passes(run, example):
+    found = run("sensitivity", example.model, "--text", TEXT, "--minutes", 1, "--passes", 3)
+    assert found.status == 2
+    assert "--design, --passes and --minutes exclude each other." in found.err
