@@ -9,6 +9,7 @@ docs/design.md has the formulas and the evidence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from planner.names.gguf import role_of
@@ -22,24 +23,24 @@ STRUCTURE_VERSION = 5  # part of the key under which facts are kept: raise it wh
 # Fitted on the sensitivities measured in benchmarks/data/measured_sensitivity, as the constants of
 # planner.measure.energies
 MASSIVE = 4.0
-# Against writes' shares of the stream as it was seen, which is larger than the sum of writes, as these agree in part:
-# 0.46 (prose-8m), 0.9 (SmolLM2-135M) and 0.25 (Qwen2.5-Coder-1.5B) for an embedding; 9, 12 and 10 for an output
+# What an embedding, an output, and a matrix that is both count where the stream was seen, as shares of what they count
+# otherwise: best in recipes of prose-8m, SmolLM2-135M and Qwen2.5-Coder-1.5B (docs/quality.md)
 SEEN_EMBEDDING = 0.5
-SEEN_OUTPUT = 10 / 12  # of planner.measure.energies.OUTPUT
+SEEN_OUTPUT = 8 / 12
+SEEN_TIED = 0.9
 
 
 def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
     """Return the sensitivities, per unit of each part of the error, of all tensors that have a place in the model.
 
-    `facts` are by tensor name, of the whole model. The stream's energy is the one that was seen, or else the
-    embedding's plus that of every write so far.
+    `facts` are by tensor name, of the whole model. The stream's energy is the geometric mean of the one
+    that was seen and the embedding's plus that of every write so far; the latter, if none was seen.
     """
     embedding = facts.get("token_embd.weight", Facts())
     if not embedding.write:
         return {}
     written, massive = embedding.write, 0.0
     seen = any(fact.stream for fact in facts.values())
-    of_embedding, of_output = (SEEN_EMBEDDING, SEEN_OUTPUT) if seen else (1.0, 1.0)
     shares: dict[str, ErrorParts] = {}
     steps: dict[tuple[int, int], list[tuple[str, Facts, ErrorParts]]] = {}
     for name, fact in facts.items():
@@ -47,12 +48,15 @@ def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
         if block is not None and fact.added is not None:
             steps.setdefault((block, fact.stage), []).append((name, fact, fact.added))
         elif fact.added is not None or fact.output is not None:
-            share = (of_embedding if fact.write else 0.0) + of_output * (fact.output or 0.0)
+            share = (1.0 if fact.write else 0.0) + (fact.output or 0.0)
+            if seen:
+                share *= SEEN_TIED if fact.write and fact.output else SEEN_EMBEDDING if fact.write else SEEN_OUTPUT
             shares[name] = ErrorParts(share, share, 0.0)
     for _, step in sorted(steps.items(), key=lambda item: item[0]):
         written += sum(fact.write for _, fact, _ in step)
         massive += sum(added.massive for _, _, added in step)
-        stream = next((fact.stream for _, fact, _ in step if fact.stream), written)
+        # Writes agree in part: what is seen is more than their sum, but not that much more can be lost in it
+        stream = math.sqrt(next((fact.stream for _, fact, _ in step if fact.stream), written) * written)
         # A massive channel rules the stream's norm once it exceeds the bulk; before, it is a channel like others
         against = max(massive / MASSIVE, stream)
         for name, _, added in step:
