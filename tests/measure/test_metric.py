@@ -130,7 +130,7 @@ def test_massive_channels_are_kept_apart(tmp_path):
 def test_what_is_massive():
     class Fake:
         usage = np.ones(1)
-        second = np.ones((1, 100))
+        token_second = np.ones((1, 100))
 
     columns = np.ones((1, 100))
     assert not massive_channels(Fake, columns).any()
@@ -139,7 +139,7 @@ def test_what_is_massive():
     columns[0, 7] = 20
     assert not massive_channels(Fake, columns).any()
     columns = np.ones((1, 10_000))
-    Fake.second = np.ones((1, 10_000))
+    Fake.token_second = np.ones((1, 10_000))
     columns[0, 7] = 100  # but 1 % of the whole
     assert not massive_channels(Fake, columns).any()
 
