@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_DEEP, _WIDE = 64, 64  # of the part of the covariance that rows are multiplied with at a time: 16 KiB, half of a cache
+_DEEP, _WIDE = 64, 128  # of the part of the covariance that rows are multiplied with at a time: 32 KiB, a cache
 _REFITS = 2  # sweeps in which scales are refitted: all of them may move, which costs as much as `products`
 _LEAST = np.float32(1e-4)  # of what a step changes by itself: gains below are as likely rounding
 _PAYS = 0.01  # of all that a row has gained: with less in one sweep, it is done
@@ -54,11 +54,11 @@ def _spread(out: Floats, steps: Floats, h: Floats, top: int, sparing: bool) -> N
                 counts[row] += 1
     for left in range(0, width, _WIDE):
         wide = min(_WIDE, width - left)
-        if sparing and top <= left and left + wide <= top + deep:
-            continue
         for j in range(deep):
             for k in range(wide):
                 part[j, k] = h[top + j, left + k]
+        if sparing:
+            part[:, max(top - left, 0) : max(top + deep - left, 0)] = 0
         for row in range(rows):
             if counts[row] == 0:
                 continue
@@ -132,32 +132,33 @@ def _nearest(levels: Floats, value: float) -> int:
 def _codes(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: Floats, a: int, e: int) -> float:
     """Give each weight of a panel the level that is best while all others stay; return what that gains."""
     group = g.shape[0] // state.scales.shape[1]
-    levels, top = choices.levels, len(choices.levels) - 1
+    levels, reach, top = choices.levels, choices.reach, len(choices.levels) - 1
+    places, own_levels, scales, units = state.places[r], state.levels[r], state.scales[r], state.units[r]
     won = 0.0
     for begin in range(a, e, group):
         own = begin // group
-        scale = choices.scales[state.scales[r, own]] * state.units[r, own]
+        scale = choices.scales[scales[own]] * units[own]
         if scale == 0:
             continue
         inverse = np.float32(1) / scale
         for j in range(begin, begin + group):
             # Most weights have their best level already, which takes neither a search nor a division to see
             weight = h[j, j]
-            if abs(g[j]) <= choices.reach[state.places[r, j]] * abs(scale) * weight:
+            if abs(g[j]) <= reach[places[j]] * abs(scale) * weight:
                 continue
-            wanted = state.levels[r, j] - g[j] / weight * inverse
+            wanted = own_levels[j] - g[j] / weight * inverse
             if choices.even:
                 place = int(min(max(np.rint(wanted - levels[0]), np.float32(0)), np.float32(top)))
             else:
                 place = _nearest(levels, wanted)
-            if place == state.places[r, j]:
+            if place == places[j]:
                 continue
-            step = scale * (levels[place] - state.levels[r, j])
+            step = scale * (levels[place] - own_levels[j])
             itself = weight * step * step
             change = _TWO * step * g[j] + itself
             if change < -_LEAST * itself:
-                state.places[r, j] = place
-                state.levels[r, j] = levels[place]
+                places[j] = place
+                own_levels[j] = levels[place]
                 _move(g, moved, h, a, e, j, step)
                 won -= change
     return won
