@@ -82,6 +82,7 @@ def sensitivity(
     if sum(choice is not None for choice in (design, passes, minutes)) > 1:
         raise UsageError("--design, --passes and --minutes exclude each other.", "Give one of them.")
     each = tokens or (_TOKENS if minutes is None else _FEW_TOKENS)
+    calibrate = minutes is None if calibrate is None else calibrate
     with open_sources(model, measuring) as sources:
         context = ctx or window_length(sources.model)
         check_runs([model], context=context, gpu_layers=gpu_layers)
@@ -103,7 +104,7 @@ def sensitivity(
                             run = kept.enter_context(Trials.start(sources.store, changer, windows, unchanged))
                         runs.append(run)
                         _run(run, trials, f"stretch {number} of {repeat}: " if repeat > 1 else "", deadline)
-                if minutes is None if calibrate is None else calibrate:  # the original is not in memory any more
+                if calibrate:  # the original is not in memory any more
                     _calibrate(sources, runs[0], threads, gpu_layers)
         except KeyboardInterrupt:
             raise Interrupted(

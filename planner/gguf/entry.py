@@ -19,25 +19,32 @@ from numpy.typing import NDArray
 
 from planner.formats.ggml import FAINTEST_WEIGHT
 
-__all__ = ["GAPS_VERSION", "STREAM", "Entry", "Floats", "Stream"]
+__all__ = ["GAPS_VERSION", "STREAM", "Entry", "Floats", "StreamSums"]
 
 Floats = NDArray[np.float32]
 
 GAPS_VERSION = 1  # raise it when the values imputed to unreached channels would change
 
-
 STREAM = (".stream_sum2", ".stream_sum", ".stream_counts", ".stream")  # after a tensor's name in a file
 
 
-@dataclass(frozen=True)
-class Stream:
-    """What the file has of the residual stream that a tensor writes to: `planner.gguf.sums.StreamSums`, with `sum2` and
-    `sums` f32[experts, n]."""
+@dataclass(slots=True)
+class StreamSums:
+    """What a tensor that writes to the residual stream reads, each token weighted by `w = 1/|s|²`, `s` being the stream
+    after the write: Σ w a² and Σ w a, f32[values], and `weights`, Σ w of the rows summed, f32[experts].
+
+    `stream` is of all tokens, f32[2 + width of the stream]: Σ w, their number, and Σ s/|s|.
+    """
 
     sum2: Floats
     sums: Floats
     weights: Floats
     stream: Floats
+
+    @classmethod
+    def zeros(cls, values: int, experts: int, width: int) -> StreamSums:
+        """Return empty sums of `values` values in all, for a stream of `width` channels."""
+        return cls(*(np.zeros(size, np.float32) for size in (values, values, experts, 2 + width)))
 
     @property
     def arrays(self) -> tuple[Floats, Floats, Floats, Floats]:
@@ -64,7 +71,15 @@ class Stream:
         """Return weighted mean squares and means, f64[experts, n]; zeros for experts without tokens."""
         weights = self.weights.astype(np.float64)[:, None]
         shares = np.divide(1.0, weights, out=np.zeros_like(weights), where=weights > 0)
-        return self.sum2.astype(np.float64) * shares, self.sums.astype(np.float64) * shares
+        sum2, sums = (array.reshape(len(weights), -1).astype(np.float64) for array in (self.sum2, self.sums))
+        return sum2 * shares, sums * shares
+
+    def add(self, other: StreamSums) -> None:
+        """Add other sums. Raises ValueError if they are of another size."""
+        for own, more in zip(self.arrays, other.arrays, strict=True):
+            if len(own) != len(more):
+                raise ValueError(f"has a stream of other sizes: {len(more):,} values, not {len(own):,}")
+            own += more
 
 
 class Entry:
@@ -79,7 +94,7 @@ class Entry:
         sums: Floats | None,
         counts: NDArray[np.float64],
         fill: float | None = 1.0,
-        stream: Stream | None = None,
+        stream: StreamSums | None = None,
     ) -> None:
         self._sum2 = sum2  # f32[experts, n], views of the mapped file
         self._sums = sums

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
 from planner.gguf.contents import contents_of
-from planner.gguf.entry import STREAM, Entry, Floats, Stream
+from planner.gguf.entry import STREAM, Entry, Floats, StreamSums
 from planner.gguf.legacy import read_legacy
 from planner.gguf.llama_cpp import why_left_alone
 from planner.gguf.metadata import Metadata
@@ -54,7 +54,7 @@ class Match:
     means: Floats | None
     counts: NDArray[np.float64]
     seen: NDArray[np.bool_]
-    stream: Stream | None
+    stream: StreamSums | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +260,7 @@ def _gguf_entry(file: GgufFile, name: str, tensors: Mapping[str, Tensor]) -> Ent
     )
 
 
-def _stream(path: Path, name: str, arrays: Mapping[str, Floats], shape: tuple[int, int]) -> Stream | None:
+def _stream(path: Path, name: str, arrays: Mapping[str, Floats], shape: tuple[int, int]) -> StreamSums | None:
     """Return what a file has of the stream; None if that is nothing. Raises ImatrixError for what cannot be."""
     parts = [arrays[suffix] for suffix in STREAM if suffix in arrays]
     if not parts:
@@ -271,12 +271,12 @@ def _stream(path: Path, name: str, arrays: Mapping[str, Floats], shape: tuple[in
     sum2, sums, weights, stream = parts
     if not all(np.isfinite(part).all() for part in parts) or min(sum2.min(), weights.min(), stream[:2].min()) < 0:
         raise ImatrixError(f"{path}: what {name} has of the stream cannot be: NaN, infinite or below zero.", _AGAIN)
-    return Stream(sum2.reshape(shape), sums.reshape(shape), weights, stream)
+    return StreamSums(sum2, sums, weights, stream)
 
 
 def _entry(
     path: Path, name: str, sum2: Floats, sums: Floats | None, counts: Floats, fill: float | None = 1.0,
-    stream: Stream | None = None,
+    stream: StreamSums | None = None,
 ) -> Entry:  # fmt: skip
     if not ((counts >= 0) & (counts < _MOST_TOKENS)).all():  # NaN neither
         raise ImatrixError(f"{path}: the counts of {name} hold a value that is no count.", _AGAIN)

@@ -13,46 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
-from planner.gguf.entry import Entry
+from planner.gguf.entry import Entry, StreamSums
 from planner.gguf.imatrix import Imatrix
 
-__all__ = ["DEFAULT_CHUNK_SIZE", "StreamSums", "Sums", "TensorSums", "merge_imatrices"]
+__all__ = ["DEFAULT_CHUNK_SIZE", "Sums", "TensorSums", "merge_imatrices"]
 
 Floats = NDArray[np.float32]
 Counts = NDArray[np.int64]
 
 DEFAULT_CHUNK_SIZE = 512  # tokens, llama-imatrix's own default
-
-
-@dataclass(slots=True)
-class StreamSums:
-    """What a tensor that writes to the residual stream reads, each token weighted by `w = 1/|s|²`, `s` being the stream
-    after the write: Σ w a² and Σ w a, f32[values], and `weights`, Σ w of the rows summed, f32[experts].
-
-    `stream` is of all tokens, f32[2 + width of the stream]: Σ w, their number, and Σ s/|s|.
-    """
-
-    sum2: Floats
-    sums: Floats
-    weights: Floats
-    stream: Floats
-
-    @classmethod
-    def zeros(cls, values: int, experts: int, width: int) -> StreamSums:
-        """Return empty sums of `values` values in all, for a stream of `width` channels."""
-        return cls(*(np.zeros(size, np.float32) for size in (values, values, experts, 2 + width)))
-
-    @property
-    def arrays(self) -> tuple[Floats, Floats, Floats, Floats]:
-        """All of them."""
-        return self.sum2, self.sums, self.weights, self.stream
-
-    def add(self, other: StreamSums) -> None:
-        """Add other sums. Raises ValueError if they are of another size."""
-        for own, more in zip(self.arrays, other.arrays, strict=True):
-            if len(own) != len(more):
-                raise ValueError(f"has a stream of other sizes: {len(more):,} values, not {len(own):,}")
-            own += more
 
 
 @dataclass(slots=True)
@@ -163,7 +132,7 @@ def _add_entry(merged: Sums, name: str, entry: Entry, worth: int) -> None:
         entry.raw_sum2.reshape(-1) * np.float32(worth),
         None if sums is None else sums.reshape(-1).copy(),
         entry.counts.astype(np.int64) * worth,
-        None if entry.stream is None else StreamSums(*(array.reshape(-1).copy() for array in entry.stream.arrays)),
+        None if entry.stream is None else StreamSums(*(array.copy() for array in entry.stream.arrays)),
     )
     if name in merged.tensors:
         merged.tensors[name].add(added)

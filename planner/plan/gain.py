@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from planner.errors import BudgetError
+from planner.plan.assess import assess
 from planner.plan.findings import Findings
 from planner.plan.plan import make_plan
 from planner.plan.request import PlanRequest
@@ -36,7 +37,6 @@ def gains_of_passes(findings: Findings) -> Iterator[Gain]:
             best = make_plan(findings, PlanRequest(bpw=bpw, sensitivity="measured")).recipe
         except BudgetError:
             continue
-        known = [measured.error_and_loss(choice.name, choice.format) for choice in blind.tensors if choice.loss]
-        before = sum(loss for _, loss in filter(None, known))
-        if before > 0 and best.loss is not None:
+        before = assess(findings.inventory, blind.formats, measured, why="made without passes").recipe.loss
+        if before and best.loss is not None:
             yield Gain(float(bpw), max(1 - best.loss / before, 0.0))

@@ -6,19 +6,17 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from planner.terms import Source
-
 __all__ = ["likely_ratio"]
 
 # Of found / predicted, for the loss of a recipe over that of llama.cpp's mix of its size: geometric mean, and standard
 # deviation of the logarithm; docs/quality.md, "How sure". Other sources were not checked.
-_FOUND: Mapping[Source, tuple[float, float]] = MappingProxyType({"structure": (1.1, 0.22), "measured": (1.05, 0.12)})
+_FOUND: Mapping[str, tuple[float, float]] = MappingProxyType({"structure": (1.1, 0.22), "measured": (1.05, 0.12)})
 
 
 def likely_ratio(source: str, ratio: float) -> tuple[float, float] | None:
     """Return between what two times in three a ratio of losses will be found that is predicted to be `ratio`; None
     where it is not known how sure the source is."""
-    known = next((value for name, value in _FOUND.items() if name == source), None)
+    known = _FOUND.get(source)
     if known is None:
         return None
     centre, spread = known

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from planner.errors import InferenceError, UsageError, option
 from planner.files import Output
-from planner.gguf.sums import StreamSums, Sums, TensorSums
+from planner.gguf.entry import StreamSums
+from planner.gguf.sums import Sums, TensorSums
 from planner.inputs.reading import open_regular
 
 __all__ = ["Checkpoint", "Progress"]

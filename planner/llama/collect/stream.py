@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.gguf.sums import StreamSums, Sums
+from planner.gguf.entry import StreamSums
+from planner.gguf.sums import Sums
 from planner.llama.collect.activations import Group, activations_of, values_of
 from planner.llama.graph import Node
 from planner.names.gguf import role_of
