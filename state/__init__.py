@@ -15,10 +15,11 @@ from state.errors import (
     StateNewer,
     StateReadOnly,
 )
-from state.records import Energies, Inventory, Measurement, Pass, Summary, TensorRecord
+from state.records import COVARIANCE, Energies, Inventory, Measurement, Pass, Summary, TensorRecord
 from state.store import Store
 
 __all__ = [
+    "COVARIANCE",
     "Energies",
     "Inventory",
     "Measurement",

@@ -8,9 +8,11 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["LONGEST_NAME", "Energies", "Inventory", "Measurement", "Pass", "Summary", "TensorRecord"]
+__all__ = ["COVARIANCE", "LONGEST_NAME", "Energies", "Inventory", "Measurement", "Pass", "Summary", "TensorRecord"]
 
 LONGEST_NAME = 4096
+COVARIANCE = "rounding.covariance", "rounding.digest", "rounding.shrinkage"
+"""Metadata of an inventory: path and digest of the covariances that errors were taken by, and their shrinkage."""
 
 
 def _printable(value: object) -> object:
@@ -73,6 +75,15 @@ class Inventory(_Record):
     has_means: bool
     metadata: dict[Name, Scalar]
     tensors: Annotated[tuple[TensorRecord, ...], Field(min_length=1)]
+
+    @property
+    def covariance(self) -> tuple[str, str, float] | None:
+        """Path and digest of the covariances that codes were refined against and errors taken by, and their shrinkage;
+        None where there were none."""
+        path, digest, shrinkage = map(self.metadata.get, COVARIANCE)
+        if not isinstance(path, str) or not isinstance(digest, str) or not isinstance(shrinkage, int | float):
+            return None
+        return path, digest, float(shrinkage)
 
     @field_validator("tensors")
     @classmethod

@@ -64,7 +64,7 @@ ORDER = (
     ("planner.llama.passes", "kld calibrate perturb polish trials __init__"),
     ("planner.report", "columns difference evaluation tables __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
-    ("planner.api", "common evaluate quantize state __init__"),
+    ("planner.api", "common evaluate refining quantize state __init__"),
     ("planner", "__init__"),
     (
         "planner.cli",

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from planner.api.common import Progress, StrPath, check_number, model_at, size_in_bytes
+from planner.api.refining import planned_refinement
 from planner.digests import recipe_digest
-from planner.errors import ImatrixError, RecipeError, UsageError, option
+from planner.errors import ImatrixError, RecipeError, option
 from planner.formats.ggml import formats
-from planner.formats.ggml.refine import SHRINKAGE, require_compiler
 from planner.formats.registry import family_named
 from planner.gguf import Imatrix, Model, read_imatrix
-from planner.gguf.covariance import Covariances
 from planner.gguf.provenance import provenance_pairs
 from planner.gguf.quantize import quantize_model
 from planner.gguf.refinement import Refinement
@@ -60,7 +58,8 @@ def quantize(
     note: Callable[[str], None] | None = None,
 ) -> Quantized:
     """Write a model with every tensor in the format that a recipe gives it, as llama-quantize would; with the file
-    `covariance`, codes are refined against it, and pairs of channels count 1 / (1 + `shrinkage`) (default 1).
+    `covariance`, or that which the recipe was planned with, codes are refined against it, and pairs of channels count
+    1 / (1 + `shrinkage`) (default 1, or as planned).
 
     `imatrix` says where the recipe's imatrix is now, if it was moved. With `force`, files of the name are replaced.
     `keep_split` writes as many parts as the model has, `max_shard_size` as many as needed. Progress is in bytes. `note`
@@ -71,7 +70,6 @@ def quantize(
     for weights that cannot be quantized, OutputError for files that cannot be written; `out` is then as it was before.
     """
     check_number("threads", threads, 1)
-    check_number("shrinkage", shrinkage, 0)
     tell = note or (lambda text: None)
     given, where = _recipe(recipe)
     dialect = family_named(given.family).exported_to
@@ -90,10 +88,14 @@ def quantize(
                 f"{where} is for another model: {plan.model.name} ({plan.model.path}), not {opened.path}.",
                 "Give that model, or solve again for this one.",
             )
-        matrix = _recipe_imatrix(plan, where, imatrix)
-        if matrix is not None and (text := unseen_text(matrix, _changed(plan, opened))):
-            tell(f"{text}\nWeights that share a scale only with such ones are kept; llama-quantize would lose them.")
-        with _refinement(covariance, shrinkage, opened) as refinement:
+        with planned_refinement(plan, where, covariance, shrinkage, opened) as refinement:
+            # covariances that a recipe was planned with have its imatrix too
+            theirs = refinement.covariances.imatrix if refinement is not None and plan.covariance is not None else None
+            matrix = _recipe_imatrix(plan, where, theirs if imatrix is None else imatrix)
+            if matrix is not None and (text := unseen_text(matrix, _changed(plan, opened))):
+                tell(
+                    f"{text}\nWeights that share a scale only with such ones are kept; llama-quantize would lose them."
+                )
             refined = _refined(refinement, plan, opened, tell)
             written = quantize_model(
                 opened, plan.formats, matrix, Path(out), file_type=plan.file_type,
@@ -102,21 +104,6 @@ def quantize(
                 progress=None if progress is None else lambda step: progress(step.tensor, step.done, step.total),
             )  # fmt: skip
     return Quantized(written.paths, written.bytes, given.size)
-
-
-@contextlib.contextmanager
-def _refinement(path: StrPath | None, shrinkage: float | None, model: Model) -> Iterator[Refinement | None]:
-    """Open the covariances that a model's codes are to be refined against. Raises CovarianceError for those of another
-    model, KernelError where nothing can compile the loops."""
-    if path is None:
-        if shrinkage is not None:
-            raise UsageError(f"{option('shrinkage')} is of covariances, and there are none.", "Leave it out.")
-        yield None
-        return
-    require_compiler()
-    with Covariances.open(Path(path)) as covariances:
-        covariances.require(model)
-        yield Refinement(covariances, SHRINKAGE if shrinkage is None else shrinkage)
 
 
 def _refined(
@@ -139,7 +126,7 @@ def _provenance(plan: Recipe, refinement: Refinement | None) -> list[tuple[str, 
     return provenance_pairs(digest, refinement.covariances.digest, refinement.shrinkage)
 
 
-def _recipe_imatrix(plan: Recipe, where: str, given: StrPath | None) -> Imatrix | None:
+def _recipe_imatrix(plan: Recipe, where: str, given: StrPath | Imatrix | None) -> Imatrix | None:
     """Return the imatrix that a recipe was made with, from where it says or where it is now. Raises ImatrixError, and
     RecipeError for one that is given and was not used."""
     if plan.imatrix is None:
@@ -148,13 +135,18 @@ def _recipe_imatrix(plan: Recipe, where: str, given: StrPath | None) -> Imatrix 
                 f"{where} was made without an imatrix.", f"Leave {option('imatrix')} out, or solve again with it."
             )
         return None
-    path = Path(given or plan.imatrix.path)
-    if not path.exists():
-        raise ImatrixError(f"The recipe's imatrix {path} is not there.", f"Say where it is with {option('imatrix')}.")
-    matrix = read_imatrix(path)
+    if isinstance(given, Imatrix):
+        matrix = given
+    else:
+        path = Path(given or plan.imatrix.path)
+        if not path.exists():
+            raise ImatrixError(
+                f"The recipe's imatrix {path} is not there.", f"Say where it is with {option('imatrix')}."
+            )
+        matrix = read_imatrix(path)
     if matrix.digest != plan.imatrix.digest:
         raise ImatrixError(
-            f"{path} is not the imatrix that the recipe was made with.", "Give that one, or solve again."
+            f"{matrix.path} is not the imatrix that the recipe was made with.", "Give that one, or solve again."
         )
     # the name in the metadata is the recipe's, wherever the file lies now: the size was promised with it
     return dataclasses.replace(matrix, given=plan.imatrix.path)

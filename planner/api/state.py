@@ -21,7 +21,6 @@ from planner.api.common import (
     state_errors,
 )
 from planner.closing import Closing
-from planner.errors import ImatrixError, UsageError, option
 from planner.formats.registry import family_named
 from planner.plan.findings import Findings
 from planner.plan.plan import Plan, make_plan
@@ -34,7 +33,7 @@ from state import Store
 if TYPE_CHECKING:  # planning need not wait for what reads models
     from planner.gguf import Imatrix, Model
 
-__all__ = ["State", "imatrix_for", "open_state"]
+__all__ = ["State", "open_state"]
 
 
 def open_state(path: StrPath, *, create: bool = False, read_only: bool = False) -> State:
@@ -74,6 +73,8 @@ class State(Closing):
         *,
         imatrix: StrPath | Imatrix | None = None,
         no_imatrix: bool = False,
+        covariance: StrPath | None = None,
+        shrinkage: float | None = None,
         types: Texts = "all",
         pin: Texts = (),
         family: FamilyName = "gguf",
@@ -86,28 +87,30 @@ class State(Closing):
         """Measure how wrong every tensor of a model becomes in every format of `types`; return how many measurements
         there are. Those that the state has already are not made again, and those made are kept when it is stopped.
 
-        Without `imatrix`, the one that the state was made with is taken again, unless there is to be `no_imatrix`.
+        Without `imatrix`, the one that the state was made with is taken again, unless there is to be `no_imatrix`. With
+        the file `covariance`, which has an imatrix too, codes are refined against it as `quantize` would (`shrinkage`
+        as there), and errors are measured by it.
         `pin` names formats that single tensors are measured in besides. Rows of a tensor are sampled, by `seed`, until
         the standard error is within `tolerance` of the error.
 
-        Raises ModelError, ImatrixError, UsageError, KernelError, and StateFileError for the state of another model.
+        Raises ModelError, ImatrixError, CovarianceError, UsageError, KernelError, and StateFileError for the state of
+        another model.
         """
+        from planner.api.refining import inputs_of
         from planner.measure import Settings
         from planner.measure.campaign import Campaign
 
-        if imatrix is not None and no_imatrix:
-            raise UsageError(f"{option('imatrix')} and {option('no_imatrix')} exclude each other.", "Give one of them.")
         check_choice("family", family, get_args(FamilyName))
         check_number("tolerance", tolerance, sys.float_info.min, 1)
         check_number("threads", threads, 1)
         formats = family_named(family).choose(types if isinstance(types, str) else list(types))
         rules = [parse_rule(text, family=family) for text in several(pin)]
         done = 0
-        with state_errors(), model_at(model) as opened:
+        inputs = inputs_of(self.store, imatrix, no_imatrix=no_imatrix, covariance=covariance, shrinkage=shrinkage)
+        with state_errors(), model_at(model) as opened, inputs as (matrix, refinement):
             campaign = Campaign(
-                opened, imatrix_for(self.store, imatrix, no_imatrix=no_imatrix), self.store, formats,
-                Settings(seed, tolerance), family=family, pinned=pinned_formats(rules, opened.by_name),
-                allow_requantize=allow_requantize,
+                opened, matrix, self.store, formats, Settings(seed, tolerance), family=family, refinement=refinement,
+                pinned=pinned_formats(rules, opened.by_name), allow_requantize=allow_requantize,
             )  # fmt: skip
             for step in campaign.run(threads or os.cpu_count() or 1):
                 done = step.done
@@ -175,21 +178,3 @@ class State(Closing):
     def _planned(self, request: PlanRequest) -> Plan:
         with state_errors():
             return make_plan(Findings.read(self.store, request.family), request)
-
-
-def imatrix_for(store: Store, imatrix: StrPath | Imatrix | None, *, no_imatrix: bool = False) -> Imatrix | None:
-    """Return the imatrix to measure with: as given, or else the one that the state was made with, unless there is to
-    be none. Raises ImatrixError."""
-    from planner.gguf import Imatrix, read_imatrix
-
-    if imatrix is not None:
-        return imatrix if isinstance(imatrix, Imatrix) else read_imatrix(Path(imatrix))
-    known = store.inventory()
-    if no_imatrix or known is None or known.imatrix_name is None:
-        return None
-    if not Path(known.imatrix_name).exists():
-        raise ImatrixError(
-            f"The state was made with the imatrix {known.imatrix_name}, which is not there any more.",
-            f"Give it with {option('imatrix')}, or do without one: {option('no_imatrix')}.",
-        )
-    return read_imatrix(known.imatrix_name)

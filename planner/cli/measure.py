@@ -69,8 +69,8 @@ def run_campaign(
         )
     settings = Settings(measuring.seed, measuring.tolerance)
     campaign = Campaign(
-        sources.model, sources.imatrix, sources.store, formats, settings, family=family, pinned=pinned,
-        allow_requantize=measuring.allow_requantize,
+        sources.model, sources.imatrix, sources.store, formats, settings, family=family,
+        refinement=sources.refinement, pinned=pinned, allow_requantize=measuring.allow_requantize,
     )  # fmt: skip
     if sources.imatrix is not None:
         tell_unseen(sources.imatrix, sources.model.by_name)

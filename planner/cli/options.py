@@ -18,6 +18,7 @@ from planner.terms import FamilyName
 
 if TYPE_CHECKING:
     from planner.gguf import Imatrix, Model
+    from planner.gguf.refinement import Refinement
     from state import Store
 
     _Choice = click.Choice[str]
@@ -35,6 +36,7 @@ __all__ = [
     "measuring_options",
     "only_state",
     "open_sources",
+    "shrinkage_option",
     "threads_option",
 ]
 
@@ -46,6 +48,11 @@ threads_option = click.option(
 )  # fmt: skip
 gpu_option = click.option(
     "-ngl", "--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1: all."
+)
+
+
+shrinkage_option = click.option(
+    "--shrinkage", type=click.FloatRange(0), metavar="X", help="Pairs of channels count 1 / (1 + X).  [default: 1]"
 )
 
 
@@ -86,6 +93,8 @@ class Measuring:
 
     imatrix: Path | None
     no_imatrix: bool
+    covariance: Path | None
+    shrinkage: float | None
     state: Path | None
     types: str | None
     seed: int
@@ -100,6 +109,11 @@ measuring_options = grouped(
     Measuring,
     click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, GGUF or legacy .dat."),
     click.option("--no-imatrix", is_flag=True, help="Do without one, although the state was made with one."),
+    click.option(
+        "--covariance", type=click.Path(path_type=Path), metavar="FILE",
+        help="Refine codes against these covariances and measure errors by them; the imatrix is theirs.",
+    ),
+    shrinkage_option,
     click.option(
         "--state", type=click.Path(path_type=Path), help="State file.  [default: MODEL's name, .planner, here]"
     ),
@@ -120,10 +134,11 @@ measuring_options = grouped(
 
 @dataclass(frozen=True)
 class Sources:
-    """An open model, its imatrix and the state file that belongs to it."""
+    """An open model, its imatrix, what codes are refined against, and the state file that belongs to it."""
 
     model: Model
     imatrix: Imatrix | None
+    refinement: Refinement | None
     store: Store
     state: Path  # as the user would name it
 
@@ -163,18 +178,21 @@ def _states_here() -> list[Path]:
 
 @contextlib.contextmanager
 def open_sources(model: Path, measuring: Measuring) -> Iterator[Sources]:
-    """Open model, imatrix and state. Without --imatrix, the one that the state was made with is used again.
+    """Open model, imatrix, covariances and state. Without --imatrix and --covariance, what the state was made with is
+    used again.
 
-    Raises UsageError, ImatrixError, ModelError, and StateError for files that cannot be used.
+    Raises UsageError, ImatrixError, CovarianceError, ModelError, and StateError for files that cannot be used.
     """
-    from planner.api.state import imatrix_for
+    from planner.api.refining import inputs_of
     from planner.gguf import open_model
     from state import Store
 
-    imatrix, no_imatrix = measuring.imatrix, measuring.no_imatrix
-    if imatrix is not None and no_imatrix:
-        raise UsageError("--imatrix and --no-imatrix exclude each other.", "Give one of them.")
     path = find_state(measuring.state, model)
-    with open_model(model) as opened, Store.open(path, create=True) as store:
-        chosen = imatrix_for(store, imatrix, no_imatrix=no_imatrix)
-        yield Sources(opened, chosen, store, path)
+    with (
+        open_model(model) as opened, Store.open(path, create=True) as store,
+        inputs_of(
+            store, measuring.imatrix, no_imatrix=measuring.no_imatrix, covariance=measuring.covariance,
+            shrinkage=measuring.shrinkage,
+        ) as (imatrix, refinement),
+    ):  # fmt: skip
+        yield Sources(opened, imatrix, refinement, store, path)

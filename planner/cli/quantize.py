@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from planner.cli.options import threads_option
+from planner.cli.options import shrinkage_option, threads_option
 from planner.cli.progress import progress_bar
 from planner.errors import Interrupted
 
@@ -27,9 +27,7 @@ __all__ = ["quantize"]
     metavar="FILE",
     help="Refine codes against these covariances: the same bytes, and less divergence.",
 )
-@click.option(
-    "--shrinkage", type=click.FloatRange(0), metavar="X", help="Pairs of channels count 1 / (1 + X).  [default: 1]"
-)
+@shrinkage_option
 @click.option("-f", "--force", is_flag=True, help="Overwrite OUT.")
 @click.option("--keep-split", is_flag=True, help="Write as many parts as MODEL has.")
 @click.option("--max-shard-size", metavar="SIZE", help="Write parts OUT-00001-of-0000N.gguf of at most this size.")

@@ -94,8 +94,9 @@ def sensitivity(
         try:
             with contextlib.ExitStack() as kept:
                 with open_perturber(
-                    model, sources.model, sources.imatrix, context=context, threads=threads, gpu_layers=gpu_layers
-                ) as changer:
+                    model, sources.model, sources.imatrix, refinement=sources.refinement, context=context,
+                    threads=threads, gpu_layers=gpu_layers,
+                ) as changer:  # fmt: skip
                     stretches = spread_windows(changer.engine, text, context, each, repeat)
                     runs = []
                     for number, windows in enumerate(stretches, start=1):
@@ -152,8 +153,9 @@ def _calibrate(sources: Sources, run: Trials, threads: int, gpu_layers: int) -> 
     click.echo("Making and evaluating " + ", ".join(f"{recipe.bpw:.2f}" for recipe in recipes) + " bpw.", err=True)
     with progress_bar("files") as advance:
         found = calibrate(
-            sources.store, sources.model, sources.imatrix, run.baseline, recipes, threads=threads, gpu_layers=gpu_layers
-        )
+            sources.store, sources.model, sources.imatrix, sources.refinement, run.baseline, recipes, threads=threads,
+            gpu_layers=gpu_layers,
+        )  # fmt: skip
         for number, (entry, recipe) in enumerate(zip(found, recipes, strict=True), start=1):
             advance(entry.label, number, len(recipes))
             click.echo(f"{entry.label}: KLD {entry.kld:.4g} ± {entry.stderr:.2g}, losses sum to {recipe.loss:.4g}.")

@@ -97,8 +97,9 @@ def _plan_from_state(request: PlanRequest, measuring: Measuring, polishing: Poli
 
     if polishing.polish is not None:
         raise UsageError("--polish runs the model.", "Give MODEL too.")
-    if measuring.imatrix is not None:
-        raise UsageError("--imatrix is for measuring, which needs the model.", "Give the model too, or leave it out.")
+    for given, name in ((measuring.imatrix, "--imatrix"), (measuring.covariance, "--covariance")):
+        if given is not None:
+            raise UsageError(f"{name} is for measuring, which needs the model.", "Give the model too, or leave it out.")
     with Store.open(find_state(measuring.state), read_only=True) as store:
         findings = Findings.read(store, request.family)
     return make_plan(findings, request)
@@ -164,8 +165,8 @@ class _Polisher:
         with contextlib.ExitStack() as open_things:
             changer = open_things.enter_context(
                 open_perturber(
-                    model.path, model, sources.imatrix, context=context, threads=self.threads,
-                    gpu_layers=self.gpu_layers,
+                    model.path, model, sources.imatrix, refinement=sources.refinement, context=context,
+                    threads=self.threads, gpu_layers=self.gpu_layers,
                 )
             )  # fmt: skip
             (windows,) = spread_windows(changer.engine, self.text, context, TOKENS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from planner.dialects.dialect import ExportContext, Exported
@@ -10,6 +11,11 @@ from planner.errors import ImatrixError, RecipeError, UsageError, option
 from planner.recipe import ImatrixSource, Recipe
 
 __all__ = ["export_recipe", "files_of"]
+
+_NOT_REFINED = (
+    "The recipe is planned for codes that are refined against covariances. Another quantizer writes the same types "
+    "with its own codes: a file of the same size that diverges more. planner quantize writes the refined ones."
+)
 
 
 def export_recipe(
@@ -29,6 +35,8 @@ def export_recipe(
     if output is not None:
         paths = {suffix: output.with_name(output.stem + suffix) for suffix in suffixes} | {suffixes[0]: output}
     exported = chosen.write(recipe, ExportContext(paths, compact, threads))
+    if recipe.covariance is not None:
+        exported = replace(exported, notes=(*exported.notes, _NOT_REFINED))
     return {paths[suffix]: text for suffix, text in exported.files.items()}, exported
 
 

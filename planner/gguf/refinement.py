@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from dataclasses import dataclass
 
 from planner.formats.ggml import Format
-from planner.formats.ggml.refine import SHRINKAGE, Metric, can_refine
+from planner.formats.ggml.refine import REFINEMENT_VERSION, SHRINKAGE, Metric, can_refine
 from planner.gguf.covariance import Covariances
 from planner.gguf.reader import Tensor
 
-__all__ = ["Refinement", "SharedMetric"]
+__all__ = ["LatestMetric", "Refinement", "SharedMetric"]
 
+_EVEN = 8  # channels that are multiplied together; blocks of all codes have a multiple
 _ROWS = 64  # that are refined together, at least: for fewer, a large covariance would be read too often
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Refinement:
     """Codes are refined against `covariances`, shrunk by `shrinkage`."""
 
@@ -26,9 +28,47 @@ class Refinement:
         """Return whether the codes of a tensor in a format are refined. Raises CovarianceError for another model's."""
         return can_refine(fmt) and self.covariances.covers(tensor)
 
+    def measures(self, tensor: Tensor) -> bool:
+        """Return whether errors of a tensor are measured by its covariance. Raises as `applies`."""
+        return tensor.row_length % _EVEN == 0 and self.covariances.covers(tensor)
+
     def least(self, tensor: Tensor) -> int:
         """Return how many weights are converted together at least."""
         return _ROWS * tensor.row_length
+
+    def metric(self, tensor: Tensor, matrix: int) -> Metric:
+        """Read the metric of one of a tensor's matrices. Raises CovarianceError for values that are none."""
+        found = self.covariances.matrix(tensor, matrix)
+        assert found is not None, f"{tensor.name} is refined without covariances"
+        return Metric.of(found, self.shrinkage)
+
+    @functools.cached_property
+    def key(self) -> tuple[str, ...]:
+        """What refined codes depend on besides what unrefined ones do."""
+        return "covariance", self.covariances.digest, repr(self.shrinkage), str(REFINEMENT_VERSION)
+
+
+class LatestMetric:
+    """The metrics of a tensor's matrices, of which the one last asked for is kept until `release`."""
+
+    def __init__(self, refinement: Refinement, tensor: Tensor) -> None:
+        self._refinement, self._tensor = refinement, tensor
+        self._latest: tuple[int, Metric] | None = None
+        self._lock = threading.Lock()
+
+    def of(self, matrix: int) -> Metric:
+        """Return the metric of a matrix. Raises CovarianceError for values that are none."""
+        with self._lock:
+            latest = self._latest
+            if latest is None or latest[0] != matrix:
+                self._latest = None  # so that there are never two
+                latest = self._latest = matrix, self._refinement.metric(self._tensor, matrix)
+            return latest[1]
+
+    def release(self) -> None:
+        """Let go of the matrix: it may take hundreds of megabytes."""
+        with self._lock:
+            self._latest = None
 
 
 class SharedMetric:
@@ -46,9 +86,7 @@ class SharedMetric:
         with self._lock:
             if self._metric is None:
                 refinement, tensor, matrix = self._from
-                found = refinement.covariances.matrix(tensor, matrix)
-                assert found is not None, f"{tensor.name} is refined without covariances"
-                self._metric = Metric.of(found, refinement.shrinkage)
+                self._metric = refinement.metric(tensor, matrix)
             return self._metric
 
     def done(self) -> None:

@@ -18,6 +18,7 @@ from planner.formats.ggml import Format
 from planner.formats.registry import all_formats, family_named, kernel_of
 from planner.gguf import GAPS_VERSION, Imatrix, Model, Tensor
 from planner.gguf.contents import is_encoder
+from planner.gguf.refinement import Refinement
 from planner.measure.anatomy import read_anatomy
 from planner.measure.energies import block_facts, global_facts
 from planner.measure.experts import EXPERTS_VERSION
@@ -48,7 +49,8 @@ class Step:
 
 class Campaign:
     """Measures one model into one state file: every tensor in the `candidates`, and some, by name, in `pinned` formats
-    too, all of one `family`. What the state holds of other families stays valid.
+    too, all of one `family`. What the state holds of other families stays valid. With a `refinement`, formats are
+    measured as they will be rounded, and by the covariances; what was measured without stays valid too.
 
     Creating it checks model, imatrix and state against each other: raises ImatrixError, ModelError, or
     the state's errors where they do not belong together.
@@ -63,6 +65,7 @@ class Campaign:
         settings: Settings,
         *,
         family: FamilyName = "gguf",
+        refinement: Refinement | None = None,
         pinned: Mapping[str, Sequence[Format]] | None = None,
         allow_requantize: bool = False,
     ) -> None:
@@ -74,12 +77,12 @@ class Campaign:
             )
         coverage = None if imatrix is None else imatrix.require(model)
         self._model, self._imatrix, self._store, self._settings = model, imatrix, store, settings
-        self._coverage = coverage
+        self._refinement, self._coverage = refinement, coverage
         self._anatomy = read_anatomy(model)
         self._blocks = find_blocks(
             model, imatrix, candidates, pinned or {}, family=family_named(family), allow_requantize=allow_requantize
         )
-        store.set_inventory(take_inventory(model, imatrix, settings))
+        store.set_inventory(take_inventory(model, imatrix, settings, refinement))
 
     @property
     def notes(self) -> list[str]:
@@ -170,7 +173,9 @@ class Campaign:
         tensor, settings = target.tensor, self._settings
         where = (tensor.name, repr(tensor.shape), tensor.format, target.digest, self._entry_key(tensor))
         how = (repr(settings.seed), repr(settings.tolerance), str(METRIC_VERSION), *kernel_of(fmt))
-        return digest(*where, fmt.name, *how)
+        refined = self._refinement
+        pairs = refined.key if refined is not None and refined.measures(tensor) else ()
+        return digest(*where, fmt.name, *how, *pairs)
 
     # Doing it
 
@@ -179,7 +184,7 @@ class Campaign:
         for target in block.to_survey:
             tensor = target.tensor
             massive = has_massive_channels(tensor.name)
-            known = moments(tensor, self._imatrix)
+            known = moments(tensor, self._imatrix, self._refinement)
             surveys.append(survey_tensor(self._model, tensor, known, find_massive=massive, stop=stop.is_set))
         return block, surveys
 

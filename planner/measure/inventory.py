@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from planner.gguf import Imatrix, Model, header_bytes, why_left_alone
 from planner.gguf.provenance import provenance_pairs
+from planner.gguf.refinement import Refinement
 from planner.measure.loop import Settings
-from state import Inventory, TensorRecord
+from state import COVARIANCE, Inventory, TensorRecord
 
 __all__ = ["take_inventory"]
 
 
-def take_inventory(model: Model, imatrix: Imatrix | None, settings: Settings) -> Inventory:
+def take_inventory(
+    model: Model, imatrix: Imatrix | None, settings: Settings, refinement: Refinement | None = None
+) -> Inventory:
     """Return the facts that a plan needs of a model when the model is not at hand."""
     parameters = {key: model.parameter(key) for key in ("block_count", "expert_count", "expert_used_count")}
     return Inventory(
@@ -27,6 +30,7 @@ def take_inventory(model: Model, imatrix: Imatrix | None, settings: Settings) ->
             **{key: value for key, value in parameters.items() if value is not None},
             "sampling.seed": settings.seed,
             "sampling.tolerance": settings.tolerance,
+            **_rounding(refinement),
         },
         tensors=tuple(
             TensorRecord(
@@ -41,3 +45,10 @@ def take_inventory(model: Model, imatrix: Imatrix | None, settings: Settings) ->
             for tensor in model.tensors
         ),
     )
+
+
+def _rounding(refinement: Refinement | None) -> dict[str, str | float]:
+    if refinement is None:
+        return {}
+    covariances = refinement.covariances
+    return dict(zip(COVARIANCE, (covariances.imatrix.given, covariances.digest, refinement.shrinkage), strict=True))

@@ -77,6 +77,14 @@ def measure_jobs(model: Model, jobs: Iterable[Job], settings: Settings, *, threa
 
 def measure_job(model: Model, job: Job, settings: Settings, stop: Callable[[], bool] = lambda: False) -> Measured:
     """Measure one tensor in the job's formats: the same rows for all, more until each is within the tolerance."""
+    try:
+        return _measured(model, job, settings, stop)
+    finally:
+        if job.survey.moments.pairs is not None:
+            job.survey.moments.pairs.release()
+
+
+def _measured(model: Model, job: Job, settings: Settings, stop: Callable[[], bool]) -> Measured:
     survey, tensor = job.survey, job.survey.tensor
     usage = survey.moments.usage[:, None]
     expected = (usage * survey.expected_error).reshape(-1)

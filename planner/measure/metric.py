@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml import Format
+from planner.formats.ggml import Format, dequantize_rows, quantize_rows
+from planner.formats.ggml.refine import can_refine, pair_errors, refine_rows
 from planner.formats.registry import round_trip
+from planner.measure.moments import Moments
 from planner.measure.survey import Survey
 from planner.sensitivity import ErrorParts
 
-__all__ = ["METRIC_VERSION", "Estimate", "Tally", "errors_of", "relative", "row_errors"]
+__all__ = ["METRIC_VERSION", "Estimate", "Tally", "errors_of", "relative", "rounded", "row_errors"]
 
 METRIC_VERSION = 2  # part of every measurement's key: raise it when a number would change
 
@@ -35,8 +37,18 @@ def row_errors(survey: Survey, fmt: Format, matrix: int, rows: NDArray[np.float3
 
     `rows` is float32 [r, n]; returns float64 [3, r]: varying part, mean part, massive channels.
     """
-    weights = None if survey.moments.weights is None else survey.moments.weights[matrix]
-    return errors_of(survey, matrix, round_trip(fmt, rows, weights).astype(np.float64) - rows)
+    return errors_of(survey, matrix, rounded(survey, fmt, matrix, rows).astype(np.float64) - rows)
+
+
+def rounded(survey: Survey, fmt: Format, matrix: int, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what is left of rows of one matrix, f32[r, n], in a format: of refined codes, where covariances are known.
+    Raises KernelError."""
+    moments = survey.moments
+    weights = None if moments.weights is None else moments.weights[matrix]
+    if moments.pairs is None or not can_refine(fmt):
+        return round_trip(fmt, rows, weights)
+    data = refine_rows(fmt, rows, quantize_rows(fmt, rows, weights), moments.pairs.of(matrix))
+    return dequantize_rows(fmt, data, rows.shape[1])
 
 
 def errors_of(survey: Survey, matrix: int, difference: Doubles) -> Doubles:
@@ -50,9 +62,27 @@ def errors_of(survey: Survey, matrix: int, difference: Doubles) -> Doubles:
         difference[:, massive] = 0.0
     if moments.has_mean:
         errors[1] = np.einsum("ij,j->i", difference, moments.mean[matrix]) ** 2
+    together = None if moments.pairs is None else _of_pairs(moments, matrix, difference) - errors[1]
     np.multiply(difference, difference, out=difference)
-    errors[0] = np.einsum("ij,j->i", difference, moments.variance[matrix])
+    if together is None:
+        errors[0] = np.einsum("ij,j->i", difference, moments.variance[matrix])
+    else:
+        errors[0] = np.maximum(np.einsum("ij,j->i", difference, moments.second[matrix]) + together, 0.0)
     return errors
+
+
+def _of_pairs(moments: Moments, matrix: int, difference: Doubles) -> Doubles:
+    """Return what pairs of channels add to the error of rows, Σ_{i≠j} d_i H_ij d_j, f64[r], for differences
+    f64[r, n].
+
+    Correlations are as they were collected: shrunk ones, as codes are refined against, would make refined codes seem
+    worth less than they are (docs/rounding.md). Mean squares are those that errors are weighted by.
+    """
+    assert moments.pairs is not None
+    metric = moments.pairs.of(matrix)
+    own = np.diag(metric.matrix).astype(np.float64)
+    scale = np.sqrt(np.divide(moments.second[matrix], own, out=np.zeros_like(own), where=own > 0))
+    return pair_errors((difference * scale).astype(np.float32), metric)
 
 
 def relative(error: float, energy: float) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.gguf import Imatrix, Tensor
+from planner.gguf.refinement import LatestMetric, Refinement
 
 __all__ = ["Moments", "moments"]
 
@@ -29,6 +30,8 @@ class Moments:
     far as errors are concerned, `harmonic mean of |s|² · √(share that varies)`, and both moments weight tokens by
     1/|s|². `massive_second` and `massive_mean` weight all tokens alike (None: as the others do), since a massive
     activation is one of few tokens.
+
+    `pairs` has the covariances of the channels, where they are known and codes are to be refined against them.
     """
 
     second: Doubles
@@ -40,6 +43,7 @@ class Moments:
     stream: float | None = None
     massive_second: Doubles | None = None
     massive_mean: Doubles | None = None
+    pairs: LatestMetric | None = None
 
     @property
     def token_second(self) -> Doubles:
@@ -62,8 +66,9 @@ class Moments:
         return np.maximum(self.second - self.mean**2, 0.0)
 
 
-def moments(tensor: Tensor, imatrix: Imatrix | None) -> Moments:
+def moments(tensor: Tensor, imatrix: Imatrix | None, refinement: Refinement | None = None) -> Moments:
     """Return the moments from the tensor's imatrix entry; every channel alike (E[a²] = 1) when there is none.
+    Covariances are those that codes are refined against.
 
     Zeros in an entry say that nothing was seen, not that nothing can be lost. A channel that no activation reached
     counts as the median of those of its matrix that were; a matrix without any, as an expert that was never used.
@@ -85,7 +90,9 @@ def moments(tensor: Tensor, imatrix: Imatrix | None) -> Moments:
     for matrix in np.flatnonzero(reached & ~seen.all(axis=1)):
         # not their mean, which a single massive channel can rule
         second[matrix, ~seen[matrix]] = np.median(second[matrix, seen[matrix]])
-    plain = Moments(second, mean, usage, weights, entry.means is not None, known=bool(reached.any()))
+    known = bool(reached.any())
+    pairs = LatestMetric(refinement, tensor) if refinement is not None and refinement.measures(tensor) else None
+    plain = Moments(second, mean, usage, weights, entry.means is not None, known, pairs=pairs)
     stream = entry.stream
     if stream is None or not stream.known or not plain.has_mean:
         return plain

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.formats.ggml import library_version
-from planner.recipe import Choice, ImatrixSource, ModelSource, Recipe, file_type_of_choices
+from planner.recipe import Choice, CovarianceSource, ImatrixSource, ModelSource, Recipe, file_type_of_choices
 from planner.sizes import align
 from planner.terms import FamilyName
 from planner.version import __version__
@@ -38,6 +38,10 @@ def compose_recipe(
     imatrix = None
     if inventory.imatrix_digest is not None:
         imatrix = ImatrixSource(path=inventory.imatrix_name or "", digest=inventory.imatrix_digest)
+    covariance = None
+    if inventory.covariance is not None and family == "gguf":
+        path, digest, shrinkage = inventory.covariance
+        covariance = CovarianceSource(path=path, digest=digest, shrinkage=shrinkage)
     return Recipe(
         planner=__version__,
         ggml=library_version(),
@@ -49,6 +53,7 @@ def compose_recipe(
             path=inventory.model_path,
         ),
         imatrix=imatrix,
+        covariance=covariance,
         sensitivity=sensitivity,
         seed=int(number_of(inventory, "sampling.seed")),
         tolerance=number_of(inventory, "sampling.tolerance"),

@@ -79,11 +79,13 @@ class Losses:
 
 
 def subject_of(inventory: Inventory, energies: Iterable[Energies]) -> str | None:
-    """Return a digest of the weights and the imatrix that these facts describe; None if there are no facts."""
+    """Return a digest of the weights and the imatrix that these facts describe, and of the covariances that errors are
+    taken by; None if there are no facts."""
     contents = sorted((entry.tensor, _content(entry)) for entry in energies)
     if not contents:
         return None
-    return hashlib.sha256(json.dumps([inventory.imatrix_digest, contents]).encode()).hexdigest()
+    covariance = [] if inventory.covariance is None else [inventory.covariance[1:]]
+    return hashlib.sha256(json.dumps([inventory.imatrix_digest, contents, *covariance]).encode()).hexdigest()
 
 
 def _content(facts: Energies) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.recipe.recipe import (
     Choice,
+    CovarianceSource,
     ImatrixSource,
     ModelSource,
     Recipe,
@@ -16,6 +17,7 @@ from planner.recipe.recipe import (
 
 __all__ = [
     "Choice",
+    "CovarianceSource",
     "ImatrixSource",
     "ModelSource",
     "Recipe",

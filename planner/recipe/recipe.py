@@ -22,6 +22,7 @@ from planner.terms import FamilyName
 
 __all__ = [
     "Choice",
+    "CovarianceSource",
     "ImatrixSource",
     "ModelSource",
     "Recipe",
@@ -57,6 +58,15 @@ class ImatrixSource(_Record):
     digest: str
 
 
+class CovarianceSource(_Record):
+    """The covariances that codes are to be refined against, and λ by which they are shrunk; errors were taken of codes
+    refined so. `path` as the user spelt it."""
+
+    path: str
+    digest: str
+    shrinkage: Amount
+
+
 class Choice(_Record):
     """One tensor, of `shape` in ggml order (row length first). `err` is its relative error in the format, `loss` its
     part of the recipe's, both None where nothing was measured; `why` it has that format."""
@@ -89,6 +99,7 @@ class Recipe(_Record):
     family: FamilyName = "gguf"
     model: ModelSource
     imatrix: ImatrixSource | None
+    covariance: CovarianceSource | None = None
     sensitivity: str
     seed: int
     tolerance: float
@@ -137,8 +148,11 @@ def save_recipe(recipe: Recipe, path: Path, *, force: bool = True) -> None:
         raise OutputError(f"{path} exists.", f"Choose another name, or overwrite it with {option('force')}.")
     data = recipe.model_dump(mode="json")
     tensors = data.pop("tensors")
+    # defaults, which recipes leave out
     if recipe.family == "gguf":
-        del data["family"]  # the default, which recipes leave out
+        del data["family"]
+    if recipe.covariance is None:
+        del data["covariance"]
     head = json.dumps(data, indent=2, ensure_ascii=False).removesuffix("\n}")
     lines = ",\n".join("    " + json.dumps(tensor, ensure_ascii=False) for tensor in tensors)
     write_atomically(path, f'{head},\n  "tensors": [\n{lines}\n  ]\n}}\n'.encode("utf-8", "surrogateescape"))

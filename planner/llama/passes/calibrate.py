@@ -16,6 +16,7 @@ from planner.errors import ModelError
 from planner.formats.ggml import formats
 from planner.gguf import Imatrix, Model, open_model
 from planner.gguf.quantize import quantize_model
+from planner.gguf.refinement import Refinement
 from planner.lastwords import note
 from planner.llama.engine import Engine
 from planner.llama.evaluate.baseline import Baseline
@@ -58,6 +59,7 @@ def calibrate(
     store: Store,
     model: Model,
     imatrix: Imatrix | None,
+    refinement: Refinement | None,
     baseline: Baseline,
     recipes: Sequence[Recipe],
     *,
@@ -81,7 +83,9 @@ def calibrate(
         with tempfile.TemporaryDirectory(prefix=f"{store.path.stem}-", dir=store.path.parent) as folder:
             note("temporary", folder)
             file = Path(folder) / "calibration.gguf"
-            quantize_model(model, recipe.formats, imatrix, file, file_type=recipe.file_type, threads=threads)
+            quantize_model(
+                model, recipe.formats, imatrix, file, file_type=recipe.file_type, refinement=refinement, threads=threads
+            )
             with Engine(file, context=baseline.context, threads=threads, gpu_layers=gpu_layers) as engine:
                 found = diverge(engine, baseline, progress).kld
         entry = _entry(subject, baseline, recipe.formats, found, f"{recipe.bpw:.2f} bpw", time.monotonic() - begun)

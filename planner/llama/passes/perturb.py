@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from planner.errors import InferenceError, UsageError, option
 from planner.formats.ggml import Format, formats, quantize_rows
-from planner.formats.registry import round_trip
 from planner.gguf import Imatrix, Model
 from planner.gguf import Tensor as FileTensor
+from planner.gguf.refinement import Refinement
 from planner.llama.engine import Engine
 from planner.llama.graph import Node, Tensor
 from planner.measure import Survey, moments, survey_tensor
-from planner.measure.metric import errors_of, relative
+from planner.measure.metric import errors_of, relative, rounded
 from planner.names.gguf import has_massive_channels
 from planner.sensitivity import ErrorParts
 
@@ -35,10 +35,11 @@ class Perturber:
     """The weights of one engine. Made by `open_perturber`."""
 
     def __init__(
-        self, engine: Engine, weights: Mapping[str, Sequence[Tensor]], model: Model, imatrix: Imatrix | None
-    ) -> None:
+        self, engine: Engine, weights: Mapping[str, Sequence[Tensor]], model: Model, imatrix: Imatrix | None,
+        refinement: Refinement | None,
+    ) -> None:  # fmt: skip
         self.engine, self.weights = engine, weights
-        self._model, self._imatrix = model, imatrix
+        self._model, self._imatrix, self._refinement = model, imatrix, refinement
         self._surveys: dict[str, Survey] = {}
         self._changed: set[str] = set()
 
@@ -79,12 +80,11 @@ class Perturber:
         self._changed.add(tensor.name)
         survey = self._survey(tensor)
         stored = formats()[tensor.format]
-        values = survey.moments.weights
 
         def one(part: tuple[int, int, int]) -> NDArray[np.float64]:
             matrix, start, stop = part
             rows = self._model.rows(tensor, start, stop)
-            back = round_trip(fmt, rows, None if values is None else values[matrix])
+            back = rounded(survey, fmt, matrix, rows)
             raw = quantize_rows(stored, back, None)
             for weight in self.weights[tensor.name]:
                 weight.write(raw.reshape(-1), start * raw.shape[1])
@@ -93,6 +93,8 @@ class Perturber:
             return np.asarray(usage * errors.sum(axis=1), np.float64)
 
         sums = np.sum(self.engine.workers.map(one, tensor.slices(_WEIGHTS_AT_A_TIME)), axis=0)
+        if survey.moments.pairs is not None:
+            survey.moments.pairs.release()
         var, mean, massive = sums.tolist()
         bulk, heavy = survey.energy, survey.energy_massive
         return ErrorParts(relative(var, bulk), relative(mean, bulk), relative(massive, heavy))
@@ -100,16 +102,19 @@ class Perturber:
     def _survey(self, tensor: FileTensor) -> Survey:
         if tensor.name not in self._surveys:
             heavy = has_massive_channels(tensor.name)
-            found = survey_tensor(self._model, tensor, moments(tensor, self._imatrix), find_massive=heavy)
+            known = moments(tensor, self._imatrix, self._refinement)
+            found = survey_tensor(self._model, tensor, known, find_massive=heavy)
             self._surveys[tensor.name] = found.slim()
         return self._surveys[tensor.name]
 
 
 @contextlib.contextmanager
 def open_perturber(
-    path: Path, model: Model, imatrix: Imatrix | None, *, context: int, threads: int | None, gpu_layers: int
-) -> Iterator[Perturber]:
-    """Load a model so that its weights can be changed; on exit, even after an error, all are put back first.
+    path: Path, model: Model, imatrix: Imatrix | None, *, refinement: Refinement | None = None, context: int,
+    threads: int | None, gpu_layers: int,
+) -> Iterator[Perturber]:  # fmt: skip
+    """Load a model so that its weights can be changed; on exit, even after an error, all are put back first. With a
+    `refinement`, codes are refined.
 
     Quantized tensors cannot be changed. Raises UsageError for a model that has no others, InferenceError if llama.cpp
     keeps weights out of reach.
@@ -139,7 +144,7 @@ def open_perturber(
                 f"{quantized[0]} is {model[quantized[0]].format}, quantized already.",
                 "Sensitivities are measured on the original: give the F16, BF16 or F32 model.",
             )
-        result = Perturber(engine, weights, model, imatrix)
+        result = Perturber(engine, weights, model, imatrix, refinement)
         for name in weights:
             result.check(name)
         try:

@@ -27,6 +27,7 @@ class RecipeFacts:
     model_digest: str
     model_path: str
     imatrix: str | None
+    covariance: str | None
     sensitivity: str
     seed: int
     tolerance: float
@@ -55,6 +56,7 @@ def recipe_facts(recipe: Recipe, path: str) -> RecipeFacts:
         model_digest=recipe.model.digest,
         model_path=recipe.model.path,
         imatrix=recipe.imatrix.path if recipe.imatrix else None,
+        covariance=recipe.covariance.path if recipe.covariance else None,
         sensitivity=recipe.sensitivity,
         seed=recipe.seed,
         tolerance=recipe.tolerance,
@@ -77,6 +79,9 @@ def recipe_text(recipe: Recipe, facts: RecipeFacts, *, every_tensor: bool = Fals
     lines = labelled("Recipe", shown(facts.path, 400))
     lines += labelled("Model", f"{name}, last seen at {shown(facts.model_path, 400)}")
     lines += labelled("Imatrix", shown(facts.imatrix, 400) if facts.imatrix else "none")
+    if recipe.covariance is not None:
+        against = f"codes refined against {shown(recipe.covariance.path, 400)}"
+        lines += labelled("Rounding", f"{against}, shrinkage {recipe.covariance.shrinkage:.4g}")
     lines += labelled("Budget", shown(facts.budget, 100))
     label, _, size = size_line(recipe).partition(" ")
     lines += labelled(label, size.strip())

@@ -8,10 +8,13 @@ import pytest
 from planner.errors import InferenceError, UsageError
 from planner.formats.ggml import dequantize_rows, formats, quantize_rows
 from planner.gguf import open_model, read_imatrix
+from planner.gguf.covariance import Covariances
 from planner.gguf.quantize import quantize_model
+from planner.gguf.refinement import Refinement
 from planner.llama.passes.perturb import open_perturber
 from planner.measure import moments, survey_tensor
 from planner.measure.metric import row_errors
+from tests.models import made_up_covariances
 
 CHANGED = "blk.3.ffn_down.weight"
 SETTINGS = {"context": 16, "threads": 2, "gpu_layers": 0}
@@ -54,6 +57,25 @@ def test_a_change_is_what_the_format_does(example, model, imatrix, name):
     survey = survey_tensor(model, tensor, moments(tensor, imatrix), find_massive=True)
     energies = [survey.energy, survey.energy, survey.energy_massive or 1.0]
     assert errors == pytest.approx(row_errors(survey, fmt, 0, rows).sum(axis=1) / energies)
+
+
+def test_a_change_is_what_refined_codes_are(example, model, tmp_path):
+    tensor, fmt = model[CHANGED], formats()["q3_K"]
+    path = made_up_covariances(example.model, tmp_path / "cov.gguf")
+    with Covariances.open(path) as covariances:
+        refinement, imatrix = Refinement(covariances), covariances.imatrix
+        with open_perturber(example.model, model, imatrix, refinement=refinement, **SETTINGS) as changer:
+            (errors,) = changer.change({CHANGED: fmt}).values()
+            quantize_model(
+                model, {CHANGED: "q3_K"}, imatrix, tmp_path / "x.gguf", file_type=1, refinement=refinement, threads=1
+            )
+            with open_model(tmp_path / "x.gguf") as file:
+                back = file.rows(file[CHANGED])
+            assert np.array_equal(held(changer, CHANGED), quantize_rows(formats()["f16"], back, None).reshape(-1))
+        survey = survey_tensor(model, tensor, moments(tensor, imatrix, refinement), find_massive=True)
+        energies = [survey.energy, survey.energy, survey.energy_massive or 1.0]
+        expected = row_errors(survey, fmt, 0, model.rows(tensor)).sum(axis=1) / energies
+    assert errors == pytest.approx(expected, rel=1e-6)
 
 
 def test_restoring_puts_back_every_bit(example, model, imatrix):

@@ -7,6 +7,14 @@ each weight in turn, then each scale, the value that is best for all others as t
 
 from __future__ import annotations
 
-from planner.formats.ggml.refine.rows import SHRINKAGE, Metric, can_refine, refine_rows, require_compiler
+from planner.formats.ggml.refine.rows import (
+    REFINEMENT_VERSION,
+    SHRINKAGE,
+    Metric,
+    can_refine,
+    pair_errors,
+    refine_rows,
+    require_compiler,
+)
 
-__all__ = ["SHRINKAGE", "Metric", "can_refine", "refine_rows", "require_compiler"]
+__all__ = ["REFINEMENT_VERSION", "SHRINKAGE", "Metric", "can_refine", "pair_errors", "refine_rows", "require_compiler"]

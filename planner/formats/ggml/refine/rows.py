@@ -14,7 +14,7 @@ from planner.formats.ggml.refine.codes import Codes
 from planner.formats.ggml.refine.lattices import LATTICES
 from planner.formats.ggml.refine.layouts import LAYOUTS
 
-__all__ = ["SHRINKAGE", "Metric", "can_refine", "refine_rows", "require_compiler"]
+__all__ = ["REFINEMENT_VERSION", "SHRINKAGE", "Metric", "can_refine", "pair_errors", "refine_rows", "require_compiler"]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -22,6 +22,8 @@ Doubles = NDArray[np.float64]
 
 SHRINKAGE = 1.0
 """λ by which off-diagonal covariances are shrunk: the best, or within 3 % of it, on the models that were tried."""
+REFINEMENT_VERSION = 1
+"""Raise it when a code would change."""
 _PANEL = 64
 _SWEEPS = 3
 _BLOCKED = 64  # products that are summed at a time: rounding grows by so many, and by the number of sums
@@ -29,9 +31,11 @@ _BLOCKED = 64  # products that are summed at a time: rounding grows by so many, 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What errors of rows with n weights are measured by: d H dᵀ, with `matrix` H, f32[n, n], symmetric."""
+    """What codes of rows with n weights are refined by: d H dᵀ, with `matrix` H, f32[n, n], symmetric, in which pairs
+    count 1 / (1 + `shrinkage`) of what they were found to be."""
 
     matrix: Floats
+    shrinkage: float = 0.0
 
     @classmethod
     def of(cls, covariance: Floats, shrinkage: float = SHRINKAGE) -> Metric:
@@ -40,7 +44,7 @@ class Metric:
         diagonal = np.diag(covariance).copy()
         covariance *= np.float32(1 / (1 + shrinkage))
         np.fill_diagonal(covariance, diagonal)
-        return cls(np.ascontiguousarray(covariance))
+        return cls(np.ascontiguousarray(covariance), shrinkage)
 
 
 def require_compiler() -> None:
@@ -82,6 +86,17 @@ def refine_rows(fmt: Format, rows: Floats, data: Bytes, metric: Metric, sweeps: 
         doubtful &= kernels.changes(before, after, metric.matrix, doubtful) >= 0
         out[doubtful] = data[doubtful]
     return out
+
+
+def pair_errors(errors: Floats, metric: Metric) -> Doubles:
+    """Return the part of d H dᵀ that is of pairs of weights, Σ_{i≠j} d_i H_ij d_j, f64[r], of errors f32[r, n], with
+    pairs as they were found; `n` is a multiple of 8."""
+    from planner.formats.ggml.refine import kernels  # loads a compiler
+
+    gradient = np.empty_like(errors)
+    kernels.products(errors, metric.matrix, gradient)
+    own = errors * np.diag(metric.matrix)
+    return np.asarray((1 + metric.shrinkage) * np.einsum("ij,ij->i", errors, gradient - own, dtype=np.float64))
 
 
 def _chance(before: Floats, after: Floats, matrix: Floats) -> Doubles:
