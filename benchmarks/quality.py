@@ -1,10 +1,11 @@
 """llama.cpp's own mixes and our recipes at the same bytes, by KL divergence on text that was used for nothing else.
 
-    python -m benchmarks.quality MODEL --imatrix F --calibration TEXT --evaluation TEXT [--csv F] [--chart F.html]
+    python -m benchmarks.quality MODEL --imatrix F --calibration TEXT --evaluation TEXT [--covariance F] [--csv F]
 
 Mixes are written by `llama_model_quantize` in process. Sensitivities come from the imatrix alone (`structure`,
 `uniform`, `prior`) and from passes over the calibration text (`measured`). `--state` keeps measurements and passes
-for another time. Needs the extra `llama`, and for the chart `report`.
+for another time. With `--covariance`, a file that has the imatrix too, ours are measured and rounded against it; the
+mixes are not. Needs the extra `llama`, and for the chart `report`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ import click
 import numpy as np
 
 from benchmarks.mixes import MIXES, write_mix
+from planner.api.quantize import quantize
 from planner.cli import run
 from planner.errors import BudgetError
-from planner.gguf import open_model, read_imatrix
-from planner.gguf.quantize import quantize_model
 from planner.llama.engine import Engine, cut
 from planner.llama.evaluate.baseline import Baseline, record
 from planner.llama.evaluate.compare import diverge
@@ -42,15 +42,11 @@ def divergence(path: Path, baseline: Baseline, threads: int) -> float:
         return float(diverge(engine, baseline).kld.mean(dtype=np.float64))
 
 
-def ours(state: Path, model: Path, imatrix: Path, source: str, size: int, out: Path, threads: int) -> float | None:
+def ours(state: Path, model: Path, source: str, size: int, out: Path, threads: int) -> float | None:
     """Write our file of at most `size` bytes; returns the KL divergence that was predicted, if any."""
     with Store.open(state, read_only=True) as store:
         plan = make_plan(Findings.read(store), PlanRequest(budget=size, sensitivity=source))  # type: ignore[arg-type]
-    with open_model(model) as opened:
-        quantize_model(
-            opened, plan.recipe.formats, read_imatrix(imatrix), out, file_type=plan.recipe.file_type, threads=threads,
-            force=True,
-        )  # fmt: skip
+    quantize(model, plan.recipe, out, threads=threads, force=True)
     return plan.prediction.kld if plan.prediction else None
 
 
@@ -86,6 +82,7 @@ def chart(rows: list[dict[str, Any]], sources: tuple[str, ...], name: str, path:
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
 @click.option("--imatrix", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--covariance", type=click.Path(path_type=Path, exists=True), help="Refine ours against these.")
 @click.option("--calibration", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--evaluation", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--mixes", default=",".join(MIXES), show_default=True)
@@ -100,13 +97,15 @@ def chart(rows: list[dict[str, Any]], sources: tuple[str, ...], name: str, path:
     "--chart", "chart_file", type=click.Path(path_type=Path), help="Needs plotly: pip install -e .[benchmarks]."
 )
 def main(
-    model: Path, imatrix: Path, calibration: Path, evaluation: Path, mixes: str, sources: str, state: Path | None,
-    ctx: int, chunks: int | None, passes: int | None, threads: int, csv_file: Path | None, chart_file: Path | None,
+    model: Path, imatrix: Path, covariance: Path | None, calibration: Path, evaluation: Path, mixes: str, sources: str,
+    state: Path | None, ctx: int, chunks: int | None, passes: int | None, threads: int, csv_file: Path | None,
+    chart_file: Path | None,
 ) -> None:  # fmt: skip
     chosen = tuple(sources.split(","))
     with tempfile.TemporaryDirectory() as folder:
         state = state or Path(folder) / "quality.planner"
-        arguments = [str(model), "--imatrix", str(imatrix), "--state", str(state), "-t", str(threads)]
+        inputs = ["--imatrix", str(imatrix)] if covariance is None else ["--covariance", str(covariance)]
+        arguments = [str(model), *inputs, "--state", str(state), "-t", str(threads)]
         measuring = ["sensitivity", *arguments, "--text", str(calibration), "-c", str(ctx)]
         status = run(
             [*measuring, *(["--passes", str(passes)] if passes else [])]
@@ -126,7 +125,7 @@ def main(
                 row: dict[str, Any] = {"mix": mix, "bytes": size, "kld": divergence(out, baseline, threads)}
                 for source in chosen:
                     try:
-                        predicted = ours(state, model, imatrix, source, size, out, threads)
+                        predicted = ours(state, model, source, size, out, threads)
                     except BudgetError as error:  # a mix may be above the largest or below the smallest of ours
                         click.echo(f"{mix}: {error.problem}", err=True)
                         continue

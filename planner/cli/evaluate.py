@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planner.cli.messages import wrapped
 from planner.cli.options import gpu_option, threads_option
 from planner.cli.progress import progress_bar
 from planner.cli.running import check_runs
@@ -17,6 +18,7 @@ from planner.errors import Interrupted, ModelError, UsageError
 from planner.inputs.kinds import BASELINE
 from planner.inputs.reading import kind_at
 from planner.lastwords import note
+from planner.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -175,7 +177,10 @@ class _Run:
                     click.echo(f"{path}: an infinite divergence is not kept in {state}.", err=True)
                 elif state is not None:
                     with Store.open(state) as store:
-                        remember(store, path, baseline, found.kld)
+                        kept = remember(store, path, baseline, found.kld)
+                    if not kept:
+                        other = "its codes are rounded otherwise than those that were measured there"
+                        click.echo(wrapped(plain(f"{path} is not kept in {state}: {other}.")), err=True)
                 self._finish(self.finished + 1)
 
     def tasks(self, files: Mapping[Kind, Path], count: int | None, context: int) -> None:

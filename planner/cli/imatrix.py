@@ -63,7 +63,9 @@ _paths = click.Path(path_type=Path)
     help="Write covariances too, for rounding against them; merged files then have to have them.",
 )
 @click.option("--memory", help="Memory for covariances; what does not fit takes more passes.  [default: most of it]")
-@click.option("--process-output", is_flag=True, help="Collect for output.weight too.")
+@click.option(
+    "--process-output/--no-process-output", default=True, show_default=True, help="Collect for output.weight too."
+)
 @click.option("--parse-special", is_flag=True, help="Take <|im_start|> and its like in --text for special tokens.")
 @gpu_option
 @threads_option
@@ -114,8 +116,9 @@ def imatrix(
             return
         request = CollectRequest(
             opened, texts, chats, tuple(earlier), output, context=ctx or window_length(opened), chunks=chunks,
-            output=process_output, parse_special=parse_special, gpu_layers=gpu_layers, threads=threads, force=force,
-            covariance=covariance, correlated=tuple(correlated), memory=None if memory is None else parse_size(memory),
+            output=process_output, parse_special=parse_special, gpu_layers=gpu_layers,
+            threads=threads, force=force, covariance=covariance, correlated=tuple(correlated),
+            memory=None if memory is None else parse_size(memory),
         )  # fmt: skip
         _read(request, files)
 

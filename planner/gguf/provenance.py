@@ -6,7 +6,7 @@ import re
 
 from planner.version import __version__
 
-__all__ = ["RECIPE_KEY", "provenance_pairs", "rounding_in"]
+__all__ = ["RECIPE_KEY", "provenance_pairs", "rounded_as", "rounding_in"]
 
 RECIPE_KEY = "quantize.planner.recipe"
 _SIZE = 64  # characters of a SHA-256
@@ -35,3 +35,17 @@ def rounding_in(value: str) -> str:
     if found is None:
         return "ggml's codes"
     return f"codes refined against covariances {found['digest']}, shrinkage {found['shrinkage']}"
+
+
+def rounded_as(value: str, covariances: str = "", shrinkage: float = 0) -> bool:
+    """Return whether the provenance of a file tells of codes that were refined against covariances of this digest, with
+    this shrinkage; without a digest, whether of none.
+
+    >>> value = dict(provenance_pairs("ab" * 32, "cd" * 32, 1))[RECIPE_KEY]
+    >>> rounded_as(value, "cd" * 32, 1), rounded_as(value, "cd" * 32, 0.5), rounded_as(value), rounded_as("")
+    (True, False, False, True)
+    """
+    found = _REFINED.fullmatch(value)
+    if found is None or not covariances:
+        return found is None and not covariances
+    return (found["digest"], found["shrinkage"]) == (covariances[:16], f"{shrinkage:.4g}")

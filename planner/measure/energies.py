@@ -17,7 +17,7 @@ from planner.measure.activation_moments import activation_moments, logit_varianc
 from planner.measure.anatomy import Anatomy, BlockAnatomy
 from planner.measure.experts import Part, stack_experts
 from planner.measure.survey import Survey
-from planner.names.gguf import role_of
+from planner.names.gguf import ATTENTION_WRITERS, FFN_WRITER, role_of
 from planner.sensitivity import ErrorParts, Facts
 from planner.sensitivity.prior import role_value
 
@@ -34,7 +34,7 @@ OUTPUT = 12.0
 OUTPUT_BLIND = 5.0  # its error is then taken without an imatrix, and comes out larger
 
 _ATTENTION, _FFN = 0, 1
-_WRITERS = {"attn_output": _ATTENTION, "attn_out": _ATTENTION, "ssm_out": _ATTENTION, "ffn_down": _FFN}
+_WRITERS = {**dict.fromkeys(ATTENTION_WRITERS, _ATTENTION), FFN_WRITER: _FFN}
 
 
 def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:

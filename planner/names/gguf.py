@@ -5,11 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["FUSED", "Name", "block_prefix", "has_massive_channels", "is_expert", "parse_name", "role_of"]
+__all__ = [
+    "ATTENTION_WRITERS", "FFN_WRITER", "FUSED", "Name", "block_prefix", "has_massive_channels", "is_expert",
+    "parse_name", "role_of",
+]  # fmt: skip
 
 _NAME = re.compile(r"(?:(?P<tower>(?:.*?\.)??)blk\.(?P<number>[0-9]+)\.)?(?P<rest>.+)", re.DOTALL)
 _EXPERT = re.compile(r"(ffn_(?:gate|down|up))\.[0-9]+")  # one of those that some files do not stack
 _LONGEST_NUMBER = 9  # digits; no model has so many blocks
+
+# Roles, or their beginnings, of what writes to the residual stream
+ATTENTION_WRITERS = ("attn_output", "attn_out", "ssm_out")
+FFN_WRITER = "ffn_down"
 
 # Tensors that fused kernels (ik_llama.cpp and others) read together
 FUSED = (

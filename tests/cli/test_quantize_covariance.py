@@ -136,3 +136,25 @@ def test_an_interruption_leaves_nothing(here, run, start):
     _, err = process.communicate()
     assert process.returncode == 130, err
     assert set(here.iterdir()) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_killed_at_any_time_it_writes_the_same_file_in_the_end(here, run, start):
+    model = dense(width=256, inner=1024, vocabulary=256, blocks=4).write(here / "model.gguf")
+    write_imatrix(model, here / "x.imatrix")
+    ok(run("solve", model, "--imatrix", "x.imatrix", "--bpw", 4.6, "--types", "iq4_nl,q4_K"))
+    covariances = made_up_covariances(model, here / "cov.gguf")
+    command = "quantize", model, "recipe.json", "out.gguf", "--covariance", covariances, "-t", 1
+    began = time.monotonic()
+    ok(run(*command[:3], "whole.gguf", *command[4:]))
+    taken = time.monotonic() - began
+    for share in np.linspace(0.2, 2, 4):  # of what it takes where everything is loaded already
+        process = start(*command, cwd=here)
+        time.sleep(taken * share)
+        process.kill()
+        process.communicate()
+        if process.returncode == 0:  # it was done already
+            break
+        assert not (here / "out.gguf").exists()
+    ok(run(*command, "--force"))
+    assert (here / "out.gguf").read_bytes() == (here / "whole.gguf").read_bytes()

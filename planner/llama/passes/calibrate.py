@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from planner.errors import ModelError
 from planner.formats.ggml import formats
 from planner.gguf import Imatrix, Model, open_model
+from planner.gguf.provenance import RECIPE_KEY, rounded_as
 from planner.gguf.quantize import quantize_model
 from planner.gguf.refinement import Refinement
 from planner.lastwords import note
@@ -93,8 +94,9 @@ def calibrate(
         yield entry
 
 
-def remember(store: Store, file: Path, baseline: Baseline, klds: NDArray[np.float32]) -> None:
-    """Store the evaluation of a file, divergences f32[windows * scored], for later predictions.
+def remember(store: Store, file: Path, baseline: Baseline, klds: NDArray[np.float32]) -> bool:
+    """Store the evaluation of a file, divergences f32[windows * scored], for later predictions; return False, and do
+    nothing, if its codes were not rounded as those that the state's measurements are of.
 
     Raises StateFileError without finished measurements, and ModelError for a file of another model.
     """
@@ -103,14 +105,19 @@ def remember(store: Store, file: Path, baseline: Baseline, klds: NDArray[np.floa
     with open_model(file) as model:
         shapes = {tensor.name: tensor.shape for tensor in model.tensors}
         used = {tensor.name: tensor.format for tensor in model.tensors}
+        provenance = model.metadata.text(RECIPE_KEY) or ""
     if shapes != {tensor.name: tensor.shape for tensor in inventory.tensors}:
         raise ModelError(
             f"{file} has not the tensors of {inventory.model_name}, which {store.path} is about.",
             "Give the state of the model that was quantized.",
         )
+    refined = () if inventory.covariance is None else inventory.covariance[1:]
+    if not rounded_as(provenance, *refined):
+        return False
     key = pass_key(subject, baseline.tokens, used)
     if key not in {entry.key for entry in store.passes(subject)}:
         store.add_passes([_entry(subject, baseline, used, klds, file.name, 0.0)])
+    return True
 
 
 def _entry(

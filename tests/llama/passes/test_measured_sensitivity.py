@@ -18,9 +18,10 @@ from planner.llama.passes.perturb import open_perturber
 from planner.llama.passes.trials import Trials, plan_trials
 from planner.llama.text import spread_windows
 from planner.plan.findings import Findings
+from planner.recipe import load_recipe, save_recipe
 from state import Store
 from tests.conftest import EXAMPLES
-from tests.models import CHEAP, dense
+from tests.models import CHEAP, dense, made_up_covariances
 
 TEXT = EXAMPLES / "calibration.txt"
 SHORT = ("--tokens", 1024, "-c", 128, "--types", CHEAP, "-t", 1)
@@ -169,6 +170,34 @@ def test_evaluations_calibrate_predictions(run, example, cheap, here):
     assert run(*evaluate, "--calibrate", cheap).status == 0  # once
     with Store.open(cheap, read_only=True) as store:
         assert len(store.passes()) == 3
+
+
+def test_refined_codes_have_passes_and_evaluations_of_their_own(run, example, cheap, here):
+    made_up_covariances(example.model, here / "cov.gguf")
+    measuring = "--covariance", "cov.gguf", "--state", cheap
+    passes = "--text", TEXT, *SHORT, "--passes", 2, "--no-calibrate"
+    found = run("sensitivity", example.model, *measuring, *passes)
+    assert found.status == 0, found.text
+    with Store.open(cheap, read_only=True) as store:
+        refined = {entry.subject for entry in store.passes()}
+    assert run("solve", "--state", cheap, "--bpw", "5", "-o", "recipe.json").status == 0
+    assert run("quantize", example.model, "recipe.json", "refined.gguf").status == 0
+    plain = load_recipe(here / "recipe.json").model_copy(update={"covariance": None})
+    save_recipe(plain, here / "plain.json")
+    assert run("quantize", example.model, "plain.json", "plain.gguf").status == 0
+    files = "refined.gguf", "plain.gguf"
+    found = run("evaluate", example.model, *files, "--text", TEXT, "-c", 64, "--chunks", 4, "--calibrate", cheap)
+    assert found.status == 0, found.text
+    message = " ".join(found.err.split())
+    assert "plain.gguf is not kept in" in message
+    assert "refined.gguf is not kept" not in message
+    with Store.open(cheap, read_only=True) as store:
+        assert [entry.label for entry in store.passes() if not entry.errors] == ["refined.gguf"]
+    # passes of codes that are not refined are others
+    ordinary = "--imatrix", "cov.gguf", "--state", cheap
+    assert run("sensitivity", example.model, *ordinary, *passes).status == 0
+    with Store.open(cheap, read_only=True) as store:
+        assert len({entry.subject for entry in store.passes()} - refined) == 1
 
 
 def test_calibrating_needs_a_text_and_the_state_of_the_model(run, example, cheap, here, tmp_path):
