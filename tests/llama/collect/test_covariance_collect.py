@@ -327,7 +327,7 @@ def test_the_command_adds_covariances_of_the_model_alone(example, text, here, ru
     assert "Fewer tokens than channels" in done.err
     assert read_imatrix("x.gguf").digest == read_imatrix("x.imatrix").digest
     shown = run("inspect", "x.gguf", "--model", example.model).out
-    assert "Covariances of 56 tensors: 32 inputs of 256–768 channels, 512 tokens" in " ".join(shown.split())
+    assert "Covariances of 57 tensors: 33 inputs of 256–768 channels, 512 tokens" in " ".join(shown.split())
     done = run(*base, "--covariance", "twice.gguf", "--merge", "x.gguf")
     assert done.status == 0, done.text
     merged = run("imatrix", "--merge", "x.gguf", "--merge", "x.gguf", "--covariance", "sum.gguf", "-o", "sum.imatrix")
