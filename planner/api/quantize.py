@@ -89,13 +89,9 @@ def quantize(
                 "Give that model, or solve again for this one.",
             )
         with planned_refinement(plan, where, covariance, shrinkage, opened) as refinement:
-            # covariances that a recipe was planned with have its imatrix too
-            theirs = refinement.covariances.imatrix if refinement is not None and plan.covariance is not None else None
-            matrix = _recipe_imatrix(plan, where, theirs if imatrix is None else imatrix)
+            matrix = _recipe_imatrix(plan, where, imatrix, refinement)
             if matrix is not None and (text := unseen_text(matrix, _changed(plan, opened))):
-                tell(
-                    f"{text}\nWeights that share a scale only with such ones are kept; llama-quantize would lose them."
-                )
+                tell(f"{text}\nWhere only such ones share a scale, they are kept; llama-quantize would lose them.")
             refined = _refined(refinement, plan, opened, tell)
             written = quantize_model(
                 opened, plan.formats, matrix, Path(out), file_type=plan.file_type,
@@ -126,17 +122,17 @@ def _provenance(plan: Recipe, refinement: Refinement | None) -> list[tuple[str, 
     return provenance_pairs(digest, refinement.covariances.digest, refinement.shrinkage)
 
 
-def _recipe_imatrix(plan: Recipe, where: str, given: StrPath | Imatrix | None) -> Imatrix | None:
-    """Return the imatrix that a recipe was made with, from where it says or where it is now. Raises ImatrixError, and
-    RecipeError for one that is given and was not used."""
+def _recipe_imatrix(plan: Recipe, where: str, given: StrPath | None, refinement: Refinement | None) -> Imatrix | None:
+    """Return the imatrix that a recipe was made with: as given, or that of the covariances it was planned with, or from
+    where it says. Raises ImatrixError, and RecipeError for one that is given and was not used."""
     if plan.imatrix is None:
         if given is not None:
             raise RecipeError(
                 f"{where} was made without an imatrix.", f"Leave {option('imatrix')} out, or solve again with it."
             )
         return None
-    if isinstance(given, Imatrix):
-        matrix = given
+    if given is None and plan.covariance is not None and refinement is not None:
+        matrix = refinement.covariances.imatrix
     else:
         path = Path(given or plan.imatrix.path)
         if not path.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.formats.ggml import library_version
+from planner.formats.registry import family_named
 from planner.recipe import Choice, CovarianceSource, ImatrixSource, ModelSource, Recipe, file_type_of_choices
 from planner.sizes import align
 from planner.terms import FamilyName
@@ -39,7 +40,7 @@ def compose_recipe(
     if inventory.imatrix_digest is not None:
         imatrix = ImatrixSource(path=inventory.imatrix_name or "", digest=inventory.imatrix_digest)
     covariance = None
-    if inventory.covariance is not None and family == "gguf":
+    if inventory.covariance is not None and family_named(family).exported_to is None:
         path, digest, shrinkage = inventory.covariance
         covariance = CovarianceSource(path=path, digest=digest, shrinkage=shrinkage)
     return Recipe(
