@@ -62,6 +62,12 @@ class Result:
 Run = Callable[..., Result]
 
 
+def ok(result: Result) -> Result:
+    """Return the result of a command that has to succeed."""
+    assert result.status == 0, result.text
+    return result
+
+
 @pytest.fixture(scope="session")
 def example() -> Example:
     return Example()

@@ -55,15 +55,15 @@ def inputs_of(
             raise _no_covariances()
         yield _imatrix(store, imatrix, no_imatrix=no_imatrix), None
         return
-    require_compiler()
-    with Covariances.open(Path(covariance)) as opened:
-        chosen = opened.imatrix if imatrix is None else _read(imatrix)
-        if chosen.digest != opened.imatrix.digest:
+    with _opened(covariance, shrinkage) as refinement:
+        theirs = refinement.covariances.imatrix
+        chosen = theirs if imatrix is None else _read(imatrix)
+        if chosen.digest != theirs.digest:
             raise CovarianceError(
-                f"{opened.path}: the covariances of another imatrix than {chosen.path}.",
+                f"{theirs.path}: the covariances of another imatrix than {chosen.path}.",
                 f"Leave {option('imatrix')} out: covariances have one.",
             )
-        yield chosen, Refinement(opened, SHRINKAGE if shrinkage is None else shrinkage)
+        yield chosen, refinement
 
 
 def _imatrix(store: Store, given: StrPath | Imatrix | None, *, no_imatrix: bool) -> Imatrix | None:
@@ -106,16 +106,24 @@ def planned_refinement(
             f"The covariances that {where} was planned with, {path}, are not there.",
             f"Say where they are with {option('covariance')}.",
         )
-    require_compiler()
-    with Covariances.open(Path(path)) as covariances:
-        covariances.require(model)
-        if planned is not None and covariances.digest != planned.digest:
+    if shrinkage is None and planned is not None:
+        shrinkage = planned.shrinkage
+    with _opened(path, shrinkage) as refinement:
+        refinement.covariances.require(model)
+        if planned is not None and refinement.covariances.digest != planned.digest:
             raise CovarianceError(
-                f"{covariances.path} has other covariances than those that {where} was planned with.",
+                f"{path} has other covariances than those that {where} was planned with.",
                 "Give those, or measure and solve again.",
             )
-        earlier = SHRINKAGE if planned is None else planned.shrinkage
-        yield Refinement(covariances, earlier if shrinkage is None else shrinkage)
+        yield refinement
+
+
+@contextlib.contextmanager
+def _opened(path: StrPath, shrinkage: float | None) -> Iterator[Refinement]:
+    """Open covariances to refine codes against. Raises CovarianceError, KernelError."""
+    require_compiler()
+    with Covariances.open(Path(path)) as covariances:
+        yield Refinement(covariances, SHRINKAGE if shrinkage is None else shrinkage)
 
 
 def _no_covariances() -> UsageError:

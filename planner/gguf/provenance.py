@@ -45,7 +45,5 @@ def rounded_as(value: str, covariances: str = "", shrinkage: float = 0) -> bool:
     >>> rounded_as(value, "cd" * 32, 1), rounded_as(value, "cd" * 32, 0.5), rounded_as(value), rounded_as("")
     (True, False, False, True)
     """
-    found = _REFINED.fullmatch(value)
-    if found is None or not covariances:
-        return found is None and not covariances
-    return (found["digest"], found["shrinkage"]) == (covariances[:16], f"{shrinkage:.4g}")
+    any_recipe = "0" * _SIZE
+    return rounding_in(value) == rounding_in(dict(provenance_pairs(any_recipe, covariances, shrinkage))[RECIPE_KEY])

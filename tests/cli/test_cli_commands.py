@@ -14,6 +14,7 @@ from planner.cli.messages import explain
 from planner.gguf import open_model
 from planner.recipe import load_recipe
 from planner.text import plain
+from tests.conftest import ok
 from tests.models import FEW, dense, experts, write_imatrix
 
 
@@ -25,11 +26,6 @@ def model(here):
 @pytest.fixture
 def matrix(model, here):
     return write_imatrix(model, here / "x.imatrix")
-
-
-def ok(result):
-    assert result.status == 0, result.text
-    return result
 
 
 def test_help_and_version(run):

@@ -9,6 +9,7 @@ import shlex
 import pytest
 
 from planner.recipe import load_recipe
+from tests.conftest import ok
 from tests.models import experts, write_imatrix
 from tests.tiny import write
 
@@ -36,11 +37,6 @@ def solve(state, run):
         return run("solve", *shlex.split(text))
 
     return call
-
-
-def ok(result):
-    assert result.status == 0, result.text
-    return result
 
 
 def refused(result, status, here):

@@ -18,15 +18,11 @@ from planner.measure import moments, survey_tensor
 from planner.measure.metric import row_errors
 from planner.recipe import load_recipe
 from state import Store
+from tests.conftest import ok
 from tests.models import dense, experts, made_up_covariances, write_imatrix
 
 FEW = "q2_K,q4_K,q4_0,iq4_nl,q8_0"
 UNSEEN = "blk.1.attn_v.weight"
-
-
-def ok(result):
-    assert result.status == 0, result.text
-    return result.out
 
 
 @pytest.fixture(params=[dense, experts])
@@ -80,15 +76,15 @@ def test_both_kinds_of_measurements_are_kept_apart(model, covariances, here, run
     better = [sum(refined[key]) < sum(plain[key]) for key in plain if refined[key] != plain[key]]
     assert np.mean(better) > 0.9
     # neither is measured twice, whichever is asked for
-    assert "0 of them new" in ok(run("measure", model, "--imatrix", covariances, "--types", FEW))
+    assert "0 of them new" in ok(run("measure", model, "--imatrix", covariances, "--types", FEW)).out
     assert found() == plain
-    assert "0 of them new" in ok(run("measure", model, "--covariance", covariances, "--types", FEW))
+    assert "0 of them new" in ok(run("measure", model, "--covariance", covariances, "--types", FEW)).out
     assert found() == refined
     # without being asked again, what it was made with last
-    assert "0 of them new" in ok(run("measure", model, "--types", FEW))
+    assert "0 of them new" in ok(run("measure", model, "--types", FEW)).out
     assert found() == refined
     # another shrinkage makes other codes
-    assert " 0 of them new" not in ok(run("measure", model, "--shrinkage", 0.25, "--types", FEW))
+    assert " 0 of them new" not in ok(run("measure", model, "--shrinkage", 0.25, "--types", FEW)).out
 
 
 def test_a_plan_remembers_how_it_is_to_be_rounded(model, covariances, here, run):
@@ -98,9 +94,9 @@ def test_a_plan_remembers_how_it_is_to_be_rounded(model, covariances, here, run)
         assert recipe.covariance is not None
         assert (recipe.covariance.digest, recipe.covariance.shrinkage) == (known.digest, 0.5)
         assert recipe.imatrix.digest == known.imatrix.digest
-    shown = " ".join(ok(run("inspect", "recipe.json")).split())
+    shown = " ".join(ok(run("inspect", "recipe.json")).out.split())
     assert f"codes refined against {covariances}, shrinkage 0.5" in shown
-    assert json.loads(ok(run("inspect", "recipe.json", "--json")))["covariance"] == str(covariances)
+    assert json.loads(ok(run("inspect", "recipe.json", "--json")).out)["covariance"] == str(covariances)
     ok(run("quantize", model, "recipe.json", "out.gguf"))
     assert (here / "out.gguf").stat().st_size == recipe.size
     ok(run("quantize", model, "recipe.json", "same.gguf", "--covariance", covariances, "--shrinkage", 0.5))

@@ -17,14 +17,10 @@ from planner.gguf import open_model
 from planner.gguf.covariance import Covariances
 from planner.gguf.provenance import RECIPE_KEY
 from planner.recipe import load_recipe
+from tests.conftest import ok
 from tests.models import dense, experts, made_up_covariances, write_imatrix
 
 FEW = "q2_K,q3_K,q4_K,q4_0,iq4_nl,q5_1"
-
-
-def ok(result):
-    assert result.status == 0, result.text
-    return result.out
 
 
 @pytest.fixture(params=[dense, experts])
@@ -48,7 +44,7 @@ def tensors(path):
 def test_the_same_bytes_hold_less_error(model, planned, here, run):
     ok(run("quantize", model, "recipe.json", "plain.gguf"))
     result = run("quantize", model, "recipe.json", "refined.gguf", "--covariance", planned, "-t", 1)
-    assert "as promised" in ok(result)
+    assert "as promised" in ok(result).out
     assert "Not refined, as there are no covariances or the type cannot be:" in result.err
     assert "blk.1.attn_v.weight" in result.err
     assert (here / "refined.gguf").stat().st_size == (here / "plain.gguf").stat().st_size
@@ -88,13 +84,13 @@ def test_a_file_says_which_rounding_it_has(model, planned, here, run):
         values[name] = fields[RECIPE_KEY].contents()
         assert len(values[name]) == 64
     assert values["refined.gguf"].startswith(values["plain.gguf"][:32])
-    assert "Rounding    ggml's codes\n" in ok(run("inspect", "plain.gguf"))
-    assert "Rounding" not in ok(run("inspect", model))
+    assert "Rounding    ggml's codes\n" in ok(run("inspect", "plain.gguf")).out
+    assert "Rounding" not in ok(run("inspect", model)).out
     with Covariances.open(planned) as covariances:
         digest = covariances.digest[:16]
     shown = f"codes refined against covariances {digest}, shrinkage 0.25"
-    assert shown in " ".join(ok(run("inspect", "refined.gguf")).split())
-    assert json.loads(ok(run("inspect", "refined.gguf", "--json")))["rounding"] == shown
+    assert shown in " ".join(ok(run("inspect", "refined.gguf")).out.split())
+    assert json.loads(ok(run("inspect", "refined.gguf", "--json")).out)["rounding"] == shown
 
 
 def test_what_cannot_be(model, planned, here, run):
@@ -121,14 +117,20 @@ def test_numba_is_asked_for(model, planned, here, run, monkeypatch):
     ok(run("quantize", model, "recipe.json", "out.gguf"))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for children")
-def test_an_interruption_leaves_nothing(here, run, start):
-    model = dense(width=512, inner=2048, vocabulary=512, blocks=8).write(here / "model.gguf")
+def to_refine(maker, here, run):
+    """Prepare a model to be quantized and refined into out.gguf; return the command."""
+    model = maker.write(here / "model.gguf")
     write_imatrix(model, here / "x.imatrix")
     ok(run("solve", model, "--imatrix", "x.imatrix", "--bpw", 4.6, "--types", "iq4_nl,q4_K"))
     covariances = made_up_covariances(model, here / "cov.gguf")
+    return "quantize", model, "recipe.json", "out.gguf", "--covariance", covariances, "-t", 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for children")
+def test_an_interruption_leaves_nothing(here, run, start):
+    command = to_refine(dense(width=512, inner=2048, vocabulary=512, blocks=8), here, run)
     before = set(here.iterdir())
-    process = start("quantize", model, "recipe.json", "out.gguf", "--covariance", covariances, "-t", 1, cwd=here)
+    process = start(*command, cwd=here)
     deadline = time.monotonic() + 120
     while set(here.iterdir()) == before and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -140,11 +142,7 @@ def test_an_interruption_leaves_nothing(here, run, start):
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
 def test_killed_at_any_time_it_writes_the_same_file_in_the_end(here, run, start):
-    model = dense(width=256, inner=1024, vocabulary=256, blocks=4).write(here / "model.gguf")
-    write_imatrix(model, here / "x.imatrix")
-    ok(run("solve", model, "--imatrix", "x.imatrix", "--bpw", 4.6, "--types", "iq4_nl,q4_K"))
-    covariances = made_up_covariances(model, here / "cov.gguf")
-    command = "quantize", model, "recipe.json", "out.gguf", "--covariance", covariances, "-t", 1
+    command = to_refine(dense(width=256, inner=1024, vocabulary=256, blocks=4), here, run)
     began = time.monotonic()
     ok(run(*command[:3], "whole.gguf", *command[4:]))
     taken = time.monotonic() - began
