@@ -64,12 +64,13 @@ ORDER = (
     ("planner.llama.passes", "kld calibrate perturb polish trials __init__"),
     ("planner.report", "columns difference evaluation tables __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
+    ("planner.report.page", "data page __init__"),
     ("planner.api", "common evaluate refining quantize state __init__"),
     ("planner", "__init__"),
     (
         "planner.cli",
         "messages options diff export importing progress inspect measure quantize running bench evaluate "
-        "imatrix sensitivity solving solve terminal child watch __init__",
+        "imatrix sensitivity solving report solve terminal child watch __init__",
     ),
     ("planner", "__main__"),
 )

@@ -21,11 +21,13 @@ from planner.api.common import (
     state_errors,
 )
 from planner.closing import Closing
+from planner.files import write_atomically
 from planner.formats.registry import family_named
 from planner.plan.findings import Findings
 from planner.plan.plan import Plan, make_plan
 from planner.plan.request import PlanRequest
 from planner.plan.rules import parse_device, parse_rule, parse_tie, pinned_formats
+from planner.recipe import Recipe, load_recipe
 from planner.sizes import parse_bits
 from planner.terms import FamilyName, RunOn, Source
 from state import Store
@@ -174,6 +176,55 @@ class State(Closing):
             time_limit=time_limit,
         )
         return self._planned(request)
+
+    def report(
+        self,
+        path: StrPath,
+        *,
+        recipe: StrPath | Recipe | None = None,
+        budget: str | int | None = None,
+        bpw: str | float | Fraction | None = None,
+        tie: Texts = (),
+        pin: Texts = (),
+        min: Texts = (),  # noqa: A002
+        max: Texts = (),  # noqa: A002
+        types: Texts | None = None,
+        sensitivity: Source | None = None,
+        run_on: RunOn = "cpu",
+        family: FamilyName = "gguf",
+    ) -> None:
+        """Write a page of HTML on which every size can be explored, as `planner report` does. It opens with a `recipe`
+        and its pins, or with a size; rules, as for `solve`, bound what it offers.
+
+        Raises what `solve` raises, RecipeError for a recipe of another model, and OutputError.
+        """
+        from planner.report.page import Start, report_page
+
+        for name, value, kind in (
+            ("family", family, FamilyName),
+            ("run_on", run_on, RunOn),
+            ("sensitivity", sensitivity, Source),
+        ):
+            check_choice(name, value, get_args(kind))
+        opened = recipe if recipe is None or isinstance(recipe, Recipe) else load_recipe(Path(recipe))
+        family = family if opened is None else opened.family
+        bounded = functools.partial(parse_rule, default_pattern="", family=family)
+        chosen = family_named(family).choose
+        request = PlanRequest(
+            budget=1,  # the page's own
+            family=family,
+            formats=None if types is None else chosen(types if isinstance(types, str) else list(types)),
+            pins=tuple(parse_rule(text, family=family) for text in several(pin)),
+            floors=tuple(map(bounded, several(min))),
+            caps=tuple(map(bounded, several(max))),
+            ties=tuple(part for text in several(tie) for part in parse_tie(text)),
+            sensitivity=sensitivity,
+            run_on=run_on,
+        )
+        start = Start(opened, size_in_bytes(budget), None if bpw is None else float(parse_bits(str(bpw))))
+        with state_errors():
+            findings = Findings.read(self.store, family)
+        write_atomically(Path(path), report_page(findings, request, start).encode())
 
     def _planned(self, request: PlanRequest) -> Plan:
         with state_errors():

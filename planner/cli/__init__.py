@@ -27,6 +27,7 @@ _COMMANDS = {
     "quantize": "write the GGUF that a recipe describes",
     "export": "turn a recipe into another quantizer's input",
     "import": "make a recipe of a GGUF's types, of rules or of tables",
+    "report": "write a page on which every size of a model can be explored",
     "diff": "show how two mixes differ, by role and layer",
     "evaluate": "compare quantized models with the original, on a text and tasks",
     "bench": "measure how fast models read and write, in tokens per second",

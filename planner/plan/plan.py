@@ -55,9 +55,10 @@ class LimitUse:
 
 @dataclass(frozen=True)
 class Solved:
-    """A problem, its solution, and the group of every tensor that a format was chosen for."""
+    """A problem, what it was made of, its solution, and the group of every tensor that a format was chosen for."""
 
     problem: Problem
+    candidates: Candidates
     solution: Solution
     groups: Mapping[str, str]
 
@@ -200,7 +201,10 @@ def _solve(inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLi
     if solution.picks is None:
         raise BudgetError("No recipe was found in time.", f"Give more time with {option('time_limit')}.")
     return Solved(
-        problem, solution, {tensor.name: group.name for group in candidates.groups for tensor in group.tensors}
+        problem,
+        candidates,
+        solution,
+        {tensor.name: group.name for group in candidates.groups for tensor in group.tensors},
     )
 
 

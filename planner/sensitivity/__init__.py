@@ -6,7 +6,7 @@ from __future__ import annotations
 from planner.sensitivity.confidence import likely_ratio
 from planner.sensitivity.design import DESIGNS, Design, factored, select_passes
 from planner.sensitivity.facts import Facts
-from planner.sensitivity.link import Link, Point, Prediction, fit_link
+from planner.sensitivity.link import SCATTER, Link, Point, Prediction, fit_link
 from planner.sensitivity.measured import Observation, prior_covariance
 from planner.sensitivity.parts import ErrorParts
 from planner.sensitivity.prior import Prior, prior
@@ -24,6 +24,7 @@ from planner.sensitivity.structure import STRUCTURE_VERSION
 __all__ = [
     "DESIGNS",
     "NOT_ROUNDED",
+    "SCATTER",
     "SOURCES",
     "STRUCTURE_VERSION",
     "Design",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Link", "Point", "Prediction", "fit_link"]
+__all__ = ["SCATTER", "Link", "Point", "Prediction", "fit_link"]
 
 Doubles = NDArray[np.float64]
 
@@ -25,7 +25,8 @@ Doubles = NDArray[np.float64]
 # SmolLM2-135M sums of measured losses were 0.8 to 1.3 of the divergence, and Q8_0 files diverged by 2e-4 to 4e-3
 _EXPECTED = np.log([1.0, 2.0, 1e-4])
 _SPREAD = np.array([0.3, 0.7, 2.0])
-_SCATTER = 0.08  # of the logarithm, of files about the curve
+SCATTER = 0.08
+"""Standard deviation of the logarithm of KL divergences, of files about the curve."""
 _STEPS = 50
 
 
@@ -61,7 +62,7 @@ class Link:
         losses = np.array([loss])
         centre = float(np.log(_curve(self.parameters, losses))[0])
         slope = _slopes(self.parameters, losses)[0]
-        deviation = math.sqrt(float(slope @ self.covariance @ slope) + _SCATTER**2)
+        deviation = math.sqrt(float(slope @ self.covariance @ slope) + SCATTER**2)
         return Prediction(math.exp(centre), math.exp(centre - deviation), math.exp(centre + deviation))
 
 
@@ -71,7 +72,7 @@ def fit_link(points: Sequence[Point]) -> Link:
     usable = [point for point in points if point.kld > 0 and point.loss > 0]
     losses = np.array([point.loss for point in usable], np.float64)
     klds = np.array([point.kld for point in usable], np.float64)
-    noise = np.hypot(_SCATTER, np.array([point.stderr for point in usable], np.float64) / klds)
+    noise = np.hypot(SCATTER, np.array([point.stderr for point in usable], np.float64) / klds)
 
     def misfit(parameters: Doubles) -> Doubles:
         off = (np.log(_curve(parameters, losses)) - np.log(klds)) / noise

@@ -59,11 +59,13 @@ def test_options_are_called_as_the_commands_call_them():
     from planner.cli.evaluate import evaluate
     from planner.cli.measure import measure
     from planner.cli.quantize import quantize
+    from planner.cli.report import report
     from planner.cli.solve import solve
 
     for function, command in (
         (planner.State.measure, measure),
         (planner.State.solve, solve),
+        (planner.State.report, report),
         (planner.quantize, quantize),
         (planner.evaluate, evaluate),
     ):
@@ -71,6 +73,8 @@ def test_options_are_called_as_the_commands_call_them():
         own = {"progress", "note"}  # which the command line draws and prints
         if function is planner.State.measure:
             own.add("pin")  # of solve, which measures what is missing
+        if function is planner.State.report:
+            own.add("recipe")  # an argument there
         kept = {name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind == 3}
         assert kept - own <= spelt, function
 
