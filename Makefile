@@ -8,6 +8,11 @@ PLANNER = ../.venv/bin/planner
 INSTALL = $$(test -x .venv/bin/pip && echo .venv/bin/python -m pip || echo $(PYTHON) -m pip --python .venv) \
 	install --quiet --disable-pip-version-check
 
+# Tests of pages drive a browser: one that is there, or playwright's, or the system's
+BROWSER = command -v chromium || command -v chromium-browser || command -v google-chrome \
+	|| command -v google-chrome-stable || .venv/bin/python -m playwright install chromium \
+	|| { test "$$(id -u)" = 0 && apt-get install -y chromium; } || echo "Install chromium: tests of pages need a browser"
+
 .PHONY: demo test check clean
 
 demo: .venv/base
@@ -36,6 +41,7 @@ check: .venv/dev
 .venv/dev: .venv/base
 	@echo "Installing what tests need; llama-cpp-python compiles llama.cpp (about ten minutes, once)"
 	@CMAKE_ARGS="-DLLAVA_BUILD=OFF $$CMAKE_ARGS" $(INSTALL) -e '.[dev,llama]'
+	@$(BROWSER)
 	@touch $@
 
 clean:

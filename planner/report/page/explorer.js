@@ -71,9 +71,9 @@ function explore(data) {
     chart.show(answer.size, answer.loss, budget);
     reading(problem, view, chart);
     map.show(view, settled);
-    if (settled || view.selected) inspect(problem, view, act);
     table.show(view, settled);
     if (settled) {
+      inspect(problem, view, act);
       pins(problem, view, setPins);
       provenance(problem, recipeOf(problem, answer, title(budget)));
       at("back").hidden = !data.given || (budget === data.start.bytes && view.pins.every((option, g) => option === opening[g]));
@@ -113,7 +113,8 @@ function explore(data) {
   view.selected = problem.tensors.filter((tensor) => tensor.group >= 0)
     .reduce((a, b) => (chosen(b, view.answer.picks).loss > chosen(a, view.answer.picks).loss ? b : a));
   settle();
-  return { problem, view, chart, map, setBudget, setPins, settle };
+  return { problem, view, chart, map, table, setBudget, setPins, settle };
 }
 
 const explorer = explore(JSON.parse(at("data").textContent));
+performance.mark("ready");

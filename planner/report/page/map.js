@@ -133,11 +133,12 @@ function makeMap(problem, on) {
         style.setProperty("--on-cell", made.ink = ink);
       }
       const format = data.formats[chosen(made.tensors[0], state.answer.picks).format].name;
-      const label = made.button.clientWidth > format.length * 7 + 2 ? format : "";
+      const label = made.width > format.length * 7 + 2 ? format : "";
       if (made.label !== label) made.button.textContent = made.label = label;
+      const selected = made.tensors.includes(state.selected);
+      if (made.selected !== selected) made.button.classList.toggle("selected", made.selected = selected);
       const pinned = String(made.tensors.some((tensor) => state.answer.pins[tensor.group] >= 0));
       if (made.pinned !== pinned) made.button.setAttribute("aria-pressed", made.pinned = pinned);
-      made.button.classList.toggle("selected", made.tensors.includes(state.selected));
     }
     at("legend").querySelectorAll("i").forEach((bar, i) => { bar.style.background = colours(BITS[i], theme).ground; });
   }
@@ -152,7 +153,10 @@ function makeMap(problem, on) {
   }
 
   build();
-  new ResizeObserver(() => state && paint()).observe(at("maps"));
+  new ResizeObserver(() => {
+    for (const made of cells) made.width = made.button.clientWidth; // all at once: reading after writing is slow
+    if (state) paint();
+  }).observe(at("maps"));
   return {
     cells,
     show(shown, settled) { state = shown; paint(); if (settled) name(); tip.hidden = true; },

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 # As root, and in containers, there is no sandbox and little shared memory; and a browser is to ask nobody anything
-_SWITCHES = (
+SWITCHES = (
     "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
@@ -19,12 +19,16 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 Open = Callable[..., Page]
 
 
+def installed_browser() -> str | None:
+    """Return a browser of the machine's; None for the one that playwright installs."""
+    return next(filter(None, map(shutil.which, _BROWSERS)), None)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    installed = next(filter(None, map(shutil.which, _BROWSERS)), None)
     with sync_playwright() as playwright:
         try:
-            started = playwright.chromium.launch(executable_path=installed, args=[*_SWITCHES])
+            started = playwright.chromium.launch(executable_path=installed_browser(), args=[*SWITCHES])
         except Error as error:
             pytest.fail(
                 f"No browser for the tests of pages: {error}\n"

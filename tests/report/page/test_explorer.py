@@ -399,7 +399,8 @@ def test_print_is_light_and_without_controls(recipe, here, open_page):
 
 def test_names_are_text(tmp_path, open_page):
     names = (
-        "<script>alert(1)</script>", "</script><script>window.hacked = 1</script>", "blk.0.<img src=x onerror=alert(1)>",
+        "<script>alert(1)</script>", "</script><script>window.hacked = 1</script>",
+        "blk.0.<img src=x onerror=alert(1)>.weight",
         "blk.0.{{script}}.weight", "blk.1.a b=C\tü\u2028.weight", "blk.1.__proto__.weight", "constructor",
         "output.weight",
     )  # fmt: skip

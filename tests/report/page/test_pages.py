@@ -21,7 +21,7 @@ def data_of(path):
 
 @pytest.fixture
 def made(cheap, here, run):
-    ok(run("solve", "--state", cheap, "--budget", "5MB", "--pin", "output=q8_0", "--tie", "fused"))
+    ok(run("solve", "--state", cheap, "--budget", "5MB", "--pin", "^output=q8_0", "--tie", "fused"))
     return cheap
 
 
@@ -78,7 +78,7 @@ def test_pins_come_from_the_recipe_and_the_options(made, here, run):
         }  # fmt: skip
 
     assert pinned() == {"output.weight": "q8_0"}
-    assert pinned("--pin", "output=q6_K", "--pin", "blk.0.attn_v=q5_K") == {
+    assert pinned("--pin", "^output.weight=q6_K", "--pin", "blk.0.attn_v=q5_K") == {
         "output.weight": "q6_K", "blk.0.attn_v.weight": "q5_K",
     }  # fmt: skip
 
