@@ -38,8 +38,8 @@ ORDER = (
     ("planner.fit", "parameters layers context compute needs __init__"),
     (
         "planner.gguf",
-        "entry legacy llama_cpp metadata contents provenance tensor reader container model encoder health imatrix products "
-        "covariance layout refinement quantize sums imatrix_writer covariance_writer vocabulary __init__",
+        "entry legacy llama_cpp metadata contents provenance tensor reader container model encoder health imatrix "
+        "products covariance layout refinement quantize sums imatrix_writer covariance_writer vocabulary __init__",
     ),
     ("planner.recipe", "recipe recount __init__"),
     (
@@ -48,7 +48,10 @@ ORDER = (
         "ik_llama table tool_suite registry exports imports __init__",
     ),
     ("planner.sensitivity", "parts rounding facts confidence design link measured prior structure sources __init__"),
-    ("planner.plan", "losses findings rules candidates families limits cards accounting assess request plan gain __init__"),
+    (
+        "planner.plan",
+        "losses findings rules candidates families limits cards accounting assess request plan gain __init__",
+    ),
     (
         "planner.measure",
         "anatomy activation_moments moments sampling survey experts energies metric loop inventory rounding targets "

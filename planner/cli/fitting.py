@@ -58,8 +58,8 @@ fitting_options = grouped(
 
 
 def make_fit(fitting: Fitting) -> Fit | None:
-    """Make a fit of options. Raises UsageError for values that cannot be parsed or lack others, ModelError for an encoder
-    that is none."""
+    """Make a fit of options. Raises UsageError for values that cannot be parsed or lack others, ModelError for an
+    encoder that is none."""
     from planner.plan.cards import parse_fit
     from planner.sizes import parse_size
 

@@ -4,15 +4,15 @@ Buffers of a graph are laid out once, for the largest batch, and those that are 
 (`graph_reserve` in src/llama-context.cpp). At its peak a graph holds, for each of `batch` tokens and as float32, either
 
 - the logits, with a few vectors of the model's width; or
-- the inside of one layer, with a few such vectors: of a feed-forward gate, up and their product; of experts the same for
-  each that is used and two vectors that it returns; of latent attention its queries, with and without rotation, and what
-  it reads; of a recurrent layer some vectors of its inner width;
+- the inside of one layer, with a few such vectors: of a feed-forward gate, up and their product; of experts the same
+  for each that is used and two vectors that it returns; of latent attention its queries, with and without rotation, and
+  what it reads; of a recurrent layer some vectors of its inner width;
 
-and the masks of attention throughout: two bytes for every token and every cell of its sequence, as much again where there
-are windows. On a GPU, quantized keys and values of one layer are also unpacked to float16
+and the masks of attention throughout: two bytes for every token and every cell of its sequence, as much again where
+there are windows. On a GPU, quantized keys and values of one layer are also unpacked to float16
 (`ggml_cuda_flash_attn_ext_get_alloc_size` in ggml-cuda/fattn.cu).
 
-`benchmarks/compute_buffers.py` compares it with what is reserved for models as they are published.
+`tests/fit/test_llama_cpp.py` compares it with what is reserved for models as they are published.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from planner.fit.parameters import Parameters
 __all__ = ["RESERVE", "compute_bytes"]
 
 RESERVE = 2**30
-"""For the driver's context, its libraries' workspaces and what else is on the card: as much as llama.cpp itself leaves free
-when it fits a model to a device (`--fit-target`, fit_params_target in common/common.h)."""
+"""For the driver's context, its libraries' workspaces and what else is on the card: as much as llama.cpp itself leaves
+free when it fits a model to a device (`--fit-target`, fit_params_target in common/common.h)."""
 
-_VECTORS_BY_LOGITS, _VECTORS = 8, 4  # of the model's width
+_VECTORS_BY_LOGITS, _VECTORS = 12, 4  # of the model's width
 _INNER, _WKV = 8, 20  # vectors of the inner width of ssm; of the model's width in rwkv
 _FLOAT = 4
 
 
-def compute_bytes(architecture: str, parameters: Parameters, vocabulary: int, layers: Sequence[Layer], context: Context) -> int:
+def compute_bytes(
+    architecture: str, parameters: Parameters, vocabulary: int, layers: Sequence[Layer], context: Context
+) -> int:
     """Return about what llama.cpp reserves to compute, rather more than less; flash attention is on.
 
     `vocabulary` is the number of logits, `layers` are all that keep a context.

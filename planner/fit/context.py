@@ -31,8 +31,8 @@ _STATE_BYTES = 4  # float32
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A context as llama.cpp's options ask for it: `tokens` in all (`-c`), types of keys and of values (`-ctk`, `-ctv`),
-    `sequences` that share the tokens evenly (`-np`), and the largest batch that is computed at once (`-ub`).
+    """A context as llama.cpp's options ask for it: `tokens` in all (`-c`), types of keys and of values (`-ctk`,
+    `-ctv`), `sequences` that share the tokens evenly (`-np`), and the largest batch that is computed at once (`-ub`).
 
     Raises UsageError for what llama.cpp refuses.
     """
@@ -69,7 +69,8 @@ class Context:
         return align(align(self.tokens, _PAD) // self.sequences, _PAD)
 
     def kv_bytes(self, layers: Iterable[Layer]) -> int:
-        """Return the bytes of keys and values. Raises UsageError for a type whose blocks do not divide the heads."""
+        """Return the bytes of keys and values. Raises UsageError for a type whose blocks do not divide the heads, and
+        for two where latent attention has one."""
         return sum(self.sequences * self._held(layer) * self._token_bytes(layer) for layer in layers)
 
     def state_bytes(self, layers: Iterable[Layer]) -> int:
@@ -87,6 +88,11 @@ class Context:
         return align(min(self.cells, layer.window + batch), _PAD)
 
     def _token_bytes(self, layer: Layer) -> int:
+        if layer.keys and not layer.values and self.kv[0] != self.kv[1]:
+            raise UsageError(
+                f"{option('kv', ','.join(self.kv))}: latent attention keeps keys and values as one, in one type.",
+                f"Give one: {option('kv', self.kv[0])}.",
+            )
         return sum(
             _row_bytes(name, count, head, layer.block)
             for name, count, head in zip(self.kv, (layer.keys, layer.values), layer.head, strict=True)
@@ -98,7 +104,7 @@ def _row_bytes(name: str, count: int, head: int, layer: int) -> int:
     if count and (head % block or count % block):
         fitting = ", ".join(other for other, (length, _) in CACHE_TYPES.items() if head % length == count % length == 0)
         raise UsageError(
-            f"{option('kv', name)}: heads of {head} in block {layer} are no multiple of {block}, and llama.cpp refuses.",
+            f"{option('kv', name)}: heads of {head} in block {layer} are no multiple of {block}, as llama.cpp needs.",
             f"Give one of {fitting}.",
         )
     return count // block * size

@@ -1,7 +1,8 @@
 """What each layer of a model keeps of its context in llama.cpp, by the rules of its architecture.
 
 Sources: `load_arch_hparams` of every file in src/models, `llama_model_base::load_hparams` and `create_memory` in
-src/llama-model.cpp, and src/llama-hparams.cpp of llama.cpp (as of ggml 0.25.3). `tests/fit` compares with what it allocates.
+src/llama-model.cpp, and src/llama-hparams.cpp of llama.cpp (as of ggml 0.25.3). `tests/fit` compares with what it
+allocates.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ __all__ = ["INDEXED", "Layer", "is_known", "layers_of"]
 @dataclass(frozen=True, slots=True)
 class Layer:
     """What a layer keeps: `keys` and `values` are numbers a token, of all heads together; `state` numbers (float32) a
-    sequence, whatever its length. With a `window`, tokens before the last so many are forgotten. `head` is the length of a
-    head's key and value, which blocks of a quantized type have to divide."""
+    sequence, whatever its length. With a `window`, tokens before the last so many are forgotten. `head` is the length
+    of a head's key and value, which blocks of a quantized type have to divide."""
 
     block: int
     keys: int = 0
@@ -109,8 +110,8 @@ _GEMMA3N_OWN = 20  # layers of gemma3n with keys and values of their own; later 
 
 
 def is_known(architecture: str) -> bool:
-    """Return whether we know what llama.cpp keeps for this architecture; others are counted as if each layer attended to
-    the whole context."""
+    """Return whether we know what llama.cpp keeps for this architecture; others are counted as if each layer attended
+    to the whole context."""
     return architecture in _KNOWN
 
 
@@ -147,7 +148,10 @@ class _Model:
         # of layers that attend to everything, of those with a window
         self.heads = (
             (key, value),
-            (parameters.number("attention.key_length_swa", key), parameters.number("attention.value_length_swa", value)),
+            (
+                parameters.number("attention.key_length_swa", key),
+                parameters.number("attention.value_length_swa", value),
+            ),
         )
         self.latent = "attention.key_length_mla" in parameters and "attention.value_length_mla" in parameters
         self.window, self.windowed = self._windows()

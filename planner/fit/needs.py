@@ -10,12 +10,14 @@ from planner.fit.compute import RESERVE, compute_bytes
 from planner.fit.context import Context, fits_in
 from planner.fit.layers import INDEXED, Layer, is_known, layers_of
 from planner.fit.parameters import Metadata, Parameters
-from planner.names.gguf import role_of
 
 __all__ = ["Beside", "Needs", "stays_in_ram"]
 
-# Which llama.cpp looks rows up in, and keeps in main memory whatever -ngl says (LLM_TENSOR_LAYER_INPUT in llama-arch.cpp)
-_LOOKED_UP = frozenset(("token_embd", "position_embd", "token_types", "per_layer_token_embd"))
+# Which llama.cpp looks rows up in, and keeps in main memory whatever -ngl says (LLM_TENSOR_LAYER_INPUT in
+# llama-arch.cpp)
+_LOOKED_UP = frozenset(
+    f"{role}.weight" for role in ("token_embd", "position_embd", "token_types", "per_layer_token_embd")
+)
 _STEP = 256  # tokens; llama.cpp rounds contexts up to a multiple
 
 
@@ -28,14 +30,14 @@ def stays_in_ram(name: str, names: Collection[str]) -> bool:
     >>> stays_in_ram("token_embd.weight", ["token_embd.weight"])
     False
     """
-    block, role = role_of(name)
-    return block is None and role in _LOOKED_UP and (role != "token_embd" or "output.weight" in names)
+    return name in _LOOKED_UP and (name != "token_embd.weight" or "output.weight" in names)
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """Bytes beside the weights: keys and values, recurrent states, buffers to compute in, what is left for the driver and
-    others, and the encoder of images or sound. `per_token` is what a token more would take of `kv`, beyond windows."""
+    """Bytes beside the weights: keys and values, recurrent states, buffers to compute in, what is left for the driver
+    and others, and the encoder of images or sound. `per_token` is what a token more would take of `kv`, beyond
+    windows."""
 
     kv: int
     state: int
@@ -61,8 +63,8 @@ class Needs:
 
     @classmethod
     def of(cls, architecture: str, metadata: Metadata, shapes: Mapping[str, Sequence[int]]) -> Self:
-        """Make it of the model's own metadata (`KEYS`, without the architecture's name) and the shapes of its tensors, in
-        ggml's order. Raises ModelError for more blocks than llama.cpp takes."""
+        """Make it of the model's own metadata (`KEYS`, without the architecture's name) and the shapes of its tensors,
+        in ggml's order. Raises ModelError for more blocks than llama.cpp takes."""
         parameters = Parameters(metadata)
         shape = shapes.get("output.weight", shapes.get("token_embd.weight", ()))
         return cls(architecture, parameters, shape[1] if len(shape) > 1 else 0, layers_of(architecture, parameters))
@@ -70,8 +72,9 @@ class Needs:
     def beside(
         self, context: Context, *, mmproj: int = 0, margin: int | None = None, blocks: Collection[int] | None = None
     ) -> Beside:
-        """Return what a card needs that has all layers, or the attention of `blocks`; `margin` takes the place of what is
-        estimated for computing and for others. Raises UsageError for types of keys and values that llama.cpp refuses."""
+        """Return what a card needs that has all layers, or the attention of `blocks`; `margin` takes the place of what
+        is estimated for computing and for others. Raises UsageError for types of keys and values that llama.cpp
+        refuses."""
         layers = [layer for layer in self.layers if blocks is None or layer.block in blocks]
         compute, reserve = margin or 0, 0
         if margin is None:

@@ -12,8 +12,8 @@ __all__ = ["encoder_bytes"]
 
 
 def encoder_bytes(path: str | Path) -> int:
-    """Return the bytes of an encoder's tensors, which llama.cpp loads beside the model. Raises ModelError for a file that
-    is none."""
+    """Return the bytes of an encoder's tensors, which llama.cpp loads beside the model. Raises ModelError for a file
+    that is none."""
     file = read_gguf(Path(path))
     try:
         if not is_encoder(file.metadata):

@@ -26,8 +26,8 @@ _SMALLER = ("q8_0", "q4_0")  # types of keys and values to suggest, the better f
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A wish to fit: `context` beside the weights, and an encoder of `mmproj` bytes. `vram` are the bytes of the card that
-    the whole model goes to; None where devices share it. `margin` replaces what is estimated for all else."""
+    """A wish to fit: `context` beside the weights, and an encoder of `mmproj` bytes. `vram` are the bytes of the card
+    that the whole model goes to; None where devices share it. `margin` replaces what is estimated for all else."""
 
     context: Context
     vram: int | None = None
@@ -60,10 +60,17 @@ def parse_fit(
     mmproj: Path | None,
     margin: int | None,
 ) -> Fit | None:
-    """Make a fit of options, None where none is given; sizes are bytes. Raises UsageError for values that cannot be, and
-    for options that say nothing without `ctx`; ModelError for an encoder that is none."""
+    """Make a fit of options, None where none is given; sizes are bytes. Raises UsageError for values that cannot be,
+    and for options that say nothing without `ctx`; ModelError for an encoder that is none."""
     if ctx is None:
-        given = {"vram": vram, "kv": kv, "parallel": parallel, "ubatch_size": ubatch_size, "mmproj": mmproj, "margin": margin}
+        given = {
+            "vram": vram,
+            "kv": kv,
+            "parallel": parallel,
+            "ubatch_size": ubatch_size,
+            "mmproj": mmproj,
+            "margin": margin,
+        }
         for name, value in given.items():
             if value is not None:
                 raise UsageError(

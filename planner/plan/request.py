@@ -19,9 +19,9 @@ __all__ = ["PlanRequest", "RunOn"]
 @dataclass(frozen=True)
 class PlanRequest:
     """A request for a plan. At least one limit: `budget` (bytes of the file), `bpw` (bits of tensor data per element),
-    `devices` (bytes of the tensors on each), `active` (bytes read to generate one token), `fit` (bytes of a card, with a
-    context; or a context that devices hold beside their tensors). Formats and rules are of one
-    `family`. The loss from rounded activations counts for files that `run_on` a CPU."""
+    `devices` (bytes of the tensors on each), `active` (bytes read to generate one token), `fit` (bytes of a card, with
+    a context; or a context that devices hold beside their tensors). Formats and rules are of one `family`. The loss
+    from rounded activations counts for files that `run_on` a CPU."""
 
     budget: int | None = None
     bpw: Fraction | None = None

@@ -34,12 +34,16 @@ def _lines(card: Card, used: int) -> Iterator[str]:
     yield f"Memory     {plain(card.name)}, as llama.cpp fills it with {command(*options)}"
     ram = f"without {some([plain(name) for name in card.in_ram], 1)}, in RAM" if card.in_ram else ""
     yield _line("weights", used - beside.total, ram)
-    yield _line("KV cache", beside.kv, f"{beside.per_token:,} bytes a token{_windows(beside.kv, beside.per_token, card)}")
+    yield _line(
+        "KV cache", beside.kv, f"{beside.per_token:,} bytes a token{_windows(beside.kv, beside.per_token, card)}"
+    )
     if beside.state:
         count = context.sequences
         yield _line("recurrent state", beside.state, f"{count} sequence{'s' if count > 1 else ''}")
     if beside.reserve:
-        yield _line("compute buffers", beside.compute, f"estimated, for {min(context.batch, context.tokens):,} tokens at once")
+        yield _line(
+            "compute buffers", beside.compute, f"estimated, for {min(context.batch, context.tokens):,} tokens at once"
+        )
         yield _line("driver, others", beside.reserve, "as llama.cpp's own --fit leaves")
     else:
         yield _line("margin", beside.compute, "as given")

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planner.fit import as_text
 from planner.llama import library
 
 Value = str | bool | int | float | Sequence[int]
 # What loading asks for, whatever the architecture, and no size depends on
 _COMMON: Mapping[str, Value] = {
-    "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": 1e-5, "context_length": 1 << 20,
+    "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": 1e-5, "context_length": 1 << 19,
     "rope.freq_base": 10000.0,
 }  # fmt: skip
 _U32, _I32, _BYTES = 4, 5, ctypes.c_size_t
@@ -27,6 +28,11 @@ _TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0"
 _SIZE = re.compile(r"(llama_kv_cache|llama_memory_recurrent): size =.*?\((.*)")
 _PART = re.compile(r"[KVRSP] \(\w+\): +([\d.]+) MiB")
 _COMPUTE = re.compile(r"compute buffer size = +([\d.]+) MiB")
+
+
+def as_kept(pairs: Mapping[str, Value]) -> dict[str, bool | int | float | str]:
+    """Metadata as an inventory keeps them: lists as text."""
+    return {key: value if isinstance(value, str | int | float) else as_text(value) for key, value in pairs.items()}
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ def made_up(architecture: str, pairs: Mapping[str, Value], *, vocabulary: int = 
             _set(gguf, header, f"{architecture}.{key}", value)
         parameters = api.llama_model_default_params()
         parameters.no_alloc, parameters.use_extra_bufts, parameters.load_mode = True, False, 0
+        parameters.load_mtp = True  # what is skipped is no tensor here
         nothing = api.llama_model_set_tensor_data_t(lambda _tensor, _data: None)
         with _logged() as said:
             model = api.llama_model_init_from_user(header, nothing, None, parameters)
