@@ -35,10 +35,11 @@ ORDER = (
     ("planner.formats.mlx", "formats kernels __init__"),
     ("planner.names", "gguf transformers mlx __init__"),
     ("planner.formats", "family families registry __init__"),
+    ("planner.fit", "parameters layers context compute needs __init__"),
     (
         "planner.gguf",
-        "entry legacy llama_cpp metadata contents provenance tensor reader container model health imatrix products "
-        "covariance layout refinement quantize sums imatrix_writer covariance_writer vocabulary __init__",
+        "entry legacy llama_cpp metadata contents provenance tensor reader container model encoder health imatrix "
+        "products covariance layout refinement quantize sums imatrix_writer covariance_writer vocabulary __init__",
     ),
     ("planner.recipe", "recipe recount __init__"),
     (
@@ -47,7 +48,10 @@ ORDER = (
         "ik_llama table tool_suite registry exports imports __init__",
     ),
     ("planner.sensitivity", "parts rounding facts confidence design link measured prior structure sources __init__"),
-    ("planner.plan", "losses findings rules candidates families limits accounting assess request plan gain __init__"),
+    (
+        "planner.plan",
+        "losses findings rules candidates families limits cards accounting assess request plan gain __init__",
+    ),
     (
         "planner.measure",
         "anatomy activation_moments moments sampling survey experts energies metric loop inventory rounding targets "
@@ -62,7 +66,7 @@ ORDER = (
     ),
     ("planner.llama.evaluate", "bench logprobs baseline divergence compare cache statistics taskfiles tasks __init__"),
     ("planner.llama.passes", "kld calibrate perturb polish trials __init__"),
-    ("planner.report", "columns difference evaluation tables __init__"),
+    ("planner.report", "columns difference evaluation memory tables __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
     ("planner.report.page", "data page __init__"),
     ("planner.api", "common evaluate refining quantize state __init__"),
@@ -70,7 +74,7 @@ ORDER = (
     (
         "planner.cli",
         "messages options diff export importing progress inspect measure quantize running bench evaluate "
-        "imatrix sensitivity solving report solve terminal child watch __init__",
+        "imatrix sensitivity fitting solving report solve terminal child watch __init__",
     ),
     ("planner", "__main__"),
 )

@@ -23,6 +23,7 @@ from planner.api.common import (
 from planner.closing import Closing
 from planner.files import write_atomically
 from planner.formats.registry import family_named
+from planner.plan.cards import parse_fit
 from planner.plan.findings import Findings
 from planner.plan.plan import Plan, make_plan
 from planner.plan.request import PlanRequest
@@ -127,6 +128,13 @@ class State(Closing):
         bpw: str | float | Fraction | None = None,
         device: Texts = (),
         active_budget: str | int | None = None,
+        vram: str | int | None = None,
+        ctx: int | None = None,
+        kv: str | None = None,
+        parallel: int | None = None,
+        ubatch_size: int | None = None,
+        mmproj: StrPath | None = None,
+        margin: str | int | None = None,
         tie: Texts = (),
         pin: Texts = (),
         min: Texts = (),  # noqa: A002 (as the command line calls it)
@@ -142,8 +150,11 @@ class State(Closing):
         """Pick a format for every tensor so that all limits hold and the loss is as small as possible.
 
         Limits, at least one: `budget` is the size of the file, `bpw` bits of tensor data per weight, `device` the size
-        of what goes to a device ("NAME:REGEX=SIZE"), `active_budget` the bytes that one token reads. Rules: tensors
-        that `pin` ("REGEX=TYPE") gives a type, nothing smaller than `min` or larger than `max` ("TYPE" or
+        of what goes to a device ("NAME:REGEX=SIZE"), `active_budget` the bytes that one token reads, `vram` the memory
+        of a card that holds all of the model with `ctx` tokens of context (`kv`, "f16" by default, is the type of keys
+        and values, or "q8_0,q4_0" those of each; `parallel` sequences share the tokens; `mmproj` is an encoder's file;
+        `margin` replaces what is estimated for all else). With `ctx`, devices hold their share of it too. Rules:
+        tensors that `pin` ("REGEX=TYPE") gives a type, nothing smaller than `min` or larger than `max` ("TYPE" or
         "REGEX=TYPE"), and one type for what a `tie` (a pattern, or "fused") finds in a block.
 
         Raises StateFileError where measurements are missing, UsageError for options that cannot be followed, and
@@ -161,6 +172,15 @@ class State(Closing):
             bpw=None if bpw is None else parse_bits(str(bpw)),
             devices=tuple(map(parse_device, several(device))),
             active=size_in_bytes(active_budget),
+            fit=parse_fit(
+                vram=size_in_bytes(vram),
+                ctx=ctx,
+                kv=kv,
+                parallel=parallel,
+                ubatch_size=ubatch_size,
+                mmproj=None if mmproj is None else Path(mmproj),
+                margin=size_in_bytes(margin),
+            ),
             family=family,
             formats=None
             if types is None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planner.cli.fitting import Fitting, fitting_options
 from planner.cli.options import Measuring, family_option, find_state, gpu_option, measuring_options, open_sources
 from planner.cli.progress import progress_bar
 from planner.cli.running import check_runs
@@ -45,6 +46,7 @@ _OPTIMAL = 1e-9  # what the rounding of sums leaves of a gap
 @click.command()
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @limit_options
+@fitting_options
 @rule_options
 @sensitivity_option
 @click.option("--explain", "explained", multiple=True, metavar="TENSOR", help="Say why a tensor has its type.")
@@ -58,6 +60,7 @@ _OPTIMAL = 1e-9  # what the rounding of sums leaves of a gap
 def solve(
     model: Path | None,
     limits: Limits,
+    fitting: Fitting,
     rules: Rules,
     sensitivity: Source | None,
     explained: tuple[str, ...],
@@ -77,7 +80,7 @@ def solve(
     from planner.report import explanation
 
     request = make_request(
-        limits, rules, solver, family=family, types=measuring.types, sensitivity=sensitivity, run_on=run_on
+        limits, fitting, rules, solver, family=family, types=measuring.types, sensitivity=sensitivity, run_on=run_on
     )
     if model is None:
         plan = _plan_from_state(request, measuring, polishing)
@@ -197,7 +200,7 @@ class _Polisher:
 
 def _report(plan: Plan, output: Path, model: Path | None) -> None:
     from planner.recipe import save_recipe
-    from planner.report import limit_line, next_step, role_table, size_line
+    from planner.report import limit_line, memory_lines, next_step, role_table, size_line
 
     recipe = plan.recipe
     save_recipe(recipe, output)
@@ -207,6 +210,8 @@ def _report(plan: Plan, output: Path, model: Path | None) -> None:
         click.echo(f"Limit      {plain(limit_line(limit))}")
         if not limit.binds:
             click.echo("           It does not bind: nothing that may be chosen takes more.")
+    for line in memory_lines(plan):
+        click.echo(line)
     bound = f"bound {recipe.bound:.6g} (gap {100 * recipe.gap:.2g} %)"
     proof = "proven optimal" if recipe.gap < _OPTIMAL else bound
     click.echo(f"Loss       {recipe.loss:.6g} by {recipe.sensitivity}; {proof}, {plan.seconds:.2f} s")

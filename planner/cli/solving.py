@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planner.cli.fitting import Fitting, make_fit
 from planner.cli.options import LiteralChoice, grouped
 from planner.errors import UsageError
 from planner.terms import FamilyName, RunOn, Source
@@ -126,6 +127,7 @@ run_on_option = click.option(
 
 def make_request(
     limits: Limits,
+    fitting: Fitting,
     rules: Rules,
     solver: Solver,
     *,
@@ -151,6 +153,7 @@ def make_request(
         bpw=bpw,
         devices=devices,
         active=active,
+        fit=make_fit(fitting),
         family=family,
         formats=None if types is None else family_named(family).choose(types),
         pins=tuple(parse_rule(text, family=family) for text in rules.pins),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from planner.gguf import Imatrix, Model, header_bytes, why_left_alone
+import numpy as np
+
+from planner.fit import KEYS, as_text
+from planner.gguf import Imatrix, Model, Value, header_bytes, why_left_alone
 from planner.gguf.provenance import provenance_pairs
 from planner.gguf.refinement import Refinement
 from planner.measure.loop import Settings
-from state import COVARIANCE, Inventory, TensorRecord
+from state import COVARIANCE, LONGEST_NAME, Inventory, TensorRecord
 
 __all__ = ["take_inventory"]
 
@@ -15,7 +18,7 @@ def take_inventory(
     model: Model, imatrix: Imatrix | None, settings: Settings, refinement: Refinement | None = None
 ) -> Inventory:
     """Return the facts that a plan needs of a model when the model is not at hand."""
-    parameters = {key: model.parameter(key) for key in ("block_count", "expert_count", "expert_used_count")}
+    parameters = {key: _kept(model.metadata.brief(f"{model.architecture}.{key}")) for key in KEYS}
     return Inventory(
         model_name=model.metadata.text("general.name") or model.path.stem,
         architecture=model.architecture,
@@ -45,6 +48,14 @@ def take_inventory(
             for tensor in model.tensors
         ),
     )
+
+
+def _kept(value: Value | None) -> int | str | None:
+    """Return a whole number of the metadata, or a list of them as text; None for all else."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iub" and value.size <= LONGEST_NAME:
+        text = as_text(value.tolist())
+        return text if len(text) <= LONGEST_NAME else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _rounding(refinement: Refinement | None) -> dict[str, str | float]:

@@ -13,11 +13,11 @@ from planner.plan.rules import Device, assign_devices
 from planner.sizes import align, format_size
 from state import Inventory, TensorRecord
 
-__all__ = ["ACTIVE", "BPW", "FILE", "SizeLimit", "causes", "check_names", "size_limits"]
+__all__ = ["ACTIVE", "BPW", "FILE", "VRAM", "SizeLimit", "causes", "check_names", "size_limits"]
 
-FILE, BPW, ACTIVE = "file", "bpw", "active"
+FILE, BPW, ACTIVE, VRAM = "file", "bpw", "active", "vram"
 # The option that asks for a limit, which no device may be called like; devices have one option for all
-_ASKED_BY = {FILE: "budget", BPW: "bpw", ACTIVE: "active_budget"}
+_ASKED_BY = {FILE: "budget", BPW: "bpw", ACTIVE: "active_budget", VRAM: "vram"}
 _DIGITS = 10_000  # bits per weight are printed to four decimals
 
 

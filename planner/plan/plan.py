@@ -12,6 +12,7 @@ from planner.formats.ggml import Format
 from planner.formats.registry import family_named
 from planner.plan.accounting import compose_recipe, left_alone
 from planner.plan.candidates import Candidate, Candidates
+from planner.plan.cards import Card, cards_of, limits_on_cards
 from planner.plan.families import fused_ties
 from planner.plan.findings import Findings, not_measured
 from planner.plan.limits import FILE, SizeLimit, causes, size_limits
@@ -55,10 +56,9 @@ class LimitUse:
 
 @dataclass(frozen=True)
 class Solved:
-    """A problem, what it was made of, its solution, and the group of every tensor that a format was chosen for."""
+    """A problem, its solution, and the group of every tensor that a format was chosen for."""
 
     problem: Problem
-    candidates: Candidates
     solution: Solution
     groups: Mapping[str, str]
 
@@ -68,7 +68,8 @@ class Plan:
     """A recipe, and what is worth saying about it.
 
     `prediction` is the KL divergence to expect of its file, None without passes of the model. `sources` says where the
-    sensitivity of each tensor came from. `left_out` are tensors that the recipe's engine does not load.
+    sensitivity of each tensor came from. `left_out` are tensors that the recipe's engine does not load. `cards` hold a
+    context beside their tensors, where one was asked for.
     """
 
     recipe: Recipe
@@ -77,6 +78,7 @@ class Plan:
     sources: Mapping[str, str]
     left_out: tuple[str, ...]
     solved: Solved
+    cards: tuple[Card, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -137,7 +139,9 @@ def make_plan(findings: Findings, request: PlanRequest, factors: Mapping[str, fl
         inventory, candidates.fixed, budget=request.budget, bpw=request.bpw, devices=request.devices,
         active=request.active,
     )  # fmt: skip
-    limits = [limit.rounded(candidates) for limit in given]
+    cards = cards_of(inventory, request.fit, request.devices)
+    on_cards = limits_on_cards(given, cards, inventory, candidates, request.fit)
+    limits = [limit.rounded(candidates) for limit in on_cards]
     solved = _solve(inventory, candidates, limits, request)
     recipe = _recipe(inventory, candidates, limits, solved.solution, request.family, losses.source)
     return Plan(
@@ -147,6 +151,7 @@ def make_plan(findings: Findings, request: PlanRequest, factors: Mapping[str, fl
         sources={name: losses.sensitivities[name].source for name in solved.groups},
         left_out=tuple(sorted(family_named(request.family).left_out(t.name for t in findings.inventory.tensors))),
         solved=solved,
+        cards=tuple(cards),
     )
 
 
@@ -201,10 +206,7 @@ def _solve(inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLi
     if solution.picks is None:
         raise BudgetError("No recipe was found in time.", f"Give more time with {option('time_limit')}.")
     return Solved(
-        problem,
-        candidates,
-        solution,
-        {tensor.name: group.name for group in candidates.groups for tensor in group.tensors},
+        problem, solution, {tensor.name: group.name for group in candidates.groups for tensor in group.tensors}
     )
 
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from planner.errors import UsageError, option
 from planner.formats.ggml import Format
+from planner.plan.cards import Fit, check_fit
 from planner.plan.limits import check_names
 from planner.plan.rules import Device, Rule, Tie
 from planner.sensitivity import Source
@@ -18,13 +19,15 @@ __all__ = ["PlanRequest", "RunOn"]
 @dataclass(frozen=True)
 class PlanRequest:
     """A request for a plan. At least one limit: `budget` (bytes of the file), `bpw` (bits of tensor data per element),
-    `devices` (bytes of the tensors on each), `active` (bytes read to generate one token). Formats and rules are of one
-    `family`. The loss from rounded activations counts for files that `run_on` a CPU."""
+    `devices` (bytes of the tensors on each), `active` (bytes read to generate one token), `fit` (bytes of a card, with
+    a context; or a context that devices hold beside their tensors). Formats and rules are of one `family`. The loss
+    from rounded activations counts for files that `run_on` a CPU."""
 
     budget: int | None = None
     bpw: Fraction | None = None
     devices: tuple[Device, ...] = ()
     active: int | None = None
+    fit: Fit | None = None
     family: FamilyName = "gguf"
     formats: tuple[Format, ...] | None = None
     pins: tuple[Rule, ...] = ()
@@ -39,10 +42,11 @@ class PlanRequest:
 
     def __post_init__(self) -> None:
         """Check the request. Raises UsageError if there is no limit, or if two limits share a name."""
-        if self.budget is None and self.bpw is None and self.active is None and not self.devices:
+        check_fit(self.fit, self.devices, self.family)
+        if (self.budget, self.bpw, self.active, self.fit) == (None,) * 4 and not self.devices:
             raise UsageError(
-                f"Give the size that is wanted: {option('budget')}, {option('bpw')}, {option('device')} or "
-                f"{option('active_budget')}.",
+                f"Give the size that is wanted: {option('budget')}, {option('bpw')}, {option('device')}, "
+                f"{option('active_budget')} or {option('vram')}.",
                 f"For example {option('budget', '23.85GB')} or {option('bpw', 4.5)}.",
             )
         check_names(self.devices)

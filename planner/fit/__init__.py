@@ -1,0 +1,11 @@
+"""Memory beside the weights: the context by architecture, compute buffers, and what lies on the card."""
+
+from __future__ import annotations
+
+from planner.fit.compute import RESERVE
+from planner.fit.context import CACHE_TYPES, Context
+from planner.fit.layers import Layer
+from planner.fit.needs import Beside, Needs, stays_in_ram
+from planner.fit.parameters import KEYS, as_text
+
+__all__ = ["CACHE_TYPES", "KEYS", "RESERVE", "Beside", "Context", "Layer", "Needs", "as_text", "stays_in_ram"]
