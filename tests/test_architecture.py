@@ -25,7 +25,7 @@ ORDER = (
     (
         "solvers",
         "errors arrays choices limits problem check reduction bound core task completion dual greedy integers search "
-        "cpsat milp solution run methods conflicts driver explanation sweep __init__",
+        "cpsat milp solution run methods conflicts driver explanation sweep lightest __init__",
     ),
     ("state", "errors lock migrations records rows schema connection store __init__"),
     ("planner", "closing digests errors lastwords files memory sizes terms text version"),
