@@ -64,7 +64,7 @@ def lightest(
         return None if time_limit is None else max(deadline - time.monotonic(), 0.0)
 
     def within(capacity: int) -> Solution | None:
-        under = problem.with_capacity(limit, Fraction(capacity, problem.scales[row]))
+        under = problem.with_capacity(limit, problem.unscaled(row, capacity))
         return attempt(under, method=method, gap=gap, time_limit=left())
 
     low, corner = _bracket(frontier(problem, limit), enough)
@@ -84,7 +84,7 @@ def lightest(
         low = middle + 1
         if tried is None or tried.bound > enough:
             least = low
-    lowered = problem.with_capacity(limit, Fraction(high, problem.scales[row]))
+    lowered = problem.with_capacity(limit, problem.unscaled(row, high))
     usage = (replace(use, capacity=lowered.limits[i].capacity) for i, use in enumerate(best.usage))
     return Lightest(lowered, replace(best, usage=tuple(usage)), problem.unscaled(row, min(least, high)), found=True)
 

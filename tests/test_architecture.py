@@ -47,7 +47,7 @@ ORDER = (
         "ik_llama table tool_suite registry exports imports __init__",
     ),
     ("planner.sensitivity", "parts rounding facts confidence design link measured prior structure sources __init__"),
-    ("planner.plan", "losses findings rules candidates families limits accounting assess request plan gain __init__"),
+    ("planner.plan", "losses findings rules candidates families limits accounting assess mixes request plan gain __init__"),
     (
         "planner.measure",
         "anatomy activation_moments moments sampling survey experts energies metric loop inventory rounding targets "
