@@ -57,7 +57,8 @@ def lightest(
     """
     if not most >= 0.0:
         raise ProblemError(f"the losses are to be at most {most}: give a number of at least 0")
-    row, deadline = problem.limit(limit), math.inf if time_limit is None else time.monotonic() + time_limit
+    row, started = problem.limit(limit), time.monotonic()
+    deadline = math.inf if time_limit is None else started + time_limit
     enough = most * (1.0 + _ROUNDING)
 
     def left() -> float | None:
@@ -86,7 +87,8 @@ def lightest(
             least = low
     lowered = problem.with_capacity(limit, problem.unscaled(row, high))
     usage = (replace(use, capacity=lowered.limits[i].capacity) for i, use in enumerate(best.usage))
-    return Lightest(lowered, replace(best, usage=tuple(usage)), problem.unscaled(row, min(least, high)), found=True)
+    best = replace(best, usage=tuple(usage), seconds=time.monotonic() - started)
+    return Lightest(lowered, best, problem.unscaled(row, min(least, high)), found=True)
 
 
 def _bracket(hull: Frontier, enough: float) -> tuple[int, int | None]:
