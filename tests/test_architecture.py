@@ -49,7 +49,8 @@ ORDER = (
     ("planner.sensitivity", "parts rounding facts confidence design link measured prior structure sources __init__"),
     (
         "planner.plan",
-        "losses findings rules candidates families limits conflicts accounting assess mixes target request plan gain __init__",
+        "losses findings rules candidates families limits conflicts accounting assess mixes prediction target request "
+        "arrangement sweep plan gain curve ladder offer __init__",
     ),
     (
         "planner.measure",
@@ -65,19 +66,19 @@ ORDER = (
     ),
     ("planner.llama.evaluate", "bench logprobs baseline divergence compare cache statistics taskfiles tasks __init__"),
     ("planner.llama.passes", "kld calibrate perturb polish trials __init__"),
-    ("planner.report", "columns difference evaluation tables __init__"),
+    ("planner.report", "columns curve chart difference evaluation tables __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
-    ("planner.api", "common evaluate refining quantize state __init__"),
+    ("planner.api", "common others evaluate refining quantize state __init__"),
     ("planner", "__init__"),
     (
         "planner.cli",
         "messages options diff export importing progress inspect measure quantize running bench evaluate "
-        "imatrix sensitivity solving solve terminal child watch __init__",
+        "imatrix sensitivity solving targeting solve frontier terminal child watch __init__",
     ),
     ("planner", "__main__"),
 )
 # What is slow to load, and that a command does not wait for before it knows what it is to do
-SLOW = {"gguf", "joblib", "llama_cpp", "numba", "numpy", "ortools", "pydantic", "rich"}
+SLOW = {"gguf", "joblib", "llama_cpp", "matplotlib", "numba", "numpy", "ortools", "pydantic", "rich"}
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
 LONGER: dict[str, int] = {}  # and ought not to be
 

@@ -14,6 +14,7 @@ from planner.terms import FamilyName, RunOn, Source
 
 if TYPE_CHECKING:
     from planner.plan.request import PlanRequest
+    from planner.plan.target import Target
 
 __all__ = [
     "Limits",
@@ -133,6 +134,7 @@ def make_request(
     types: str | None,
     sensitivity: Source | None,
     run_on: RunOn,
+    target: Target | None = None,
 ) -> PlanRequest:
     """Make a request of options. Raises UsageError for values that cannot be parsed or do not go together."""
     from planner.formats.registry import family_named
@@ -162,4 +164,5 @@ def make_request(
         method=solver.method,
         gap=solver.gap,
         time_limit=solver.time_limit,
+        target=target,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -18,12 +19,11 @@ from planner.plan.sweep import Sweep
 from planner.plan.target import Other, Target, assess_other
 from planner.sensitivity import Prediction
 
-__all__ = ["MEMORIES", "Curve", "CurvePoint", "Landmark", "curve", "landmarks"]
+__all__ = ["MEMORIES", "Curve", "CurvePoint", "Landmark", "curve", "landmarks", "undominated"]
 
 MEMORIES = tuple(size * 2**30 for size in (6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96))
 """Bytes of the memories that people have, of graphics cards and others."""
 
-_POINTS = 14
 _ROUNDING = 1e-9  # relative; of sums of losses
 
 
@@ -104,9 +104,9 @@ def curve(
     findings: Findings,
     request: PlanRequest,
     *,
-    points: int = _POINTS,
-    low: int | Fraction | None = Fraction(2),
-    high: int | Fraction | None = Fraction(17, 2),
+    points: int,
+    low: int | Fraction | None = None,
+    high: int | Fraction | None = None,
 ) -> Curve:
     """Work out the curve from `low` to `high`, each bytes, bits per weight (a Fraction), or None for all that there is.
 
@@ -165,6 +165,26 @@ def landmarks(
             label, size = _memory(memory), memory - reserve
             found.append(Landmark("memory", label, size, None, None, None, curve.within(size), None))
     return sorted(found, key=lambda entry: entry.bytes)
+
+
+def undominated(landmarks: Sequence[Landmark]) -> list[Landmark]:
+    """Return files and those mixes of which no other mix is as small and loses as little."""
+    mixes = [entry for entry in landmarks if entry.kind == "mix"]
+    return [
+        entry
+        for entry in landmarks
+        if entry.kind == "file"
+        or (
+            entry.kind == "mix"
+            and not any(
+                other.bytes <= entry.bytes and _loss(other) <= _loss(entry) and other is not entry for other in mixes
+            )
+        )
+    ]
+
+
+def _loss(entry: Landmark) -> float:
+    return math.inf if entry.loss is None else entry.loss
 
 
 def _memory(size: int) -> str:
