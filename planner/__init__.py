@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from planner.api.state import State, open_state
     from planner.errors import PlannerError
     from planner.gguf import Model, open_model
+    from planner.plan.offer import Offer
     from planner.plan.plan import Plan
     from planner.recipe import Recipe
     from planner.report import role_table
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Evaluation",
     "Model",
+    "Offer",
     "Plan",
     "PlannerError",
     "Quantized",
@@ -51,6 +53,7 @@ __all__ = [
 _HOMES = {
     "Evaluation": "planner.api.evaluate",
     "Model": "planner.gguf",
+    "Offer": "planner.plan.offer",
     "Plan": "planner.plan.plan",
     "PlannerError": "planner.errors",
     "Quantized": "planner.api.quantize",

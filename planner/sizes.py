@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from planner.errors import UsageError, option
 
-__all__ = ["align", "format_size", "parse_bits", "parse_size"]
+__all__ = ["align", "format_size", "parse_bits", "parse_extent", "parse_size"]
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", 1):
@@ -54,6 +54,16 @@ def parse_bits(text: str) -> Fraction:
     if not 0 < bits <= 64:
         raise UsageError(f"{option('bpw')} {text!r} is not a number of bits.", "Give a number such as 4.5.")
     return bits
+
+
+def parse_extent(text: str) -> int | Fraction:
+    """Parse a size of a model: bytes, or bits per weight as a Fraction. Raises UsageError.
+
+    >>> parse_extent("4.5bpw"), parse_extent("9GB")
+    (Fraction(9, 2), 9000000000)
+    """
+    bits = text.strip().lower()
+    return parse_bits(bits.removesuffix("bpw").strip()) if bits.endswith("bpw") else parse_size(text)
 
 
 def format_size(count: int, *, up: bool = False) -> str:

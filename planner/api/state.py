@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, TypedDict, get_args
 
 from planner.api.common import (
     Progress,
@@ -20,16 +21,20 @@ from planner.api.common import (
     size_in_bytes,
     state_errors,
 )
+from planner.api.others import other_file
 from planner.closing import Closing
 from planner.files import write_atomically
+from planner.formats.ggml import Format
 from planner.formats.registry import family_named
 from planner.plan.cards import parse_fit
 from planner.plan.findings import Findings
+from planner.plan.offer import MARGIN, POINTS, Offer, make_offer
 from planner.plan.plan import Plan, make_plan
 from planner.plan.request import PlanRequest
-from planner.plan.rules import parse_device, parse_rule, parse_tie, pinned_formats
+from planner.plan.rules import Rule, Tie, parse_device, parse_rule, parse_tie, pinned_formats
+from planner.plan.target import Target
 from planner.recipe import Recipe, load_recipe
-from planner.sizes import parse_bits
+from planner.sizes import parse_bits, parse_extent, parse_size
 from planner.terms import FamilyName, RunOn, Source
 from state import Store
 
@@ -135,6 +140,9 @@ class State(Closing):
         ubatch_size: int | None = None,
         mmproj: StrPath | None = None,
         margin: str | int | None = None,
+        kld: float | None = None,
+        loss: float | None = None,
+        than: StrPath | None = None,
         tie: Texts = (),
         pin: Texts = (),
         min: Texts = (),  # noqa: A002 (as the command line calls it)
@@ -153,20 +161,16 @@ class State(Closing):
         of what goes to a device ("NAME:REGEX=SIZE"), `active_budget` the bytes that one token reads, `vram` the memory
         of a card that holds all of the model with `ctx` tokens of context (`kv`, "f16" by default, is the type of keys
         and values, or "q8_0,q4_0" those of each; `parallel` sequences share the tokens; `mmproj` is an encoder's file;
-        `margin` replaces what is estimated for all else). With `ctx`, devices hold their share of it too. Rules:
-        tensors that `pin` ("REGEX=TYPE") gives a type, nothing smaller than `min` or larger than `max` ("TYPE" or
+        `margin` replaces what is estimated for all else). With `ctx`, devices hold their share of it too. Or the other
+        way round, the smallest file whose predicted KL divergence is at most `kld`, whose loss is at most `loss`, or
+        that loses no more `than` another: a GGUF, a recipe, or a mix of llama.cpp by its name. Rules: tensors
+        that `pin` ("REGEX=TYPE") gives a type, nothing smaller than `min` or larger than `max` ("TYPE" or
         "REGEX=TYPE"), and one type for what a `tie` (a pattern, or "fused") finds in a block.
 
-        Raises StateFileError where measurements are missing, UsageError for options that cannot be followed, and
-        BudgetError for limits that no recipe meets.
+        Raises StateFileError where measurements are missing, UsageError for options that cannot be followed,
+        BudgetError for limits or targets that no recipe meets, and RecipeError for another file that is of no use.
         """
-        for name, value, kind in (
-            ("family", family, FamilyName),
-            ("run_on", run_on, RunOn),
-            ("sensitivity", sensitivity, Source),
-        ):
-            check_choice(name, value, get_args(kind))
-        bounded = functools.partial(parse_rule, default_pattern="", family=family)
+        _check_terms(family=family, run_on=run_on, sensitivity=sensitivity)
         request = PlanRequest(
             budget=size_in_bytes(budget),
             bpw=None if bpw is None else parse_bits(str(bpw)),
@@ -182,20 +186,66 @@ class State(Closing):
                 margin=size_in_bytes(margin),
             ),
             family=family,
-            formats=None
-            if types is None
-            else family_named(family).choose(types if isinstance(types, str) else list(types)),
-            pins=tuple(parse_rule(text, family=family) for text in several(pin)),
-            floors=tuple(map(bounded, several(min))),
-            caps=tuple(map(bounded, several(max))),
-            ties=tuple(part for text in several(tie) for part in parse_tie(text)),
+            formats=_formats(family, types),
+            **_rules(family, tie, pin, min, max),
             sensitivity=sensitivity,
             run_on=run_on,
             method=method,
             gap=gap,
             time_limit=time_limit,
+            target=_target(kld, loss, than),
         )
         return self._planned(request)
+
+    def frontier(
+        self,
+        *,
+        low: str = "2bpw",
+        high: str = "8.5bpw",
+        points: int = POINTS,
+        ladder: int | None = None,
+        beside: StrPath | Iterable[StrPath] = (),
+        mixes: bool = True,
+        memory: Texts = (),
+        reserve: str | int = MARGIN,
+        device: Texts = (),
+        active_budget: str | int | None = None,
+        tie: Texts = (),
+        pin: Texts = (),
+        min: Texts = (),  # noqa: A002
+        max: Texts = (),  # noqa: A002
+        types: Texts | None = None,
+        sensitivity: Source | None = None,
+        run_on: RunOn = "cpu",
+        family: FamilyName = "gguf",
+    ) -> Offer:
+        """Work out what every size from `low` to `high` ("2bpw" or "9GB") loses: an `Offer` with `curve.points`.
+
+        Its `landmarks` are files `beside` it (GGUFs, recipes), `mixes` of llama.cpp, and memories with `reserve` left
+        free; its `ladder` has so many sizes worth publishing. Limits and rules are those of `solve`, at every size.
+
+        Raises what `solve` raises.
+        """
+        _check_terms(family=family, run_on=run_on, sensitivity=sensitivity)
+        check_number("points", points, 2)
+        request = PlanRequest(
+            bpw=Fraction(64),  # a request has some limit, and here sizes are asked for one by one
+            devices=tuple(map(parse_device, several(device))),
+            active=size_in_bytes(active_budget),
+            family=family,
+            formats=_formats(family, types),
+            **_rules(family, tie, pin, min, max),
+            sensitivity=sensitivity,
+            run_on=run_on,
+        )
+        others = [beside] if isinstance(beside, str | os.PathLike) else beside
+        with state_errors():
+            return make_offer(
+                Findings.read(self.store, family), request, low=parse_extent(low), high=parse_extent(high),
+                points=points, others=[other_file(other) for other in others], mixes=mixes,
+                memories=[parse_size(text) for text in several(memory)], reserve=size_in_bytes(reserve) or 0,
+                ladder=ladder,
+            )  # fmt: skip
 
     def report(
         self,
@@ -220,24 +270,14 @@ class State(Closing):
         """
         from planner.report.page import Start, report_page
 
-        for name, value, kind in (
-            ("family", family, FamilyName),
-            ("run_on", run_on, RunOn),
-            ("sensitivity", sensitivity, Source),
-        ):
-            check_choice(name, value, get_args(kind))
+        _check_terms(family=family, run_on=run_on, sensitivity=sensitivity)
         opened = recipe if recipe is None or isinstance(recipe, Recipe) else load_recipe(Path(recipe))
         family = family if opened is None else opened.family
-        bounded = functools.partial(parse_rule, default_pattern="", family=family)
-        chosen = family_named(family).choose
         request = PlanRequest(
-            budget=1,  # the page's own
+            bpw=Fraction(64),  # a request has some limit, and here the visitor names it
             family=family,
-            formats=None if types is None else chosen(types if isinstance(types, str) else list(types)),
-            pins=tuple(parse_rule(text, family=family) for text in several(pin)),
-            floors=tuple(map(bounded, several(min))),
-            caps=tuple(map(bounded, several(max))),
-            ties=tuple(part for text in several(tie) for part in parse_tie(text)),
+            formats=_formats(family, types),
+            **_rules(family, tie, pin, min, max),
             sensitivity=sensitivity,
             run_on=run_on,
         )
@@ -249,3 +289,41 @@ class State(Closing):
     def _planned(self, request: PlanRequest) -> Plan:
         with state_errors():
             return make_plan(Findings.read(self.store, request.family), request)
+
+
+class _Rules(TypedDict):
+    pins: tuple[Rule, ...]
+    floors: tuple[Rule, ...]
+    caps: tuple[Rule, ...]
+    ties: tuple[Tie, ...]
+
+
+def _rules(family: FamilyName, tie: Texts, pin: Texts, least: Texts, most: Texts) -> _Rules:
+    bounded = functools.partial(parse_rule, default_pattern="", family=family)
+    return {
+        "pins": tuple(parse_rule(text, family=family) for text in several(pin)),
+        "floors": tuple(map(bounded, several(least))),
+        "caps": tuple(map(bounded, several(most))),
+        "ties": tuple(part for text in several(tie) for part in parse_tie(text)),
+    }
+
+
+def _formats(family: FamilyName, types: Texts | None) -> tuple[Format, ...] | None:
+    if types is None:
+        return None
+    return family_named(family).choose(types if isinstance(types, str) else list(types))
+
+
+def _check_terms(*, family: str, run_on: str, sensitivity: str | None) -> None:
+    for name, value, kind in (
+        ("family", family, FamilyName),
+        ("run_on", run_on, RunOn),
+        ("sensitivity", sensitivity, Source),
+    ):
+        check_choice(name, value, get_args(kind))
+
+
+def _target(kld: float | None, loss: float | None, than: StrPath | None) -> Target | None:
+    if kld is None and loss is None and than is None:
+        return None
+    return Target(loss=loss, kld=kld, than=None if than is None else other_file(than))

@@ -24,6 +24,7 @@ _COMMANDS = {
     "measure": "measure every tensor's error in every format, into a state file",
     "sensitivity": "measure how much predictions suffer from every tensor's error",
     "solve": "pick a format for every tensor under a budget; writes recipe.json",
+    "frontier": "show what every size of a model loses, and which are worth publishing",
     "quantize": "write the GGUF that a recipe describes",
     "export": "turn a recipe into another quantizer's input",
     "import": "make a recipe of a GGUF's types, of rules or of tables",

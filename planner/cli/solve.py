@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from planner.cli.solving import (
     sensitivity_option,
     solver_options,
 )
+from planner.cli.targeting import Wanted, make_target, reached_text, target_options
 from planner.errors import UsageError
 from planner.terms import FamilyName, RunOn, Source
 from planner.text import plain
@@ -47,6 +48,7 @@ _OPTIMAL = 1e-9  # what the rounding of sums leaves of a gap
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @limit_options
 @fitting_options
+@target_options
 @rule_options
 @sensitivity_option
 @click.option("--explain", "explained", multiple=True, metavar="TENSOR", help="Say why a tensor has its type.")
@@ -61,6 +63,7 @@ def solve(
     model: Path | None,
     limits: Limits,
     fitting: Fitting,
+    wanted: Wanted,
     rules: Rules,
     sensitivity: Source | None,
     explained: tuple[str, ...],
@@ -72,7 +75,8 @@ def solve(
     family: FamilyName,
     measuring: Measuring,
 ) -> None:
-    """Pick a type for every tensor so that the file fits a budget and loses as little as possible.
+    """Pick a type for every tensor so that the file fits a budget and loses as little as possible; or, with --kld,
+    --loss or --than, so that it loses no more than that and is as small as possible.
 
     With MODEL, measures first what is missing. Without, a finished state file in this directory is enough. The
     recipe is proven to be within a gap of the best there is.
@@ -80,8 +84,9 @@ def solve(
     from planner.report import explanation
 
     request = make_request(
-        limits, fitting, rules, solver, family=family, types=measuring.types, sensitivity=sensitivity, run_on=run_on
-    )
+        limits, rules, solver, family=family, types=measuring.types, sensitivity=sensitivity, run_on=run_on,
+        fitting=fitting, target=make_target(wanted),
+    )  # fmt: skip
     if model is None:
         plan = _plan_from_state(request, measuring, polishing)
     else:
@@ -130,6 +135,8 @@ def _plan_with_model(
         findings = Findings.read(sources.store, request.family)
         plan = make_plan(findings, request)
         if polishing.polish is not None:
+            if request.target is not None:  # exchanges keep the size that was found
+                request = replace(request, budget=plan.recipe.size, target=None)
             polisher = _Polisher(polishing.polish, polishing.polish_passes, output, measuring.threads, gpu_layers)
             plan = polisher.run(plan, request, findings, sources)
         return plan
@@ -206,7 +213,11 @@ def _report(plan: Plan, output: Path, model: Path | None) -> None:
     save_recipe(recipe, output)
     click.echo(role_table(recipe))
     click.echo(f"\n{size_line(recipe)}")
+    for line in reached_text(plan):
+        click.echo(plain(line))
     for limit in plan.limits:
+        if limit.name == "file" and plan.reached is not None:  # it is what the target came to
+            continue
         click.echo(f"Limit      {plain(limit_line(limit))}")
         if not limit.binds:
             click.echo("           It does not bind: nothing that may be chosen takes more.")

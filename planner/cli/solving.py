@@ -15,6 +15,7 @@ from planner.terms import FamilyName, RunOn, Source
 
 if TYPE_CHECKING:
     from planner.plan.request import PlanRequest
+    from planner.plan.target import Target
 
 __all__ = [
     "Limits",
@@ -127,7 +128,6 @@ run_on_option = click.option(
 
 def make_request(
     limits: Limits,
-    fitting: Fitting,
     rules: Rules,
     solver: Solver,
     *,
@@ -135,6 +135,8 @@ def make_request(
     types: str | None,
     sensitivity: Source | None,
     run_on: RunOn,
+    fitting: Fitting | None = None,
+    target: Target | None = None,
 ) -> PlanRequest:
     """Make a request of options. Raises UsageError for values that cannot be parsed or do not go together."""
     from planner.formats.registry import family_named
@@ -153,7 +155,7 @@ def make_request(
         bpw=bpw,
         devices=devices,
         active=active,
-        fit=make_fit(fitting),
+        fit=None if fitting is None else make_fit(fitting),
         family=family,
         formats=None if types is None else family_named(family).choose(types),
         pins=tuple(parse_rule(text, family=family) for text in rules.pins),
@@ -165,4 +167,5 @@ def make_request(
         method=solver.method,
         gap=solver.gap,
         time_limit=solver.time_limit,
+        target=target,
     )

@@ -31,6 +31,7 @@ def take_inventory(
         has_means=imatrix is not None and imatrix.has_means,
         metadata={
             **{key: value for key, value in parameters.items() if value is not None},
+            **_head_groups(model),
             "sampling.seed": settings.seed,
             "sampling.tolerance": settings.tolerance,
             **_rounding(refinement),
@@ -55,6 +56,25 @@ def _kept(value: Value | None) -> int | str | None:
     if isinstance(value, np.ndarray) and value.dtype.kind in "iub" and value.size <= LONGEST_NAME:
         text = as_text(value.tolist())
         return text if len(text) <= LONGEST_NAME else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _head_groups(model: Model) -> dict[str, int]:
+    """Return how many query heads share a key head in the first block, 0 where it has no keys: llama.cpp's own mixes
+    depend on it."""
+    heads = _in_first_block(model, "attention.head_count")
+    keys = _in_first_block(model, "attention.head_count_kv")
+    if heads is None:
+        return {}
+    keys = heads if keys is None else keys
+    return {"head_groups": heads // keys if keys > 0 else 0}
+
+
+def _in_first_block(model: Model, name: str) -> int | None:
+    """Return an integer that is given once for all blocks, or for each of them; None if it is neither."""
+    value = model.metadata.brief(f"{model.architecture}.{name}")
+    if isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu":
+        return int(value[0])
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 

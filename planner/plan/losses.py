@@ -10,7 +10,7 @@ from typing import Self
 
 from planner.formats.registry import all_formats, block_of_activations, family_named
 from planner.sensitivity import NOT_ROUNDED, ErrorParts, Observation, Point, Source, TensorSensitivity
-from planner.terms import FamilyName
+from planner.terms import FamilyName, RunOn
 from state import Energies, Inventory, Measurement, Pass
 
 __all__ = ["Losses", "calibration", "error_parts", "observations", "subject_of"]
@@ -71,6 +71,10 @@ class Losses:
         """Return the losses with the sensitivities of tensors multiplied by factors."""
         changed = {name: self.sensitivities[name].times(factor) for name, factor in factors.items()}
         return replace(self, sensitivities={**self.sensitivities, **changed})
+
+    def where(self, run_on: RunOn) -> Self:
+        """Return the losses of a file that runs there: a CPU rounds activations."""
+        return self if run_on == "cpu" else self.without_rounding()
 
     def without_rounding(self) -> Self:
         """Return the losses without the rounding of activations."""

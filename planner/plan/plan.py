@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 from planner.errors import BudgetError, StateFileError, UsageError, option
-from planner.formats.ggml import Format
 from planner.formats.registry import family_named
 from planner.plan.accounting import compose_recipe, left_alone
+from planner.plan.arrangement import arrange
 from planner.plan.candidates import Candidate, Candidates
 from planner.plan.cards import Card, cards_of, limits_on_cards
-from planner.plan.families import fused_ties
-from planner.plan.findings import Findings, not_measured
-from planner.plan.limits import FILE, SizeLimit, causes, size_limits
-from planner.plan.losses import Losses, calibration
+from planner.plan.conflicts import conflict
+from planner.plan.findings import Findings
+from planner.plan.limits import FILE, SizeLimit, size_limits
+from planner.plan.prediction import link_of
 from planner.plan.request import PlanRequest
 from planner.plan.rules import Rule
+from planner.plan.sweep import Sweep
+from planner.plan.target import Aim, aim_at
 from planner.recipe import Choice, Recipe
-from planner.sensitivity import Prediction, Source, fit_link
+from planner.sensitivity import Prediction, Source
 from planner.sizes import align
 from planner.terms import FamilyName
 from solvers import (
-    Change,
     Explanation,
     Group,
-    Infeasibility,
     InfeasibleError,
     Limit,
     Option,
@@ -35,11 +36,15 @@ from solvers import (
     ProblemError,
     Solution,
     explain,
+    frontier,
+    lightest,
     solve,
 )
 from state import Inventory, TensorRecord
 
-__all__ = ["LimitUse", "Plan", "Solved", "make_plan"]
+__all__ = ["LimitUse", "Plan", "Reached", "Solved", "make_plan", "sweep"]
+
+_ANY_SIZE = 2**62  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +68,22 @@ class Solved:
     groups: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A target that the file reaches: no file that does has fewer bytes than `least`, which is proven."""
+
+    aim: Aim
+    least: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """A recipe, and what is worth saying about it.
 
     `prediction` is the KL divergence to expect of its file, None without passes of the model. `sources` says where the
     sensitivity of each tensor came from. `left_out` are tensors that the recipe's engine does not load. `cards` hold a
-    context beside their tensors, where one was asked for.
+    context beside their tensors, where one was asked for. `reached` says of a request for the smallest file what was
+    reached.
     """
 
     recipe: Recipe
@@ -79,6 +93,7 @@ class Plan:
     left_out: tuple[str, ...]
     solved: Solved
     cards: tuple[Card, ...] = ()
+    reached: Reached | None = None
 
     @property
     def seconds(self) -> float:
@@ -126,88 +141,98 @@ def make_plan(findings: Findings, request: PlanRequest, factors: Mapping[str, fl
 
     Raises StateFileError where measurements are missing, UsageError for rules that cannot be followed, BudgetError for
     limits that no recipe meets. Under limits that every recipe meets, the answer is the recipe of the least loss.
+    For a request with a target it is the smallest file that reaches it, and of those one of the least loss.
     """
-    inventory = _inventory(findings, request)
-    losses = findings.losses(request.sensitivity).times(factors or {})
-    counted = losses.stored_as(inventory).in_family(request.family)
-    candidates = Candidates(
-        inventory, counted if request.run_on == "cpu" else counted.without_rounding(), allowed=request.formats,
-        pins=request.pins, floors=request.floors, caps=request.caps,
-        ties=(*request.ties, *fused_ties(inventory, request.family)),
-    )  # fmt: skip
+    asked = arrange(findings, request, factors)
+    inventory, losses, candidates = asked.inventory, asked.losses, asked.candidates
+    aim = None
+    if request.target is not None:
+        aim = aim_at(request.target, findings, losses.where(request.run_on), rounded=losses)
     given = size_limits(
-        inventory, candidates.fixed, budget=request.budget, bpw=request.bpw, devices=request.devices,
-        active=request.active,
+        inventory, candidates.fixed, budget=_ANY_SIZE if aim and request.budget is None else request.budget,
+        bpw=request.bpw, devices=request.devices, active=request.active,
     )  # fmt: skip
     cards = cards_of(inventory, request.fit, request.devices)
     on_cards = limits_on_cards(given, cards, inventory, candidates, request.fit)
     limits = [limit.rounded(candidates) for limit in on_cards]
-    solved = _solve(inventory, candidates, limits, request)
-    recipe = _recipe(inventory, candidates, limits, solved.solution, request.family, losses.source)
+    titles = [limit.title for limit in limits if limit.capacity < _ANY_SIZE]
+    reached = None
+    if aim is None:
+        solved = _solve(inventory, candidates, limits, request)
+    else:
+        solved, reached = _smallest(inventory, candidates, limits, request, aim)
+        titles.insert(0, aim.target.title)
+        limits[0] = replace(limits[0], capacity=limits[0].overhead + int(solved.problem.limits[0].capacity))
+    recipe = _recipe(inventory, candidates, "; ".join(titles), solved.solution, request.family, losses.source)
+    link = link_of(findings, losses)
     return Plan(
         recipe=recipe,
         limits=tuple(_uses(limits, solved)),
-        prediction=_prediction(findings, losses, recipe.loss),
+        prediction=None if link is None or recipe.loss is None else link.predict(recipe.loss),
         sources={name: losses.sensitivities[name].source for name in solved.groups},
         left_out=tuple(sorted(family_named(request.family).left_out(t.name for t in findings.inventory.tensors))),
         solved=solved,
         cards=tuple(cards),
+        reached=reached,
     )
 
 
-def _inventory(findings: Findings, request: PlanRequest) -> Inventory:
-    """Return the model as the request's family stores it. Raises StateFileError and UsageError where formats were not
-    measured."""
-    family = family_named(request.family)
-    measured = {fmt for _, fmt in findings.measurements if fmt in family.formats}
-    if not measured:
-        raise not_measured(findings.path, request.family, others=True)
-    inventory = family.inventory(findings.inventory)
-    _check_measured(inventory, measured, request.formats or ())
-    return inventory
-
-
-def _check_measured(inventory: Inventory, measured: Collection[str], wanted: Iterable[Format]) -> None:
-    """Raise UsageError for formats that some tensor could take and that were never measured."""
-    unmeasured = [fmt for fmt in wanted if fmt.name not in measured]
-    if not unmeasured:
-        return
-    from planner.gguf import requires_imatrix  # takes a while to load, and is mostly not needed
-
-    with_imatrix = inventory.imatrix_digest is not None
-
-    def possible(fmt: Format) -> bool:
-        return any(
-            tensor.left_alone is None
-            and tensor.source_format != fmt.name
-            and fmt.fits(tensor.row_length)
-            and (with_imatrix or not requires_imatrix(tensor.name, fmt))
-            for tensor in inventory.tensors
-        )
-
-    missing = [fmt.name for fmt in unmeasured if possible(fmt)]
-    if missing:
-        raise UsageError(
-            f"Nothing was measured as {', '.join(missing)}.",
-            "Give the model, so that it can be measured: planner solve MODEL --types ...",
-        )
+def sweep(findings: Findings, request: PlanRequest) -> Sweep:
+    """Return the files that lose least for their size, from the smallest to the largest, by the request's rules alone:
+    its limits and its target are ignored. Raises what `make_plan` raises for rules and missing measurements."""
+    asked = arrange(findings, request)
+    inventory, candidates = asked.inventory, asked.candidates
+    limits = size_limits(inventory, candidates.fixed, budget=_ANY_SIZE, bpw=None, devices=(), active=None)
+    line = frontier(_problem(inventory, candidates, limits))
+    return Sweep(inventory, candidates, line, asked.losses.source, link_of(findings, asked.losses))
 
 
 def _solve(inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLimit], request: PlanRequest) -> Solved:
     problem = _problem(inventory, candidates, limits)
-    try:
+    with _as_ours(inventory, candidates, limits):
         solution = solve(problem, method=request.method, gap=request.gap, time_limit=request.time_limit)
+    return _checked(problem, solution, candidates)
+
+
+def _smallest(
+    inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLimit], request: PlanRequest, aim: Aim
+) -> tuple[Solved, Reached]:
+    """Solve for the smallest file that loses little enough; the first of the limits is that of the file."""
+    problem = _problem(inventory, candidates, limits)
+    with _as_ours(inventory, candidates, limits):
+        found = lightest(problem, FILE, aim.most, method=request.method, gap=request.gap, time_limit=request.time_limit)
+    solved = _checked(found.problem, found.solution, candidates)
+    if found.found:
+        assert found.least is not None
+        return solved, Reached(aim, limits[0].overhead + int(found.least))
+    within = "; ".join(limit.title for limit in limits if limit.capacity < _ANY_SIZE)
+    what = f"loses at most {aim.most:.6g}{f', within {within}' if within else ''}"
+    least = f"The least loss that there is{' there' if within else ''} is {found.solution.loss:.6g}"
+    if found.least is not None:
+        raise BudgetError(f"No recipe that {what} was found in time.", f"Give more with {option('time_limit')}.")
+    raise BudgetError(
+        f"No recipe {what} ({aim.target.title}). {least}.",
+        f"Allow more loss, or loosen limits, {option('types')}, {option('pin')} and {option('max')}.",
+    )
+
+
+@contextlib.contextmanager
+def _as_ours(inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLimit]) -> Iterator[None]:
+    try:
+        yield
     except InfeasibleError as error:
-        raise _conflict(error.analysis, limits, inventory, candidates) from error
+        raise conflict(error.analysis, limits, inventory, candidates) from error
     except ProblemError as error:
         raise UsageError(
             f"{error}.", f"Check {option('method')}, {option('gap')} and {option('time_limit')}."
         ) from error
+
+
+def _checked(problem: Problem, solution: Solution, candidates: Candidates) -> Solved:
     if solution.picks is None:
         raise BudgetError("No recipe was found in time.", f"Give more time with {option('time_limit')}.")
-    return Solved(
-        problem, solution, {tensor.name: group.name for group in candidates.groups for tensor in group.tensors}
-    )
+    groups = {tensor.name: group.name for group in candidates.groups for tensor in group.tensors}
+    return Solved(problem, solution, groups)
 
 
 def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLimit]) -> Problem:
@@ -242,33 +267,10 @@ def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[Size
         ) from error
 
 
-def _conflict(
-    analysis: Infeasibility, limits: Sequence[SizeLimit], inventory: Inventory, candidates: Candidates
-) -> BudgetError:
-    """Return the error that says, in the user's terms, which limits cannot hold together and what would help."""
-    by_name = {limit.name: limit for limit in limits}
-
-    def raised(change: Change) -> str:
-        enough = "" if change.least else " (a little less may do)"
-        return " and ".join(
-            f"{by_name[name].asked_by} to {by_name[name].format_amount(value + by_name[name].overhead, up=True)}"
-            for name, value in change.capacities.items()
-        ) + enough  # fmt: skip
-
-    cures = ", or ".join(map(raised, analysis.changes)) or "one of them"
-    remedy = f"Raise {cures}; or allow smaller formats with {option('types')}, {option('pin')} and {option('min')}."
-    if len(analysis.limits) > 1:
-        names = "; ".join(by_name[name].title for name in analysis.limits)
-        return BudgetError(f"These limits cannot hold together: {names}.", remedy)
-    limit = by_name[analysis.limits[0]]
-    least = limit.format_amount(analysis.minimum[limit.name] + limit.overhead, up=True)
-    return BudgetError(f"{limit.title} is below the minimum of {least}. {causes(limit, inventory, candidates)}", remedy)
-
-
 def _recipe(
     inventory: Inventory,
     candidates: Candidates,
-    limits: Sequence[SizeLimit],
+    asked: str,
     solution: Solution,
     family: FamilyName,
     source: Source,
@@ -282,8 +284,7 @@ def _recipe(
     choices = [_choice(tensor, chosen.get(tensor.name), candidates.pins) for tensor in inventory.tensors]
     loss = sum(choice.loss or 0.0 for choice in choices)
     return compose_recipe(
-        inventory, choices, family=family, sensitivity=source,
-        budget="; ".join(limit.title for limit in limits),
+        inventory, choices, family=family, sensitivity=source, budget=asked,
         bound=min(solution.bound, loss), status=str(solution.status),
     )  # fmt: skip
 
@@ -292,14 +293,6 @@ def _uses(limits: Sequence[SizeLimit], solved: Solved) -> Iterator[LimitUse]:
     for limit, use in zip(limits, solved.solution.usage, strict=True):
         binds = limit.capacity < limit.overhead + solved.problem.extremes(limit.name)[1]
         yield LimitUse(limit.name, int(use.used + limit.overhead), limit.capacity, use.price, binds=binds)
-
-
-def _prediction(findings: Findings, losses: Losses, loss: float | None) -> Prediction | None:
-    """Return the divergence to expect of a recipe; None without passes. The files that it is fitted to were evaluated
-    on a CPU, so `losses` count rounded activations, wherever this recipe's file will run."""
-    if losses.source != "measured" or loss is None:
-        return None
-    return fit_link(calibration(findings.passes, findings.inventory, losses)).predict(loss)
 
 
 def _choice(tensor: TensorRecord, entry: Candidate | None, pins: Mapping[str, Rule]) -> Choice:

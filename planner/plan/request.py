@@ -10,6 +10,7 @@ from planner.formats.ggml import Format
 from planner.plan.cards import Fit, check_fit
 from planner.plan.limits import check_names
 from planner.plan.rules import Device, Rule, Tie
+from planner.plan.target import Target
 from planner.sensitivity import Source
 from planner.terms import FamilyName, RunOn
 
@@ -20,8 +21,9 @@ __all__ = ["PlanRequest", "RunOn"]
 class PlanRequest:
     """A request for a plan. At least one limit: `budget` (bytes of the file), `bpw` (bits of tensor data per element),
     `devices` (bytes of the tensors on each), `active` (bytes read to generate one token), `fit` (bytes of a card, with
-    a context; or a context that devices hold beside their tensors). Formats and rules are of one `family`. The loss
-    from rounded activations counts for files that `run_on` a CPU."""
+    a context; or a context that devices hold beside their tensors); or a `target`, for the smallest file that reaches
+    it, within the limits that stand beside it. Formats and rules are of one `family`. The loss from rounded activations
+    counts for files that `run_on` a CPU."""
 
     budget: int | None = None
     bpw: Fraction | None = None
@@ -39,11 +41,13 @@ class PlanRequest:
     method: str = "auto"
     gap: float = 1e-6
     time_limit: float | None = 10.0
+    target: Target | None = None
 
     def __post_init__(self) -> None:
         """Check the request. Raises UsageError if there is no limit, or if two limits share a name."""
         check_fit(self.fit, self.devices, self.family)
-        if (self.budget, self.bpw, self.active, self.fit) == (None,) * 4 and not self.devices:
+        limits = (self.budget, self.bpw, self.active, self.fit, self.target)
+        if all(limit is None for limit in limits) and not self.devices:
             raise UsageError(
                 f"Give the size that is wanted: {option('budget')}, {option('bpw')}, {option('device')}, "
                 f"{option('active_budget')} or {option('vram')}.",

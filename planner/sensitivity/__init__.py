@@ -3,7 +3,7 @@ facts of the structure (structure), from passes of the model (measured)."""
 
 from __future__ import annotations
 
-from planner.sensitivity.confidence import likely_ratio
+from planner.sensitivity.confidence import likely_ratio, spread_of_ratios
 from planner.sensitivity.design import DESIGNS, Design, factored, select_passes
 from planner.sensitivity.facts import Facts
 from planner.sensitivity.link import SCATTER, Link, Point, Prediction, fit_link
@@ -47,4 +47,5 @@ __all__ = [
     "prior_covariance",
     "select_passes",
     "sensitivities",
+    "spread_of_ratios",
 ]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-__all__ = ["likely_ratio"]
+__all__ = ["likely_ratio", "spread_of_ratios"]
 
 # Of found / predicted, for the loss of a recipe over that of llama.cpp's mix of its size: geometric mean, and standard
 # deviation of the logarithm; docs/quality.md, "How sure". Other sources were not checked.
@@ -21,3 +21,9 @@ def likely_ratio(source: str, ratio: float) -> tuple[float, float] | None:
         return None
     centre, spread = known
     return ratio * centre * math.exp(-spread), ratio * centre * math.exp(spread)
+
+
+def spread_of_ratios(source: str) -> float | None:
+    """Return the standard deviation of the logarithm of found over predicted ratios; None where it is not known."""
+    known = _FOUND.get(source)
+    return None if known is None else known[1]

@@ -65,6 +65,15 @@ class Link:
         deviation = math.sqrt(float(slope @ self.covariance @ slope) + SCATTER**2)
         return Prediction(math.exp(centre), math.exp(centre - deviation), math.exp(centre + deviation))
 
+    def loss_at(self, kld: float) -> float | None:
+        """Return the loss of a recipe that is expected to have this KL divergence: the inverse of `predict`. None below
+        the floor, where no loss is; infinite beyond what large losses come to."""
+        k, most, floor = (float(value) for value in np.exp(self.parameters))
+        above = kld - floor
+        if above < 0:
+            return None
+        return above / (k * (1 - above / most)) if above < most else math.inf
+
 
 def fit_link(points: Sequence[Point]) -> Link:
     """Fit the curve to the points: maximum a posteriori, by Gauss-Newton on logarithms, halving steps that do not

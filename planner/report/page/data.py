@@ -19,20 +19,22 @@ from planner.errors import RecipeError, UsageError, option
 from planner.formats.ggml import file_type_of
 from planner.formats.registry import all_formats, family_named
 from planner.names.gguf import parse_name
+from planner.plan.arrangement import Arranged, arrange
+from planner.plan.assess import assess
 from planner.plan.candidates import Candidates
 from planner.plan.findings import Findings
-from planner.plan.losses import calibration
-from planner.plan.plan import Plan, make_plan
+from planner.plan.losses import Losses
+from planner.plan.prediction import link_of
 from planner.plan.request import PlanRequest
 from planner.recipe import Recipe
-from planner.sensitivity import SCATTER, Source, fit_link
+from planner.report.page.memory import memory_data
+from planner.sensitivity import SCATTER, Source
 from planner.sizes import align
+from planner.terms import FamilyName
 from planner.text import command
-from state import Inventory
 
 __all__ = ["Mark", "Start", "page_data"]
 
-_AMPLE = 2**61  # bytes: a budget under which every choice fits
 _PINNED = "pinned: "  # how a recipe says why
 
 Key = TypeVar("Key")
@@ -71,22 +73,20 @@ def page_data(
     """
     _check_start(findings, request, start.recipe)
     sensitivity = request.sensitivity or _source_of(findings, start.recipe)
-    ample = replace(request, sensitivity=sensitivity, budget=_AMPLE, bpw=None, devices=(), active=None)
-    plan = make_plan(findings, replace(ample, pins=()))
-    inventory = family_named(request.family).inventory(findings.inventory)
-    candidates = plan.solved.candidates
-    picks = None if start.recipe is None else _picks(candidates, start.recipe)
+    request = replace(request, sensitivity=sensitivity)
+    asked = arrange(findings, replace(request, pins=()))
+    picks = None if start.recipe is None else _picks(asked.candidates, start.recipe)
     return {
-        **_provenance(findings, plan, made_by),
-        **_tensors(inventory, plan),
+        **_provenance(findings, asked, request.family, made_by),
+        **_tensors(asked),
         "given": None if start.recipe is None or picks is None else {
             "picks": picks, "size": start.recipe.size, "budget": start.recipe.budget,
         },
         "start": {"bytes": start.budget if start.recipe is None else start.recipe.size, "bpw": start.bpw},
-        "pins": _pins(findings, ample, candidates, start.recipe),
-        "link": _link(findings, plan),
+        "pins": _pins(findings, request, asked.candidates, start.recipe),
+        "link": _link(findings, asked.losses),
         "marks": [{"name": mark.name, "size": mark.size, "loss": mark.loss} for mark in marks],
-        "fit": None,
+        "memory": memory_data(asked.inventory, request.family),
     }  # fmt: skip
 
 
@@ -114,25 +114,27 @@ def _source_of(findings: Findings, recipe: Recipe | None) -> Source | None:
     return None if said == "measured" and findings.best_source != "measured" else said
 
 
-def _provenance(findings: Findings, plan: Plan, made_by: Sequence[str | Path]) -> dict[str, object]:
-    recipe, family = plan.recipe, family_named(plan.recipe.family)
+def _provenance(
+    findings: Findings, asked: Arranged, name: FamilyName, made_by: Sequence[str | Path]
+) -> dict[str, object]:
+    recipe, family = assess(findings.inventory, {}, asked.losses, family=name, why="").recipe, family_named(name)
     head = recipe.model_dump(mode="json", exclude={"tensors", "size", "bpw", "loss", "bound", "status", "budget"})
-    shown = [recipe.model_copy(update={"file_type": file_type_of({name: 1})}) for name in _formats(plan)]
+    of_one = [recipe.model_copy(update={"file_type": file_type_of({fmt: 1})}) for fmt in _formats(asked)]
     return {
         "recipe": {key: value for key, value in head.items() if key != "covariance" or value is not None},
         "wholeFile": family.whole_file,
         "formats": [
             {
-                "name": name, "quantized": all_formats()[name].quantized,
-                "fileType": recipe.file_type, "base": base_type(recipe),
+                "name": fmt, "quantized": all_formats()[fmt].quantized, "fileType": shown.file_type,
+                "base": base_type(shown),
             }
-            for name, recipe in zip(_formats(plan), shown, strict=True)
+            for fmt, shown in zip(_formats(asked), of_one, strict=True)
         ],
         "typeFile": _sayable(recipe),
         "exportedTo": family.exported_to,
         "command": command(*made_by),
         "state": findings.path.name,
-        "files": sum(not entry.errors for entry in findings.passes) if plan.source == "measured" else 0,
+        "files": sum(not entry.errors for entry in findings.passes),
     }  # fmt: skip
 
 
@@ -147,17 +149,18 @@ def _sayable(recipe: Recipe) -> bool:
     return True
 
 
-def _formats(plan: Plan) -> list[str]:
+def _formats(asked: Arranged) -> list[str]:
     """Return the names of all formats that a tensor has or may take, the smallest first."""
-    free = {entry.format.name for group in plan.solved.candidates.groups for every in group.options for entry in every}
-    kept = {choice.format for choice in plan.recipe.tensors if choice.left_alone}
+    free = {entry.format.name for group in asked.candidates.groups for every in group.options for entry in every}
+    kept = {tensor.source_format for tensor in asked.candidates.fixed}
     return sorted(free | kept, key=lambda name: (all_formats()[name].bpw, name))
 
 
-def _tensors(inventory: Inventory, plan: Plan) -> dict[str, object]:
+def _tensors(asked: Arranged) -> dict[str, object]:
     """Return tensors in the model's order, as columns; `numbers` are error and loss of every option of every tensor
     that has any, in that order."""
-    candidates, formats = plan.solved.candidates, {name: index for index, name in enumerate(_formats(plan))}
+    inventory, candidates = asked.inventory, asked.candidates
+    formats = {name: index for index, name in enumerate(_formats(asked))}
     groups = {tensor.name: g for g, group in enumerate(candidates.groups) for tensor in group.tensors}
     place = {tensor.name: t for group in candidates.groups for t, tensor in enumerate(group.tensors)}
     sets, shapes, roles = _Table[tuple[int, ...]](), _Table[tuple[int, ...]](), _Table[str]()
@@ -223,7 +226,7 @@ def _pins(
         choice.name: (choice.format, choice.why.removeprefix(_PINNED))
         for choice in recipe.tensors if choice.why.startswith(_PINNED)
     }  # fmt: skip
-    asked = make_plan(findings, request).solved.candidates.pins if request.pins else {}
+    asked = arrange(findings, request).candidates.pins if request.pins else {}
     wanted |= {name: (rule.format.name, rule.text) for name, rule in asked.items()}
     pins: dict[int, int] = {}
     for g, group in enumerate(candidates.groups):
@@ -241,12 +244,9 @@ def _pins(
     return list(pins.items())
 
 
-def _link(findings: Findings, plan: Plan) -> Mapping[str, object] | None:
+def _link(findings: Findings, losses: Losses) -> Mapping[str, object] | None:
     """Return the curve from losses to divergences (`planner.sensitivity.link`), where passes of the model say it."""
-    if plan.source != "measured":
-        return None
-    losses = findings.losses(plan.source)  # with rounded activations, as the files were evaluated
-    link = fit_link(calibration(findings.passes, findings.inventory, losses))
-    return {
+    link = link_of(findings, losses)
+    return None if link is None else {
         "parameters": link.parameters.tolist(), "covariance": link.covariance.tolist(), "scatter": SCATTER,
     }  # fmt: skip

@@ -1,0 +1,53 @@
+"""All that there is to choose from: the curve of a model, what stands beside it, and the sizes worth publishing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from planner.plan.curve import MEMORIES, Curve, Landmark, curve, landmarks
+from planner.plan.findings import Findings
+from planner.plan.ladder import Ladder, choose_ladder
+from planner.plan.mixes import MIXES
+from planner.plan.request import PlanRequest
+from planner.plan.target import Other
+
+__all__ = ["MARGIN", "POINTS", "Offer", "make_offer"]
+
+POINTS = 14
+MARGIN = 2**30
+"""Bytes that llama.cpp itself leaves free in a device's memory: its option fit-target (common/arg.cpp)."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The `curve`, the `landmarks` beside it by size, and the `ladder`, if one was asked for."""
+
+    curve: Curve
+    landmarks: Sequence[Landmark]
+    ladder: Ladder | None = None
+
+
+def make_offer(
+    findings: Findings,
+    request: PlanRequest,
+    *,
+    low: int | Fraction | None = Fraction(2),
+    high: int | Fraction | None = Fraction(17, 2),
+    points: int = POINTS,
+    others: Sequence[Other] = (),
+    mixes: bool = True,
+    memories: Sequence[int] = (),
+    reserve: int = MARGIN,
+    ladder: int | None = None,
+) -> Offer:
+    """Work out the curve from `low` to `high`, what stands beside it, and the ladder.
+
+    `others` are files, `mixes` tells whether llama.cpp's are wanted too; `memories` default to `MEMORIES`, in each of
+    which `reserve` bytes are left free. Raises what `curve`, `landmarks` and `choose_ladder` raise.
+    """
+    found = curve(findings, request, points=points, low=low, high=high)
+    beside = [*(map(Other, MIXES) if mixes else ()), *others]
+    marks = landmarks(found, findings, request, beside, memories or MEMORIES, reserve)
+    return Offer(found, marks, None if ladder is None else choose_ladder(found, ladder, marks))

@@ -1,0 +1,17 @@
+"""From losses to the KL divergences expected of files, where passes of the model tell their scale."""
+
+from __future__ import annotations
+
+from planner.plan.findings import Findings
+from planner.plan.losses import Losses, calibration
+from planner.sensitivity import Link, fit_link
+
+__all__ = ["link_of"]
+
+
+def link_of(findings: Findings, losses: Losses) -> Link | None:
+    """Return what ties losses to divergences; None without passes. The files that it is fitted to were evaluated on a
+    CPU, so `losses` count rounded activations, wherever the file that it is asked about will run."""
+    if losses.source != "measured":
+        return None
+    return fit_link(calibration(findings.passes, findings.inventory, losses))
