@@ -254,6 +254,7 @@ class State(Closing):
         recipe: StrPath | Recipe | None = None,
         budget: str | int | None = None,
         bpw: str | float | Fraction | None = None,
+        beside: StrPath | Iterable[StrPath] = (),
         tie: Texts = (),
         pin: Texts = (),
         min: Texts = (),  # noqa: A002
@@ -264,7 +265,7 @@ class State(Closing):
         family: FamilyName = "gguf",
     ) -> None:
         """Write a page of HTML on which every size can be explored, as `planner report` does. It opens with a `recipe`
-        and its pins, or with a size; rules, as for `solve`, bound what it offers.
+        and its pins, or with a size; files `beside` are in its chart; rules, as for `solve`, bound what it offers.
 
         Raises what `solve` raises, RecipeError for a recipe of another model, and OutputError.
         """
@@ -284,7 +285,8 @@ class State(Closing):
         start = Start(opened, size_in_bytes(budget), None if bpw is None else float(parse_bits(str(bpw))))
         with state_errors():
             findings = Findings.read(self.store, family)
-        write_atomically(Path(path), report_page(findings, request, start).encode())
+        others = [other_file(file) for file in ([beside] if isinstance(beside, str | os.PathLike) else beside)]
+        write_atomically(Path(path), report_page(findings, request, start, beside=others).encode())
 
     def _planned(self, request: PlanRequest) -> Plan:
         with state_errors():

@@ -29,6 +29,10 @@ __all__ = ["report"]
 @click.option("--state", type=click.Path(path_type=Path), help="State file of the model.  [default: the only one here]")
 @click.option("--budget", metavar="SIZE", help="Size that the page opens with.  [default: RECIPE's, or 4.5 bpw]")
 @click.option("--bpw", metavar="BITS", help="The same in bits per weight.")
+@click.option(
+    "--beside", multiple=True, metavar="FILE", type=click.Path(path_type=Path),
+    help="A GGUF or a recipe to show in the chart, as llama.cpp's own mixes are.",
+)  # fmt: skip
 @click.option("--types", help="Types to choose from, as for solve.  [default: all that were measured]")
 @rule_options
 @sensitivity_option
@@ -40,6 +44,7 @@ def report(
     state: Path | None,
     budget: str | None,
     bpw: str | None,
+    beside: tuple[Path, ...],
     types: str | None,
     rules: Rules,
     sensitivity: Source | None,
@@ -53,6 +58,7 @@ def report(
     would cost, pin tensors, and take the recipe along. With RECIPE it opens with that one and its pins; other rules of
     the recipe are to be given again, as a recipe does not have them.
     """
+    from planner.api.others import other_file
     from planner.files import write_atomically
     from planner.plan.findings import Findings
     from planner.recipe import load_recipe
@@ -73,7 +79,10 @@ def report(
     )  # fmt: skip
     with Store.open(find_state(state), read_only=True) as store:
         findings = Findings.read(store, request.family)
-    page = report_page(findings, request, start, made_by=("planner", "report", *_words())).encode()
+    page = report_page(
+        findings, request, start, beside=[other_file(path) for path in beside],
+        made_by=("planner", "report", *_words()),
+    ).encode()  # fmt: skip
     write_atomically(output, page)
     click.echo(f"{output}\n{format_size(len(page))}; open it in a browser")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.report.page.data import Mark, Start, page_data
+from planner.report.page.data import Start, page_data
 from planner.report.page.page import page_of, report_page
 
-__all__ = ["Mark", "Start", "page_data", "page_of", "report_page"]
+__all__ = ["Start", "page_data", "page_of", "report_page"]

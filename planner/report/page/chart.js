@@ -5,10 +5,14 @@ const THUMB = 24; // pixels that the slider's knob is wide
 const NICE = [1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 10];
 const MARKED_BITS = [1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 10, 12, 16];
 
+/** In what order names are written, where not all have room: files, the mixes that people know best, others. */
+const known = (mark) => (mark.mix || mark.all ? (/(_M|IQ4_XS|Q6_K|Q8_0)$/i.test(mark.name) ? 1 : 2) : 0);
+
 /** A chart of a problem; `measure` is what its height shows of a loss, `pick` is told sizes that a visitor points to. */
 function makeChart(problem, measure, pick) {
   const { data, elements = data.elements } = problem, svg = at("chart"), slider = at("slider"), tip = at("chart-tip");
   const all = frontier(problem, problem.groups.map(() => -1)).map((corner) => problem.overhead + corner.bytes);
+  problem.all = all;
   const least = all[0], usual = Math.max(data.header + (9 * elements) / 8, (data.start.bytes ?? 0) * 1.1, 1.2 * least);
   const most = Math.min(all.at(-1), usual);
   let log = true, box = { width: 0, height: 0 }, corners = [], range = [1e-6, 1], now = null;
@@ -60,7 +64,20 @@ function makeChart(problem, measure, pick) {
 
   function marks() {
     const given = data.given && { name: "the recipe", given: true, size: data.given.size, loss: problem.givenLoss };
-    return [...data.marks, ...(given ? [given] : []), ...problem.uniform].filter((mark) => mark.loss > 0 && mark.size >= least && mark.size <= most);
+    return [...(given ? [given] : []), ...data.marks, ...(data.marks.some((mark) => mark.mix) ? [] : problem.uniform)]
+      .filter((mark) => mark.loss > 0 && mark.size >= least && mark.size <= most).sort((a, b) => known(a) - known(b));
+  }
+
+  /** Where the name of a mark has room: {x, y, wide}, its upper left corner; undefined where it has none. */
+  function cornerOf(mark, [a, b], dots, used, right) {
+    const wide = mark.name.length * 6.1 + 2, above = b - 15, below = b + 3, aside = a + 7, before = a - 6 - wide;
+    const places = [[aside, above], [aside, b - 6], [aside, below], [before, below]].slice(0, known(mark) < 2 ? 4 : 2);
+    const corners = places.map(([x, y]) => ({ x, y, wide }))
+      .filter((one) => one.x + wide < right + PAD.right && one.x > PAD.left
+        && !used.some((other) => Math.abs(other.y - one.y) < 12 && one.x < other.x + other.wide && other.x < one.x + wide));
+    if (mark.given) corners.reverse(); // the curve falls: before and below a point there is room
+    const clear = (one) => !dots.some(([c, d]) => c > one.x - 3 && c < one.x + wide && d > one.y - 2 && d < one.y + 13);
+    return corners.find(clear) ?? (known(mark) < 2 ? corners[0] : undefined);
   }
 
   function draw() {
@@ -71,14 +88,11 @@ function makeChart(problem, measure, pick) {
     slider.style.width = `${right - PAD.left + THUMB}px`;
     const dots = marks().map((mark) => [x(mark.size), y(measure(mark.loss))]), used = [];
     const names = marks().map((mark, i) => {
-      const place = dots[i], wide = mark.name.length * 6.2, left = mark.given || place[0] + wide + 12 > right;
-      const corner = [left ? place[0] - 7 - wide : place[0] + 7, mark.given ? place[1] + 3 : place[1] - 15]; // of the name
-      const within = ([a, b], margin) => a > corner[0] - margin && a < corner[0] + wide && b > corner[1] - 1 && b < corner[1] + 14;
-      const free = !dots.some((dot) => within(dot, 2)) && !used.some(([a, b, w]) => Math.abs(b - corner[1]) < 12 && a < corner[0] + wide && corner[0] < a + w);
-      if (free) used.push([...corner, wide]);
+      const place = dots[i], corner = cornerOf(mark, place, dots, used, right);
+      if (corner) used.push(corner);
       return [
         element("svg:circle", { class: mark.all ? "uniform" : "mark", cx: place[0], cy: place[1], r: mark.all ? 2.6 : 4 }),
-        free && text([place[0] + (left ? -7 : 7), corner[1] + 10], mark.name, { class: mark.all ? "uniform-name" : "mark-name", "text-anchor": left ? "end" : "start" }),
+        corner && text([corner.x, corner.y + 10], mark.name, { class: mark.all ? "uniform-name" : "mark-name" }),
       ];
     });
     svg.replaceChildren(...[

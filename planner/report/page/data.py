@@ -7,7 +7,7 @@ IEEE doubles, so that recipes that the page makes have the very numbers of the s
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -24,8 +24,10 @@ from planner.plan.assess import assess
 from planner.plan.candidates import Candidates
 from planner.plan.findings import Findings
 from planner.plan.losses import Losses
+from planner.plan.mixes import MIXES
 from planner.plan.prediction import link_of
 from planner.plan.request import PlanRequest
+from planner.plan.target import Other, assess_other
 from planner.recipe import Recipe
 from planner.report.page.memory import memory_data
 from planner.sensitivity import SCATTER, Source
@@ -33,7 +35,7 @@ from planner.sizes import align
 from planner.terms import FamilyName
 from planner.text import command
 
-__all__ = ["Mark", "Start", "page_data"]
+__all__ = ["Start", "page_data"]
 
 _PINNED = "pinned: "  # how a recipe says why
 
@@ -49,27 +51,19 @@ class Start:
     bpw: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A mix of somebody, as a point in the chart: its name, the bytes of its file, and its loss by the same measure."""
-
-    name: str
-    size: int
-    loss: float
-
-
 def page_data(
     findings: Findings,
     request: PlanRequest,
     start: Start,
     *,
+    beside: Sequence[Other] = (),
     made_by: Sequence[str | Path] = (),
-    marks: Iterable[Mark] = (),
 ) -> dict[str, object]:
     """Return the data of a page, as JSON has it: the problem of `request`, without its limits; its pins can be undone.
 
-    `made_by` are the words of the command that makes the page again. Raises what `make_plan` raises, RecipeError for a
-    start with a recipe of another model or family, and UsageError for pins to formats that are not among the options.
+    `beside` are files to show in the chart, as llama.cpp's own mixes are; `made_by` the words of the command that makes
+    the page again. Raises what `make_plan` raises for rules, RecipeError for a start with a recipe of another model or
+    family, UsageError for pins to formats that are not among the options, and what `assess_other` raises.
     """
     _check_start(findings, request, start.recipe)
     sensitivity = request.sensitivity or _source_of(findings, start.recipe)
@@ -85,7 +79,7 @@ def page_data(
         "start": {"bytes": start.budget if start.recipe is None else start.recipe.size, "bpw": start.bpw},
         "pins": _pins(findings, request, asked.candidates, start.recipe),
         "link": _link(findings, asked.losses),
-        "marks": [{"name": mark.name, "size": mark.size, "loss": mark.loss} for mark in marks],
+        "marks": [*_marks(findings, asked, request, beside)],
         "memory": memory_data(asked.inventory, request.family),
     }  # fmt: skip
 
@@ -250,3 +244,20 @@ def _link(findings: Findings, losses: Losses) -> Mapping[str, object] | None:
     return None if link is None else {
         "parameters": link.parameters.tolist(), "covariance": link.covariance.tolist(), "scatter": SCATTER,
     }  # fmt: skip
+
+
+def _marks(
+    findings: Findings, asked: Arranged, request: PlanRequest, beside: Sequence[Other]
+) -> Iterator[dict[str, object]]:
+    """Yield files, and llama.cpp's mixes as far as their types were measured, with losses by the page's measure."""
+    losses = asked.losses.where(request.run_on)
+    mixes = map(Other, MIXES) if family_named(request.family).exported_to is None else ()
+    for other in (*beside, *mixes):
+        try:
+            recipe = assess_other(other, findings, losses)
+        except (RecipeError, UsageError):
+            if other.formats is not None:
+                raise
+            continue
+        yield {"name": other.label, "size": other.bytes or recipe.size, "loss": recipe.loss,
+               "mix": other.formats is None}  # fmt: skip

@@ -17,6 +17,11 @@ function explore(data) {
   const chart = makeChart(problem, measure, (size, moving) => (size === undefined ? settle() : setBudget(size, moving)));
   const act = { select, pin };
   const map = makeMap(problem, act);
+  const solvedFor = (size) => solve(problem, size - problem.overhead, view.pins, given);
+  const memory = makeMemory(problem, {
+    least: () => problem.overhead + smallest(problem, view.pins).bytes, answer: solvedFor,
+    ask: (size) => { view.budget = size; settle(); }, again: () => show(true),
+  });
   const table = makeRoles(problem, (role, format) => {
     setPins((pins) => problem.tensors.forEach((tensor) => {
       if (tensor.group < 0 || tensor.role !== role) return;
@@ -47,6 +52,7 @@ function explore(data) {
   }
 
   function setBudget(size, moving) {
+    memory.leave();
     view.budget = Math.floor(size);
     moving ? change() : settle();
   }
@@ -54,7 +60,7 @@ function explore(data) {
   function setPins(edit) {
     edit(view.pins);
     chart.frontier(view.pins);
-    settle();
+    if (!memory.fit()) settle();
   }
 
   function pin(tensor, option) {
@@ -72,6 +78,7 @@ function explore(data) {
     reading(problem, view, chart);
     map.show(view, settled);
     table.show(view, settled);
+    memory.show(answer);
     if (settled) {
       inspect(problem, view, act);
       pins(problem, view, setPins);
@@ -96,6 +103,7 @@ function explore(data) {
   at("take-recipe").addEventListener("click", () => download("recipe.json", recipeText(recipeOf(problem, view.answer, title(view.budget))), "application/json"));
   at("take-types").addEventListener("click", () => download("recipe.types.txt", typeFile(problem, view.answer), "text/plain"));
   at("back").addEventListener("click", () => {
+    memory.leave();
     view.budget = data.start.bytes;
     setPins((pins) => opening.forEach((option, g) => { pins[g] = option; }));
   });
@@ -108,7 +116,6 @@ function explore(data) {
   chart.frontier(view.pins);
   const least = problem.overhead + smallest(problem, view.pins).bytes;
   view.budget = Math.floor(data.start.bytes ?? Math.min(Math.max(chart.sizeOf(data.start.bpw ?? 4.5), least), chart.most));
-  if (typeof fitCards === "function") fitCards(data, (size) => setBudget(size, false));
   solved(false);
   view.selected = problem.tensors.filter((tensor) => tensor.group >= 0)
     .reduce((a, b) => (chosen(b, view.answer.picks).loss > chosen(a, view.answer.picks).loss ? b : a));

@@ -7,17 +7,18 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from planner.plan.findings import Findings
 from planner.plan.request import PlanRequest
-from planner.report.page.data import Mark, Start, page_data
+from planner.plan.target import Other
+from planner.report.page.data import Start, page_data
 
 __all__ = ["page_of", "report_page"]
 
-_SCRIPTS = ("solver", "problem", "files", "words", "chart", "map", "inspector", "facts", "explorer")
+_SCRIPTS = ("solver", "problem", "files", "words", "chart", "map", "inspector", "facts", "memory", "explorer")
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -26,11 +27,11 @@ def report_page(
     request: PlanRequest,
     start: Start,
     *,
+    beside: Sequence[Other] = (),
     made_by: Sequence[str | Path] = (),
-    marks: Iterable[Mark] = (),
 ) -> str:
     """Return the page of a model's whole problem; arguments and errors as for `page_data`."""
-    data = page_data(findings, request, start, made_by=made_by, marks=marks)
+    data = page_data(findings, request, start, beside=beside, made_by=made_by)
     return page_of(data, f"{findings.inventory.model_name}: every size")
 
 

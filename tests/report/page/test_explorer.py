@@ -6,12 +6,16 @@ import json
 import math
 import random
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from planner.dialects.dialect import ImportContext
 from planner.dialects.llama_quantize import DIALECT, tensor_types
+from planner.fit import Context, stays_in_ram
+from planner.formats.ggml import formats
+from planner.plan.cards import needs_of, parse_fit
 from planner.plan.findings import Findings
 from planner.plan.plan import make_plan
 from planner.plan.request import PlanRequest
@@ -19,6 +23,7 @@ from planner.plan.rules import parse_tie
 from planner.recipe import load_recipe, recipe_schema
 from planner.report.page import Start, report_page
 from planner.sensitivity import Point, fit_link
+from planner.sizes import align
 from solvers import Group, InfeasibleError, Limit, Problem, solve
 from state import Store
 from tests import tiny
@@ -159,9 +164,6 @@ def test_the_chart_tells_and_takes_sizes(page):
     page.mouse.down()
     page.mouse.up()
     assert page.evaluate("inBytes(explorer.view.budget)") == tip.split(" · ")[0]
-    mark = page.locator("#chart .uniform").first
-    mark.hover(force=True)
-    assert page.inner_text("#chart-tip").startswith("all ")
     page.check("[name=scale][value=linear]", force=True)
     assert page.locator("#chart .here").count() == 1
 
@@ -329,6 +331,82 @@ def test_a_page_of_a_large_model(tmp_path, open_page):
         shown["loss"]
         <= make_plan(findings, PlanRequest(budget=shown["budget"], sensitivity="uniform")).recipe.loss * 1.001
     )
+
+
+CONTEXT = {
+    "block_count": 48, "context_length": 131072, "embedding_length": 5120, "feed_forward_length": 13824,
+    "attention.head_count": 40, "attention.head_count_kv": 8, "attention.key_length": 128,
+    "attention.value_length": 128,
+}  # fmt: skip
+MATRICES = {
+    "attn_q": (5120, 5120), "attn_k": (5120, 1024), "attn_v": (5120, 1024), "attn_output": (5120, 5120),
+    "ffn_gate": (5120, 13824), "ffn_up": (5120, 13824), "ffn_down": (13824, 5120),
+}  # fmt: skip
+
+
+def test_a_card_and_a_context_make_a_budget(tmp_path, open_page):
+    shapes = {"token_embd.weight": (5120, 152064), "output.weight": (5120, 152064)}
+    shapes |= {f"blk.{block}.{role}.weight": shape for block in range(48) for role, shape in MATRICES.items()}
+    state = tiny.write(
+        tmp_path / "x.planner", shapes, metadata=CONTEXT, measured=("iq2_xs", "q3_K", "q4_K", "q5_K", "q6_K", "q8_0")
+    )
+    with Store.open(state.path, read_only=True) as store:
+        findings = Findings.read(store)
+    (tmp_path / "x.html").write_text(
+        report_page(findings, PlanRequest(bpw=Fraction(5), sensitivity="prior"), Start()), encoding="utf-8"
+    )
+    page = open_page(tmp_path / "x.html")
+    page.select_option("#context", "65536")
+    needs, names = needs_of(findings.inventory), list(shapes)
+    sizes = []
+    for gib, kind in ((16, "f16"), (20, "f16"), (20, "q8_0"), (24, "q8_0"), (96, "f16")):
+        page.select_option("#card", str(gib))
+        page.select_option("#cache", kind)
+        shown = view(page)
+        nbytes = {name: formats()[fmt].tensor_bytes(shapes[name]) for name, fmt in shown["formats"].items()}
+        weights = sum(align(size, 128) for name, size in nbytes.items() if not stays_in_ram(name, names))
+        total = weights + needs.beside(Context.parse(65536, kind)).total
+        said = page.inner_text("#fit-says")
+        assert said.endswith(f"= {page.evaluate('inBytes', total)}.")
+        if gib == 16:  # 12.9 GB of keys and values
+            assert said.startswith("Nothing fits 16 GiB.")
+            assert not shown["fits"] or total > gib * 2**30
+            continue
+        assert said.startswith(f"Fits {gib} GiB.")
+        assert total <= gib * 2**30
+        assert gib == 96 or total > 0.995 * gib * 2**30
+        best = make_plan(
+            findings,
+            PlanRequest(
+                sensitivity="prior",
+                fit=parse_fit(
+                    vram=gib * 2**30, ctx=65536, kv=kind, parallel=None, ubatch_size=None, mmproj=None, margin=None
+                ),
+            ),
+        )
+        assert shown["loss"] >= best.recipe.loss * (1 - 1e-9)  # whose token embeddings, in main memory, are free
+        sizes.append(shown["size"])
+    assert sizes == sorted(sizes)
+    page.fill("#size-box", "10GB")
+    page.press("#size-box", "Enter")
+    assert page.input_value("#card") == ""
+    assert page.inner_text("#fit-says").startswith("Needs a card of")
+
+
+def test_mixes_and_files_are_in_the_chart(recipe, whole, here, run, open_page):
+    ok(run("solve", "--state", whole, "--budget", "6MB", "-o", "larger.json"))
+    ok(run("report", "recipe.json", "--state", whole, "--beside", "larger.json"))
+    page = open_page(here / "report.html")
+    marks = {mark["name"]: mark for mark in page.evaluate("explorer.problem.data.marks")}
+    larger = load_recipe(here / "larger.json")
+    assert marks["larger.json"]["size"] == larger.size
+    assert marks["larger.json"]["loss"] == pytest.approx(larger.loss, rel=1e-12)
+    assert {"Q4_K_M", "Q5_K_S", "IQ3_M"} <= set(marks)
+    names = page.locator("#chart .mark-name").all_text_contents()
+    assert {"the recipe", "larger.json", "Q4_K_M"} <= set(names)
+    for mark in page.locator("#chart .mark").all():
+        mark.hover(force=True)
+        assert page.inner_text("#chart-tip").split("\n")[0] in {*marks, "the recipe"}
 
 
 def test_divergences_are_predicted_as_planner_does(page):
