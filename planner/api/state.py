@@ -126,25 +126,15 @@ class State(Closing):
         bpw: str | float | Fraction | None = None,
         device: Texts = (),
         active_budget: str | int | None = None,
-        vram: str | int | None = None,
-        ctx: int | None = None,
-        kv: str | None = None,
-        parallel: int | None = None,
-        ubatch_size: int | None = None,
-        mmproj: StrPath | None = None,
-        margin: str | int | None = None,
-        tie: Texts = (),
-        pin: Texts = (),
-        min: Texts = (),  # noqa: A002 (as the command line calls it)
-        max: Texts = (),  # noqa: A002
+        vram: str | int | None = None, ctx: int | None = None, kv: str | None = None, parallel: int | None = None,
+        ubatch_size: int | None = None, mmproj: StrPath | None = None, margin: str | int | None = None,
+        tie: Texts = (), pin: Texts = (),
+        min: Texts = (), max: Texts = (),  # noqa: A002 (as the command line calls them)
         types: Texts | None = None,
         sensitivity: Source | None = None,
-        run_on: RunOn = "cpu",
-        family: FamilyName = "gguf",
-        method: str = "auto",
-        gap: float = 1e-6,
-        time_limit: float | None = 10.0,
-    ) -> Plan:
+        run_on: RunOn = "cpu", family: FamilyName = "gguf",
+        method: str = "auto", gap: float = 1e-6, time_limit: float | None = 10.0,
+    ) -> Plan:  # fmt: skip
         """Pick a format for every tensor so that all limits hold and the loss is as small as possible.
 
         Limits, at least one: `budget` is the size of the file, `bpw` bits of tensor data per weight, `device` the size
@@ -158,12 +148,9 @@ class State(Closing):
         Raises StateFileError where measurements are missing, UsageError for options that cannot be followed, and
         BudgetError for limits that no recipe meets.
         """
-        for name, value, kind in (
-            ("family", family, FamilyName),
-            ("run_on", run_on, RunOn),
-            ("sensitivity", sensitivity, Source),
-        ):
-            check_choice(name, value, get_args(kind))
+        check_choice("family", family, get_args(FamilyName))
+        check_choice("run_on", run_on, get_args(RunOn))
+        check_choice("sensitivity", sensitivity, get_args(Source))
         bounded = functools.partial(parse_rule, default_pattern="", family=family)
         request = PlanRequest(
             budget=size_in_bytes(budget),
@@ -171,12 +158,7 @@ class State(Closing):
             devices=tuple(map(parse_device, several(device))),
             active=size_in_bytes(active_budget),
             fit=parse_fit(
-                vram=size_in_bytes(vram),
-                ctx=ctx,
-                kv=kv,
-                parallel=parallel,
-                ubatch_size=ubatch_size,
-                mmproj=None if mmproj is None else Path(mmproj),
+                vram=size_in_bytes(vram), ctx=ctx, kv=kv, parallel=parallel, ubatch_size=ubatch_size, mmproj=mmproj,
                 margin=size_in_bytes(margin),
             ),
             family=family,
@@ -192,7 +174,7 @@ class State(Closing):
             method=method,
             gap=gap,
             time_limit=time_limit,
-        )
+        )  # fmt: skip
         return self._planned(request)
 
     def _planned(self, request: PlanRequest) -> Plan:

@@ -140,7 +140,7 @@ def make_plan(findings: Findings, request: PlanRequest, factors: Mapping[str, fl
         active=request.active,
     )  # fmt: skip
     cards = cards_of(inventory, request.fit, request.devices)
-    on_cards = limits_on_cards(given, cards, inventory, candidates, request.fit)
+    on_cards = limits_on_cards(given, cards, candidates)
     limits = [limit.rounded(candidates) for limit in on_cards]
     solved = _solve(inventory, candidates, limits, request)
     recipe = _recipe(inventory, candidates, limits, solved.solution, request.family, losses.source)
