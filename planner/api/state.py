@@ -133,28 +133,16 @@ class State(Closing):
         bpw: str | float | Fraction | None = None,
         device: Texts = (),
         active_budget: str | int | None = None,
-        vram: str | int | None = None,
-        ctx: int | None = None,
-        kv: str | None = None,
-        parallel: int | None = None,
-        ubatch_size: int | None = None,
-        mmproj: StrPath | None = None,
-        margin: str | int | None = None,
-        kld: float | None = None,
-        loss: float | None = None,
-        than: StrPath | None = None,
-        tie: Texts = (),
-        pin: Texts = (),
-        min: Texts = (),  # noqa: A002 (as the command line calls it)
-        max: Texts = (),  # noqa: A002
+        vram: str | int | None = None, ctx: int | None = None, kv: str | None = None, parallel: int | None = None,
+        ubatch_size: int | None = None, mmproj: StrPath | None = None, margin: str | int | None = None,
+        kld: float | None = None, loss: float | None = None, than: StrPath | None = None,
+        tie: Texts = (), pin: Texts = (),
+        min: Texts = (), max: Texts = (),  # noqa: A002 (as the command line calls them)
         types: Texts | None = None,
         sensitivity: Source | None = None,
-        run_on: RunOn = "cpu",
-        family: FamilyName = "gguf",
-        method: str = "auto",
-        gap: float = 1e-6,
-        time_limit: float | None = 10.0,
-    ) -> Plan:
+        run_on: RunOn = "cpu", family: FamilyName = "gguf",
+        method: str = "auto", gap: float = 1e-6, time_limit: float | None = 10.0,
+    ) -> Plan:  # fmt: skip
         """Pick a format for every tensor so that all limits hold and the loss is as small as possible.
 
         Limits, at least one: `budget` is the size of the file, `bpw` bits of tensor data per weight, `device` the size
@@ -177,12 +165,7 @@ class State(Closing):
             devices=tuple(map(parse_device, several(device))),
             active=size_in_bytes(active_budget),
             fit=parse_fit(
-                vram=size_in_bytes(vram),
-                ctx=ctx,
-                kv=kv,
-                parallel=parallel,
-                ubatch_size=ubatch_size,
-                mmproj=None if mmproj is None else Path(mmproj),
+                vram=size_in_bytes(vram), ctx=ctx, kv=kv, parallel=parallel, ubatch_size=ubatch_size, mmproj=mmproj,
                 margin=size_in_bytes(margin),
             ),
             family=family,
@@ -194,7 +177,7 @@ class State(Closing):
             gap=gap,
             time_limit=time_limit,
             target=_target(kld, loss, than),
-        )
+        )  # fmt: skip
         return self._planned(request)
 
     def frontier(

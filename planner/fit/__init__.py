@@ -5,7 +5,18 @@ from __future__ import annotations
 from planner.fit.compute import RESERVE
 from planner.fit.context import CACHE_TYPES, Context
 from planner.fit.layers import Layer
-from planner.fit.needs import Beside, Needs, stays_in_ram
+from planner.fit.needs import Beside, Needs, longest, stays_in_ram
 from planner.fit.parameters import KEYS, as_text
 
-__all__ = ["CACHE_TYPES", "KEYS", "RESERVE", "Beside", "Context", "Layer", "Needs", "as_text", "stays_in_ram"]
+__all__ = [
+    "CACHE_TYPES",
+    "KEYS",
+    "RESERVE",
+    "Beside",
+    "Context",
+    "Layer",
+    "Needs",
+    "as_text",
+    "longest",
+    "stays_in_ram",
+]

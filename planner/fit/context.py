@@ -15,7 +15,7 @@ from planner.errors import UsageError, option
 from planner.fit.layers import Layer
 from planner.sizes import align
 
-__all__ = ["CACHE_TYPES", "Context"]
+__all__ = ["CACHE_TYPES", "Context", "fits_in"]
 
 CACHE_TYPES: Mapping[str, tuple[int, int]] = MappingProxyType({
     "f32": (1, 4), "f16": (1, 2), "bf16": (1, 2), "q8_0": (32, 34), "q5_1": (32, 24), "q5_0": (32, 22),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -11,7 +11,7 @@ from planner.fit.context import Context, fits_in
 from planner.fit.layers import INDEXED, Layer, is_known, layers_of
 from planner.fit.parameters import Metadata, Parameters
 
-__all__ = ["Beside", "Needs", "stays_in_ram"]
+__all__ = ["Beside", "Needs", "longest", "stays_in_ram"]
 
 # Which llama.cpp looks rows up in, and keeps in main memory whatever -ngl says (LLM_TENSOR_LAYER_INPUT in
 # llama-arch.cpp)
@@ -85,20 +85,6 @@ class Needs:
             context.bytes_per_token(layers),
         )  # fmt: skip
 
-    def longest(
-        self, room: int, context: Context, *, mmproj: int = 0, margin: int | None = None,
-        blocks: Collection[int] | None = None,
-    ) -> int | None:  # fmt: skip
-        """Return the most tokens, at most the context's, that take `room` with all that is beside them; None if even
-        `256` do not fit."""
-        low, high = 0, context.tokens // _STEP
-        while low < high:
-            middle = (low + high + 1) // 2
-            shorter = replace(context, tokens=middle * _STEP)
-            fits = self.beside(shorter, mmproj=mmproj, margin=margin, blocks=blocks).total <= room
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low * _STEP or None
-
     def can_keep(self, context: Context) -> bool:
         """Return whether llama.cpp keeps keys and values of this model in the context's types."""
         return fits_in(self.layers, context)
@@ -121,3 +107,12 @@ class Needs:
                 f"The model was trained on {trained:,} tokens at most: a context of {each:,}{whose} is beyond."
             )
         return found
+
+
+def longest(context: Context, fits: Callable[[Context], bool]) -> int | None:
+    """Return the most tokens, at most the context's and in steps of 256, of which a context `fits`; None if none do."""
+    low, high = 0, context.tokens // _STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(replace(context, tokens=middle * _STEP)) else (low, middle - 1)
+    return low * _STEP or None

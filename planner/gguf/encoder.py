@@ -19,7 +19,7 @@ def encoder_bytes(path: str | Path) -> int:
         if not is_encoder(file.metadata):
             raise ModelError(
                 f"{path} is {contents_of(file.metadata)}, not the encoder of one (mmproj).",
-                "Give the file that llama-server would get as --mmproj.",
+                "Give the file that llama.cpp loads beside the model, often named mmproj-....gguf.",
             )
         return sum(tensor.nbytes for tensor in file.tensors)
     finally:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planner.errors import BudgetError, StateFileError, UsageError, option
-from planner.fit import Beside, Context, Needs, stays_in_ram
+from planner.fit import Beside, Context, Needs, longest, stays_in_ram
 from planner.formats.registry import family_named
 from planner.names.gguf import parse_name
 from planner.plan.candidates import Candidates
@@ -37,17 +39,31 @@ class Fit:
 
 @dataclass(frozen=True)
 class Card:
-    """A card of `capacity` bytes, the tensors on it, and what it needs beside them. `blocks` are those whose context it
-    keeps, None for all; `in_ram` are tensors that llama.cpp keeps off it although the whole model goes there."""
+    """A card of `capacity` bytes, the tensors on it, and what it holds beside them: the context of `blocks` (None: of
+    all), and the encoder of `fit`. `in_ram` are tensors that llama.cpp keeps off it although the model goes there."""
 
     name: str
     capacity: int
     tensors: frozenset[str]
-    beside: Beside
-    context: Context
-    notes: tuple[str, ...]
+    needs: Needs
+    fit: Fit
     blocks: frozenset[int] | None = None
     in_ram: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def beside(self) -> Beside:
+        """What it needs beside weights, part by part."""
+        return self.beside_in(self.fit.context)
+
+    def beside_in(self, context: Context) -> Beside:
+        """What it would need in another context. Raises UsageError for types of keys and values that llama.cpp
+        refuses."""
+        return self.needs.beside(context, mmproj=self.fit.mmproj, margin=self.fit.margin, blocks=self.blocks)
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of the figures."""
+        return self.needs.notes(self.fit.context)
 
 
 def parse_fit(
@@ -57,33 +73,33 @@ def parse_fit(
     kv: str | None,
     parallel: int | None,
     ubatch_size: int | None,
-    mmproj: Path | None,
+    mmproj: str | os.PathLike[str] | None,
     margin: int | None,
 ) -> Fit | None:
     """Make a fit of options, None where none is given; sizes are bytes. Raises UsageError for values that cannot be,
     and for options that say nothing without `ctx`; ModelError for an encoder that is none."""
     if ctx is None:
-        given = {
-            "vram": vram,
-            "kv": kv,
-            "parallel": parallel,
-            "ubatch_size": ubatch_size,
-            "mmproj": mmproj,
-            "margin": margin,
-        }
-        for name, value in given.items():
-            if value is not None:
-                raise UsageError(
-                    f"{option(name)} says nothing without {option('ctx')}.",
-                    f"Say for how many tokens of context there has to be room: {option('ctx', 32768)}.",
-                )
+        asked = zip(
+            ("vram", "kv", "parallel", "ubatch_size", "mmproj", "margin"),
+            (vram, kv, parallel, ubatch_size, mmproj, margin),
+            strict=True,
+        )
+        for name in (name for name, value in asked if value is not None):
+            raise UsageError(
+                f"{option(name)} says nothing without {option('ctx')}.",
+                f"Say for how many tokens of context there has to be room: {option('ctx', 32768)}.",
+            )
         return None
+    context = Context.parse(
+        ctx, "f16" if kv is None else kv, 1 if parallel is None else parallel,
+        512 if ubatch_size is None else ubatch_size,
+    )  # fmt: skip
     encoder = 0
     if mmproj is not None:
         from planner.gguf.encoder import encoder_bytes  # a plan from the state alone need not wait for it
 
-        encoder = encoder_bytes(mmproj)
-    return Fit(Context.parse(ctx, kv or "f16", parallel or 1, ubatch_size or 512), vram, encoder, margin)
+        encoder = encoder_bytes(Path(mmproj))
+    return Fit(context, vram, encoder, margin)
 
 
 def check_fit(fit: Fit | None, devices: Sequence[Device], family: FamilyName) -> None:
@@ -127,95 +143,92 @@ def cards_of(inventory: Inventory, fit: Fit | None, devices: Sequence[Device]) -
     """
     if fit is None:
         return []
-    needs, context = needs_of(inventory), fit.context
-    notes = tuple(needs.notes(context))
+    needs = needs_of(inventory)
     if fit.vram is not None:
         names = [tensor.name for tensor in inventory.tensors]
         in_ram = tuple(name for name in names if stays_in_ram(name, names))
-        beside = needs.beside(context, mmproj=fit.mmproj, margin=fit.margin)
-        return [Card(VRAM, fit.vram, frozenset(names) - {*in_ram}, beside, context, notes, in_ram=in_ram)]
+        return [Card(VRAM, fit.vram, frozenset(names) - {*in_ram}, needs, fit, in_ram=in_ram)]
     where = assign_devices(devices, inventory)
     keepers = _keepers(inventory, where)
     found: list[Card] = []
     for device in devices:
-        blocks = frozenset(block for block, keeper in keepers.items() if keeper is device)
+        blocks = frozenset(block for block, keeper in keepers.items() if keeper == device.name)
         if blocks:
-            encoder = 0 if found else fit.mmproj
-            beside = needs.beside(context, mmproj=encoder, margin=fit.margin, blocks=blocks)
+            own = replace(fit, mmproj=0) if found else fit
             tensors = frozenset(name for name, owner in where.items() if owner is device)
-            found.append(Card(device.name, device.capacity, tensors, beside, context, () if found else notes, blocks))
+            found.append(Card(device.name, device.capacity, tensors, needs, own, blocks))
+    if not found:
+        raise UsageError(
+            f"{option('ctx')}: no device holds attention, and a context is kept where that is.",
+            r"Write for example 'gpu:attn|blk\.[0-9]\.=24GiB'.",
+        )
     return found
 
 
-def _keepers(inventory: Inventory, where: Mapping[str, Device]) -> dict[int, Device]:
-    """Return the device of each block's context: the one that holds the most of what works with it."""
+def _keepers(inventory: Inventory, where: Mapping[str, Device]) -> dict[int, str]:
+    """Return the device of each block's context, by name: the one that holds the most of what works with it."""
     held: dict[int, dict[str, int]] = {}
     for tensor in inventory.tensors:
         name, device = parse_name(tensor.name), where.get(tensor.name)
         if name.block is not None and device is not None and name.role.startswith(_KEPT_BY):
             own = held.setdefault(name.block, {})
             own[device.name] = own.get(device.name, 0) + tensor.nbytes
-    devices = {device.name: device for device in where.values()}
-    return {block: devices[max(own, key=lambda name: own[name])] for block, own in held.items()}
+    return {block: max(own, key=lambda name: own[name]) for block, own in held.items()}
 
 
-def limits_on_cards(
-    limits: Sequence[SizeLimit], cards: Sequence[Card], inventory: Inventory, candidates: Candidates, fit: Fit | None
-) -> list[SizeLimit]:
+def limits_on_cards(limits: Sequence[SizeLimit], cards: Sequence[Card], candidates: Candidates) -> list[SizeLimit]:
     """Return the limits with what cards need beside weights, and with one for the card that the whole model goes to.
 
     Raises BudgetError where that leaves too little for the weights.
     """
-    found = list(limits)
+    found = {limit.name: limit for limit in limits}
     for card in cards:
-        if card.name == VRAM:
-            found.append(_on_card(card, candidates.fixed))
-        else:
-            place = next(number for number, limit in enumerate(found) if limit.name == card.name)
-            found[place] = replace(found[place], overhead=found[place].overhead + card.beside.total)
-        limit = next(limit for limit in found if limit.name == card.name)
+        limit = found.get(card.name) or _for_weights(card, candidates.fixed)
+        limit = replace(
+            limit,
+            overhead=limit.overhead + card.beside.total,
+            beside=f" with {card.fit.context.tokens:,} tokens of context",
+        )
+        found[card.name] = limit
         least = limit.overhead + sum(min(limit.of(group)) for group in candidates.groups)
-        if fit is not None and least > limit.capacity:
-            raise _too_small(card, limit, least, needs_of(inventory), fit)
-    return found
+        if least > limit.capacity:
+            raise _too_small(card, limit, least)
+    return list(found.values())
 
 
-def _on_card(card: Card, fixed: Sequence[TensorRecord]) -> SizeLimit:
+def _for_weights(card: Card, fixed: Sequence[TensorRecord]) -> SizeLimit:
     def weigh(tensor: TensorRecord, nbytes: int) -> int:
         return align(nbytes, _ALIGNMENT) if tensor.name in card.tensors else 0
 
-    overhead = card.beside.total + sum(weigh(tensor, tensor.nbytes) for tensor in fixed)
-    return SizeLimit(card.name, card.capacity, overhead, weigh)
+    return SizeLimit(card.name, card.capacity, sum(weigh(tensor, tensor.nbytes) for tensor in fixed), weigh)
 
 
-def _too_small(card: Card, limit: SizeLimit, least: int, needs: Needs, fit: Fit) -> BudgetError:
+def _too_small(card: Card, limit: SizeLimit, least: int) -> BudgetError:
     """Return the error that says what takes the room, and what would fit."""
-    beside, context = card.beside, card.context
+    beside, context = card.beside, card.fit.context
     weights = least - beside.total
-    parts = [f"weights at least {format_size(weights, up=True)}", f"KV cache {format_size(beside.kv)}"]
-    parts += [f"recurrent state {format_size(beside.state)}"] if beside.state else []
-    parts.append(f"computing and others {format_size(beside.compute + beside.reserve)}")
-    parts += [f"mmproj {format_size(beside.mmproj)}"] if beside.mmproj else []
-    alone = ", which the KV cache alone exceeds" if beside.kv > card.capacity else ""
+    parts = {
+        "weights at least": weights,
+        "KV cache": beside.kv,
+        "recurrent state": beside.state,
+        "computing and others": beside.compute + beside.reserve,
+        "mmproj": beside.mmproj,
+    }
+    shown = ", ".join(f"{name} {format_size(size, up=True)}" for name, size in parts.items() if size)
+    alone = "; the KV cache alone exceeds it" if beside.kv > card.capacity else ""
     room = card.capacity - weights
-
-    def beside_in(other: Context) -> int:
-        return needs.beside(other, mmproj=beside.mmproj, margin=fit.margin, blocks=card.blocks).total
-
     cures = []
-    longest = needs.longest(room, context, mmproj=beside.mmproj, margin=fit.margin, blocks=card.blocks)
-    if longest:
-        cures.append(f"give at most {option('ctx', longest)}")
-    for kind in _SMALLER:
-        smaller = replace(context, kv=(kind, kind))
-        if needs.can_keep(smaller) and beside_in(smaller) <= room:
-            cures.append(f"give {option('kv', kind)}")
+    if most := longest(context, lambda other: card.beside_in(other).total <= room):
+        cures.append(f"give at most {option('ctx', most)}")
+    smaller = (replace(context, kv=(kind, kind)) for kind in _SMALLER if kind != context.kv[0])
+    for other in smaller:
+        if card.needs.can_keep(other) and card.beside_in(other).total <= room:
+            cures.append(f"give {option('kv', other.kv[0])}")
             break
     cures.append(f"raise {limit.asked_by} to {limit.format_amount(least, up=True)}")
     cures.append(f"allow smaller formats with {option('types')}, {option('pin')} and {option('min')}")
     remedy = "; or ".join(cures) + "."
     return BudgetError(
-        f"{limit.title} is too little for {context.tokens:,} tokens of context{alone}. "
-        f"They and the model take {limit.format_amount(least, up=True)}: {', '.join(parts)}.",
+        f"{limit.title} is too little. It takes {limit.format_amount(least, up=True)}: {shown}{alone}.",
         remedy[0].upper() + remedy[1:],
     )

@@ -26,7 +26,7 @@ class SizeLimit:
     """At most `capacity` bytes, or bits where `elements` (those of the whole model) is given.
 
     `weigh` says what a tensor stored in so many bytes counts for; `overhead` is
-    what counts whatever is chosen: metadata, and the tensors that stay as they are.
+    what counts whatever is chosen: metadata, the tensors that stay as they are, and what is `beside` them.
     """
 
     name: str
@@ -34,12 +34,13 @@ class SizeLimit:
     overhead: int
     weigh: Callable[[TensorRecord, int], int]
     elements: int | None = None
+    beside: str = ""
 
     @property
     def title(self) -> str:
         """The limit as a user knows it."""
         amount = self.format_amount(self.capacity)
-        return amount if self.name in (FILE, BPW) else f"{self.name}: {amount}"
+        return amount if self.name in (FILE, BPW) else f"{self.name}: {amount}{self.beside}"
 
     @property
     def asked_by(self) -> str:

@@ -153,7 +153,7 @@ def make_plan(findings: Findings, request: PlanRequest, factors: Mapping[str, fl
         bpw=request.bpw, devices=request.devices, active=request.active,
     )  # fmt: skip
     cards = cards_of(inventory, request.fit, request.devices)
-    on_cards = limits_on_cards(given, cards, inventory, candidates, request.fit)
+    on_cards = limits_on_cards(given, cards, candidates)
     limits = [limit.rounded(candidates) for limit in on_cards]
     titles = [limit.title for limit in limits if limit.capacity < _ANY_SIZE]
     reached = None

@@ -186,7 +186,7 @@ def test_messages_speak_to_whoever_reads_them(cheap, run):
             assert "Error: --pin nothing=q4_K: no tensor" in run(
                 "solve", "--state", cheap, "--bpw", 4, "--pin", "nothing=q4_K"
             ).err  # fmt: skip
-            with pytest.raises(planner.errors.UsageError, match="budget, bpw, device or active_budget"):
+            with pytest.raises(planner.errors.UsageError, match="budget, bpw, device, active_budget or vram"):
                 state.solve()
 
 

@@ -22,4 +22,6 @@ def reserved(model: Any, context: Context) -> oracle.Reserved:
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         with oracle.made_up(name, metadata_of(name)) as loaded:
-            print(json.dumps([dataclasses.astuple(reserved(loaded, context)) for context in CONTEXTS]), flush=True)
+            figures = [dataclasses.astuple(reserved(loaded, context)) for context in CONTEXTS]
+        sys.stdout.write(json.dumps(figures) + "\n")
+        sys.stdout.flush()

@@ -10,8 +10,8 @@ Number = int | Sequence[int]
 
 @dataclass(frozen=True)
 class Published:
-    """A model's metadata, its vocabulary, and by hand: bytes of a token's keys and values (f16) in layers that attend to
-    everything; layers with windows, their window, and bytes of a token in one of them; numbers of the state of a
+    """A model's metadata, its vocabulary, and by hand: bytes of a token's keys and values (f16) in layers that attend
+    to everything; layers with windows, their window, and bytes of a token in one of them; numbers of the state of a
     sequence. `more` is what llama.cpp asks for besides, which nothing here depends on."""
 
     source: str
@@ -59,8 +59,8 @@ PUBLISHED: Mapping[str, Published] = {
         f"{_HF}/Qwen/Qwen3-30B-A3B/blob/main/config.json", "qwen3moe", 151936,
         _sizes(48, 2048, 32, 4, 128, 6144) | _experts(128, 8, 768), 48 * 4 * 128 * 2 * 2,
     ),
-    # metadata of the GGUF as logged in github.com/ggml-org/llama.cpp/pull/23792; Qwen3.8-27B has the same geometry: 16 of
-    # 64 layers attend (github.com/TUM-DSE/doctor-cluster-config/pull/1806, github.com/ggml-org/llama.cpp/issues/26581)
+    # metadata of a GGUF of 27B as it is logged there; Qwen3.8-27B has the same: 16 of 64 layers attend, says
+    # github.com/ggml-org/llama.cpp/issues/26581
     "qwen3.8-27b": Published(
         "github.com/ggml-org/llama.cpp/pull/23792", "qwen35", 248320,
         _sizes(64, 5120, 24, 4, 256, 17408) | _ssm(4, 6144, 128, 16) | {"full_attention_interval": 4},

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.errors import ModelError, UsageError
-from planner.fit import CACHE_TYPES, KEYS, Context, Needs, as_text, stays_in_ram
+from planner.fit import CACHE_TYPES, KEYS, Context, Needs, as_text, longest, stays_in_ram
 from planner.fit.layers import is_known
 from planner.formats.ggml import formats
 from tests.fit.published import PUBLISHED, Published
@@ -75,7 +75,7 @@ def test_more_of_anything_takes_no_less(name, tokens, sequences, batch, kind):
 @given(st.sampled_from(sorted(PUBLISHED)), st.integers(256, 2**18), st.integers(0, 2**34), st.integers(1, 4))
 def test_the_longest_context_is_the_longest(name, tokens, room, sequences):
     model, context = needs_of(PUBLISHED[name]), Context(tokens, sequences=sequences)
-    found = model.longest(room, context)
+    found = longest(context, lambda other: model.beside(other).total <= room)
 
     def takes(count):
         return model.beside(replace(context, tokens=count)).total

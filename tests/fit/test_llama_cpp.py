@@ -50,7 +50,7 @@ def test_published_models(name):
 
 @pytest.fixture(scope="module")
 def figures():
-    """Architecture → what llama.cpp reserves for its contexts, or its last words. It may end the process: in another."""
+    """Architecture → what llama.cpp reserves for its contexts, or its last words: it may end the process."""
     found, left = {}, list(ARCHITECTURES)
     while left:
         command = [sys.executable, "-m", "tests.fit.child", *left]
