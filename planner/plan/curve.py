@@ -16,7 +16,7 @@ from planner.plan.limits import FILE
 from planner.plan.plan import Plan, make_plan, sweep
 from planner.plan.request import PlanRequest
 from planner.plan.sweep import Sweep
-from planner.plan.target import Other, Target, assess_other
+from planner.plan.target import Other, Target, assess_other, unknown_loss
 from planner.sensitivity import Prediction
 
 __all__ = ["MEMORIES", "Curve", "CurvePoint", "Landmark", "curve", "landmarks", "undominated"]
@@ -146,12 +146,17 @@ def landmarks(
     reserve: int = 0,
 ) -> list[Landmark]:
     """Return what stands beside the curve, by size: other files, by the same losses, and memories with `reserve` bytes
-    left free that the curve's range has files for. Raises what `assess_other` raises."""
+    left free that the curve's range has files for. Mixes with types that were not measured are left out; other files
+    with such raise UsageError, and those of other models RecipeError."""
     losses = findings.losses(request.sensitivity).where(request.run_on)
     found = []
     for other in others:
-        recipe = assess_other(other, findings, losses)
-        assert recipe.loss is not None
+        assessed = assess_other(other, findings, losses)
+        recipe = assessed.recipe
+        if recipe.loss is None:
+            if other.formats is None:
+                continue
+            raise unknown_loss(other, assessed)
         size = other.bytes or recipe.size
         found.append(
             Landmark(
