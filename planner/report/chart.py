@@ -115,6 +115,7 @@ def _frame(axes: Any, offer: Offer, unit: str, *, known: bool) -> None:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(_GREY)
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.6)  # for the names of the uppermost
     axes.legend(frameon=False, loc="upper right", fontsize=9)
 
 

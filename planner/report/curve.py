@@ -69,7 +69,9 @@ def curve_text(offer: Offer) -> str:
     if offer.unknown:
         parts.append("\n".join(wrapped(f"With types that were not measured: {', '.join(offer.unknown)}.")))
     if memories := [entry for entry in offer.landmarks if entry.kind == "memory"]:
-        parts.append("\n".join(_without_kld(_MEMORIES, known, memories)))
+        lines = _without_kld(_MEMORIES, known, memories)
+        free = f"{format_size(offer.reserve)} of each are left free for context and buffers." if offer.reserve else ""
+        parts.append("\n".join([*lines, *wrapped(free)]).rstrip("\n"))
     if offer.ladder is not None:
         parts.append("\n".join([*_without_kld(_RUNGS, known, offer.ladder.rungs), *_step(offer.ladder, curve.source)]))
     unit = "KLD in nats per token" if known else "up to scale: without passes of the model there is no KLD"

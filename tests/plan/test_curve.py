@@ -252,6 +252,7 @@ def test_pictures(cheap, here, run):
         (("--recipes", "x"), "--ladder"),
         (("-o", "curve.pdf"), "suffix"),
         (("--from", "much"), "not a size"),
+        (("--from", "5bpw", "--to", "4bpw"), "above"),
         (("--with", "none.gguf"), "does not exist"),
         (("--state", "none.planner"), "none.planner"),
         (("--from", "8bpw", "--to", "8bpw", "--ladder", 2), "one size"),
