@@ -183,11 +183,11 @@ class State(Closing):
     def frontier(
         self,
         *,
-        low: str = "2bpw",
-        high: str = "8.5bpw",
+        from_: str = "2bpw",
+        to: str = "8.5bpw",
         points: int = POINTS,
         ladder: int | None = None,
-        beside: StrPath | Iterable[StrPath] = (),
+        with_: StrPath | Iterable[StrPath] = (),
         mixes: bool = True,
         memory: Texts = (),
         reserve: str | int = MARGIN,
@@ -202,9 +202,9 @@ class State(Closing):
         run_on: RunOn = "cpu",
         family: FamilyName = "gguf",
     ) -> Offer:
-        """Work out what every size from `low` to `high` ("2bpw" or "9GB") loses: an `Offer` with `curve.points`.
+        """Work out what every size `from_` one `to` another ("2bpw" or "9GB") loses: an `Offer` with `curve.points`.
 
-        Its `landmarks` are files `beside` it (GGUFs, recipes), `mixes` of llama.cpp, and memories with `reserve` left
+        Its `landmarks` are files `with_` it (GGUFs, recipes), `mixes` of llama.cpp, and memories with `reserve` left
         free; its `ladder` has so many sizes worth publishing. Limits and rules are those of `solve`, at every size.
 
         Raises what `solve` raises.
@@ -221,10 +221,10 @@ class State(Closing):
             sensitivity=sensitivity,
             run_on=run_on,
         )
-        others = [beside] if isinstance(beside, str | os.PathLike) else beside
+        others = [with_] if isinstance(with_, str | os.PathLike) else with_
         with state_errors():
             return make_offer(
-                Findings.read(self.store, family), request, low=parse_extent(low), high=parse_extent(high),
+                Findings.read(self.store, family), request, low=parse_extent(from_), high=parse_extent(to),
                 points=points, others=[other_file(other) for other in others], mixes=mixes,
                 memories=[parse_size(text) for text in several(memory)], reserve=size_in_bytes(reserve) or 0,
                 ladder=ladder,

@@ -10,13 +10,13 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from planner.errors import BudgetError
+from planner.errors import BudgetError, UsageError, option
 from planner.plan.findings import Findings
 from planner.plan.limits import FILE
 from planner.plan.plan import Plan, make_plan, sweep
 from planner.plan.request import PlanRequest
 from planner.plan.sweep import Sweep
-from planner.plan.target import Other, Target, assess_other
+from planner.plan.target import Other, Target, assess_other, unknown_loss
 from planner.sensitivity import Prediction
 
 __all__ = ["MEMORIES", "Curve", "CurvePoint", "Landmark", "curve", "landmarks", "undominated"]
@@ -114,7 +114,8 @@ def curve(
     are ignored. `points` are spread evenly over the sizes, fewer where several are the same. Without other limits than
     the size, one sweep tells them all, and each is proven the best of its size; with such limits each is solved for.
 
-    Raises what `make_plan` raises, and BudgetError where no recipe is within the range.
+    Ends beyond the smallest and the largest file are these. Raises what `make_plan` raises, and UsageError for a `low`
+    above `high`.
     """
     line: _Line
     if request.devices or request.active is not None:
@@ -126,11 +127,13 @@ def curve(
     aside = smallest.bytes - smallest.bpw * elements / 8  # metadata and alignment
 
     def in_bytes(size: int | Fraction | None, end: CurvePoint) -> int:
-        wanted = end.bytes if size is None else size if isinstance(size, int) else int(size * elements / 8 + aside) + 1
-        return min(max(wanted, smallest.bytes), largest.bytes)
+        return end.bytes if size is None else size if isinstance(size, int) else int(size * elements / 8 + aside) + 1
 
     first, last = in_bytes(low, smallest), in_bytes(high, largest)
-    sizes = np.linspace(first, max(first, last), max(points, 2)).astype(np.int64).tolist()
+    if first > last:
+        raise UsageError(f"{option('from')} is above {option('to')}: there is nothing between.", "Exchange them.")
+    first, last = (min(max(end, smallest.bytes), largest.bytes) for end in (first, last))
+    sizes = np.linspace(first, last, points).astype(np.int64).tolist()
     found = {point.bytes: point for point in map(line.within, sizes) if point is not None}
     return Curve(
         tuple(found[size] for size in sorted(found)), line.source, elements, findings.inventory.model_name, line
@@ -146,12 +149,17 @@ def landmarks(
     reserve: int = 0,
 ) -> list[Landmark]:
     """Return what stands beside the curve, by size: other files, by the same losses, and memories with `reserve` bytes
-    left free that the curve's range has files for. Raises what `assess_other` raises."""
+    left free that the curve's range has files for. Mixes with types that were not measured are left out; other files
+    with such raise UsageError, and those of other models RecipeError."""
     losses = findings.losses(request.sensitivity).where(request.run_on)
     found = []
     for other in others:
-        recipe = assess_other(other, findings, losses)
-        assert recipe.loss is not None
+        assessed = assess_other(other, findings, losses)
+        recipe = assessed.recipe
+        if recipe.loss is None:
+            if other.formats is None:
+                continue
+            raise unknown_loss(other, assessed)
         size = other.bytes or recipe.size
         found.append(
             Landmark(

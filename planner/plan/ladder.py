@@ -14,6 +14,8 @@ __all__ = ["Ladder", "Rung", "choose_ladder"]
 
 _NEAR = 1 / 5  # of a step: how far from its even place a rung may go for a reason
 
+_SEEN = 0.01  # of the price: the least fall that is worth a word, and the least that the word can say
+
 
 @dataclass(frozen=True, slots=True)
 class Rung:
@@ -78,12 +80,15 @@ def _rung(
             found = min(near, key=lambda entry: away(entry.ours) if entry.ours else math.inf)
             assert found.ours is not None
             return Rung(found.ours, _why(found, found.ours))
-    bends = list(_bends(curve, place, step, ends))
-    if bends:
-        point, fall = max(bends, key=lambda bend: bend[1])
+    point, fall = max(_bends(curve, place, step, ends), key=lambda bend: bend[1], default=(ends[1], 0.0))
+    if fall >= _SEEN:
         return Rung(point, f"a corner: beyond it a byte saves {100 * fall:.0f} % less")
-    point = curve.losing(math.exp(place)) or ends[1]
-    return Rung(min(max(point, ends[0], key=lambda p: p.bytes), ends[1], key=lambda p: p.bytes), "an even step")
+    even = curve.losing(math.exp(place)) or ends[1]
+    return Rung(min(max(even, ends[0], key=_size), ends[1], key=_size), "an even step")
+
+
+def _size(point: CurvePoint) -> int:
+    return point.bytes
 
 
 def _bends(

@@ -22,11 +22,14 @@ MARGIN = 2**30
 
 @dataclass(frozen=True)
 class Offer:
-    """The `curve`, the `landmarks` beside it by size, and the `ladder`, if one was asked for."""
+    """The `curve`, the `landmarks` beside it by size, and the `ladder`, if one was asked for. `unknown` are mixes with
+    types that were not measured, `reserve` the bytes left free in every memory."""
 
     curve: Curve
     landmarks: Sequence[Landmark]
     ladder: Ladder | None = None
+    unknown: tuple[str, ...] = ()
+    reserve: int = 0
 
 
 def make_offer(
@@ -48,6 +51,8 @@ def make_offer(
     which `reserve` bytes are left free. Raises what `curve`, `landmarks` and `choose_ladder` raise.
     """
     found = curve(findings, request, points=points, low=low, high=high)
-    beside = [*(map(Other, MIXES) if mixes else ()), *others]
-    marks = landmarks(found, findings, request, beside, memories or MEMORIES, reserve)
-    return Offer(found, marks, None if ladder is None else choose_ladder(found, ladder, marks))
+    wanted = tuple(MIXES) if mixes else ()
+    marks = landmarks(found, findings, request, [*map(Other, wanted), *others], memories or MEMORIES, reserve)
+    known = {entry.label for entry in marks if entry.kind == "mix"}
+    rungs = None if ladder is None else choose_ladder(found, ladder, marks)
+    return Offer(found, marks, rungs, tuple(mix for mix in wanted if mix not in known), reserve)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from planner.errors import BudgetError, UsageError, option
 from planner.plan.findings import Findings
@@ -13,7 +14,10 @@ from planner.plan.prediction import link_of
 from planner.recipe import Recipe
 from planner.terms import FamilyName
 
-__all__ = ["Aim", "Other", "Target", "aim_at", "assess_other"]
+if TYPE_CHECKING:
+    from planner.plan.assess import Assessment
+
+__all__ = ["Aim", "Other", "Target", "aim_at", "assess_other", "unknown_loss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +74,16 @@ def aim_at(target: Target, findings: Findings, losses: Losses, *, rounded: Losse
     """Work out the greatest loss that a target leaves. `losses` count for the file that is wanted; `rounded` are those
     with rounded activations, to which predictions are fitted.
 
-    Raises UsageError for a divergence where no passes of the model say how large one is, BudgetError for one below any
-    file's, and what `assess_other` raises.
+    Raises UsageError for a divergence where no passes of the model say how large one is, and for a file with formats
+    that were not measured, BudgetError for a divergence below any file's, and what `assess_other` raises.
     """
     if target.loss is not None:
         return Aim(target, target.loss)
     if target.than is not None:
-        other = assess_other(target.than, findings, losses)
-        assert other.loss is not None  # or there is an error
-        return Aim(target, other.loss, other)
+        assessed = assess_other(target.than, findings, losses)
+        if assessed.recipe.loss is None:
+            raise unknown_loss(target.than, assessed)
+        return Aim(target, assessed.recipe.loss, assessed.recipe)
     assert target.kld is not None
     link = link_of(findings, rounded)
     if link is None:
@@ -98,16 +103,16 @@ def aim_at(target: Target, findings: Findings, losses: Losses, *, rounded: Losse
     return Aim(target, most)
 
 
-def assess_other(other: Other, findings: Findings, losses: Losses) -> Recipe:
-    """Return another file of the model as a recipe, with its loss by `losses`.
-
-    Raises RecipeError for one of another model, UsageError where a format that it has was not measured.
-    """
+def assess_other(other: Other, findings: Findings, losses: Losses) -> Assessment:
+    """Return another file of the model as a recipe, with its loss by `losses`, None where a format that it has was not
+    measured. Raises RecipeError for a file of another model."""
     from planner.plan.assess import assess  # loads what reads models, which other plans do not wait for
     from planner.plan.mixes import mix_formats
 
     formats = mix_formats(findings.inventory, other.label) if other.formats is None else other.formats
-    found = assess(findings.inventory, formats, losses, family=other.family, why=other.label)
-    if found.recipe.loss is None:
-        raise UsageError(f"The loss of {other.label} is not known.", found.notes[-1])
-    return found.recipe
+    return assess(findings.inventory, formats, losses, family=other.family, why=other.label)
+
+
+def unknown_loss(other: Other, assessed: Assessment) -> UsageError:
+    """Return the error for another file whose loss is not known."""
+    return UsageError(f"The loss of {other.label} is not known.", assessed.notes[-1])

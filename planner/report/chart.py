@@ -50,8 +50,8 @@ def _draw(axes: Any, offer: Offer) -> None:
         spans = [point.prediction for point in points if point.prediction is not None]
         axes.fill_between(across, [s.low for s in spans], [s.high for s in spans], color=_BLUE, alpha=0.15, lw=0)
     axes.plot(across, [_height(point) for point in points], color=_BLUE, lw=2.2, zorder=4, label="planner")
-    edge = (across[-1] - across[0]) * 0.05
-    axes.set_xlim(across[0] - edge, across[-1] + edge)
+    edge = (across[-1] - across[0]) * 0.06
+    axes.set_xlim(across[0] - 1.5 * edge, across[-1] + edge)
     _memories(axes, [entry for entry in offer.landmarks if entry.kind == "memory"], unit)
     _others(axes, offer.landmarks, unit)
     if offer.ladder is not None:
@@ -90,11 +90,15 @@ def _others(axes: Any, landmarks: Sequence[Landmark], unit: float) -> None:
         for entry in entries:
             if entry in named:
                 name, at = shown(entry.label, _LONGEST), (entry.bytes / unit, _height(entry))
-                colour = _DARK if kind == "mix" else _ORANGE
-                axes.annotate(
-                    name, at, xytext=(3, 4), textcoords="offset points", color=colour, fontsize=7.5, zorder=7,
-                    rotation=40, rotation_mode="anchor", ha="left", va="bottom", parse_math=False,
-                )  # fmt: skip
+                _name(axes, name, at, _DARK, 40) if kind == "mix" else _name(axes, name, at, _ORANGE, 0)
+
+
+def _name(axes: Any, name: str, at: tuple[float, float], colour: str, rotation: int) -> None:
+    """Name what is above the curve upwards, what may lie on it beside it."""
+    axes.annotate(
+        name, at, xytext=(3, 4) if rotation else (7, 0), textcoords="offset points", color=colour, fontsize=7.5,
+        zorder=7, rotation=rotation, rotation_mode="anchor", ha="left", va="bottom", parse_math=False,
+    )  # fmt: skip
 
 
 def _frame(axes: Any, offer: Offer, unit: str, *, known: bool) -> None:
@@ -111,6 +115,7 @@ def _frame(axes: Any, offer: Offer, unit: str, *, known: bool) -> None:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(_GREY)
+    axes.set_ylim(top=axes.get_ylim()[1] * 1.6)  # for the names of the uppermost
     axes.legend(frameon=False, loc="upper right", fontsize=9)
 
 

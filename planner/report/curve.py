@@ -10,8 +10,8 @@ from planner.report.columns import Column, labelled, shown, tabulate, wrapped
 from planner.sizes import format_size
 
 if TYPE_CHECKING:  # whose imports other commands need not wait for
-    from planner.plan.curve import CurvePoint
-    from planner.plan.ladder import Ladder, Rung  # noqa: F401 (in the names of columns)
+    from planner.plan.curve import CurvePoint, Landmark
+    from planner.plan.ladder import Ladder, Rung
     from planner.plan.offer import Offer
     from planner.sensitivity import Prediction
 
@@ -24,35 +24,35 @@ FIELDS = (
 """Columns of the rows."""
 
 
-_POINTS = (
-    Column["CurvePoint"]("size", lambda point: format_size(point.bytes)),
-    Column["CurvePoint"]("bpw", lambda point: f"{point.bpw:.4f}"),
-    Column["CurvePoint"]("loss", lambda point: _number(point.loss)),
-    Column["CurvePoint"]("KLD", lambda point: _divergence(point.prediction)),
-    Column["CurvePoint"]("a byte more saves", lambda point: f"{point.price:.2g}" if point.price else ""),
+_POINTS: tuple[Column[CurvePoint], ...] = (
+    Column("size", lambda point: format_size(point.bytes)),
+    Column("bpw", lambda point: f"{point.bpw:.4f}"),
+    Column("loss", lambda point: _number(point.loss)),
+    Column("KLD", lambda point: _divergence(point.prediction)),
+    Column("a byte more saves", lambda point: f"{point.price:.2g}" if point.price else ""),
 )
-_OTHERS = (
-    Column["Landmark"]("", lambda entry: shown(entry.label, 22), "<"),
-    Column["Landmark"]("size", lambda entry: format_size(entry.bytes)),
-    Column["Landmark"]("bpw", lambda entry: "" if entry.bpw is None else f"{entry.bpw:.4f}"),
-    Column["Landmark"]("loss", lambda entry: _number(entry.loss)),
-    Column["Landmark"]("KLD", lambda entry: _divergence(entry.prediction)),
-    Column["Landmark"]("ours", lambda entry: _change(entry.loss, entry.ours.loss if entry.ours else None)),
-    Column["Landmark"]("as good", lambda entry: _change(entry.bytes, entry.same.bytes if entry.same else None)),
+_OTHERS: tuple[Column[Landmark], ...] = (
+    Column("", lambda entry: shown(entry.label, 22), "<"),
+    Column("size", lambda entry: format_size(entry.bytes)),
+    Column("bpw", lambda entry: "" if entry.bpw is None else f"{entry.bpw:.4f}"),
+    Column("loss", lambda entry: _number(entry.loss)),
+    Column("KLD", lambda entry: _divergence(entry.prediction)),
+    Column("ours", lambda entry: _change(entry.loss, entry.ours.loss if entry.ours else None)),
+    Column("as good", lambda entry: _change(entry.bytes, entry.same.bytes if entry.same else None)),
 )
-_MEMORIES = (
-    Column["Landmark"]("memory", lambda entry: shown(entry.label, 22), "<"),
-    Column["Landmark"]("size", lambda entry: format_size(entry.ours.bytes) if entry.ours else ""),
-    Column["Landmark"]("bpw", lambda entry: f"{entry.ours.bpw:.4f}" if entry.ours else ""),
-    Column["Landmark"]("loss", lambda entry: _number(entry.ours.loss if entry.ours else None)),
-    Column["Landmark"]("KLD", lambda entry: _divergence(entry.ours.prediction if entry.ours else None)),
+_MEMORIES: tuple[Column[Landmark], ...] = (
+    Column("memory", lambda entry: shown(entry.label, 22), "<"),
+    Column("size", lambda entry: format_size(entry.ours.bytes) if entry.ours else ""),
+    Column("bpw", lambda entry: f"{entry.ours.bpw:.4f}" if entry.ours else ""),
+    Column("loss", lambda entry: _number(entry.ours.loss if entry.ours else None)),
+    Column("KLD", lambda entry: _divergence(entry.ours.prediction if entry.ours else None)),
 )
-_RUNGS = (
-    Column["Rung"]("size", lambda rung: format_size(rung.point.bytes)),
-    Column["Rung"]("bpw", lambda rung: f"{rung.point.bpw:.4f}"),
-    Column["Rung"]("loss", lambda rung: _number(rung.point.loss)),
-    Column["Rung"]("KLD", lambda rung: _divergence(rung.point.prediction)),
-    Column["Rung"]("why", lambda rung: rung.reason, "<"),
+_RUNGS: tuple[Column[Rung], ...] = (
+    Column("size", lambda rung: format_size(rung.point.bytes)),
+    Column("bpw", lambda rung: f"{rung.point.bpw:.4f}"),
+    Column("loss", lambda rung: _number(rung.point.loss)),
+    Column("KLD", lambda rung: _divergence(rung.point.prediction)),
+    Column("why", lambda rung: rung.reason, "<"),
 )
 
 
@@ -66,8 +66,12 @@ def curve_text(offer: Offer) -> str:
         more = f" {hidden} mixes that another beats in both are left out." if hidden else ""
         what = f"ours: the loss of our file of that size; as good: the size of ours of that loss.{more}"
         parts.append("\n".join([*lines, *wrapped(what)]))
+    if offer.unknown:
+        parts.append("\n".join(wrapped(f"With types that were not measured: {', '.join(offer.unknown)}.")))
     if memories := [entry for entry in offer.landmarks if entry.kind == "memory"]:
-        parts.append("\n".join(_without_kld(_MEMORIES, known, memories)))
+        lines = _without_kld(_MEMORIES, known, memories)
+        free = f"{format_size(offer.reserve)} of each are left free for context and buffers." if offer.reserve else ""
+        parts.append("\n".join([*lines, *wrapped(free)]).rstrip("\n"))
     if offer.ladder is not None:
         parts.append("\n".join([*_without_kld(_RUNGS, known, offer.ladder.rungs), *_step(offer.ladder, curve.source)]))
     unit = "KLD in nats per token" if known else "up to scale: without passes of the model there is no KLD"

@@ -46,3 +46,18 @@ def test_a_floor_is_learnt_from_files_that_hardly_lose():
 def test_points_that_mean_nothing_are_left_out():
     link = fit_link([Point(0.0, 0.1, 0.0), Point(0.01, 0.0, 0.0), Point(0.01, -1e-9, 1e-6)])
     assert link.points == 0
+
+
+@given(st.floats(1e-7, 100.0), st.floats(0.5, 1.5))
+def test_the_inverse_is_one(loss, k):
+    link = fit_link([Point(0.001, k * 0.0012, 1e-5), Point(0.1, k * 0.09, 1e-3)])
+    back = link.loss_at(link.predict(loss).kld)
+    assert back is not None
+    assert math.isclose(back, loss, rel_tol=1e-5)
+
+
+def test_divergences_that_no_loss_has():
+    link = fit_link([Point(1e-5, 1e-3, 1e-5), Point(0.01, 0.011, 1e-4)])
+    floor = link.predict(0.0).kld
+    assert link.loss_at(floor * 0.99) is None
+    assert link.loss_at(100.0) == math.inf  # nothing gets so bad
