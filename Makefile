@@ -9,9 +9,11 @@ INSTALL = $$(test -x .venv/bin/pip && echo .venv/bin/python -m pip || echo $(PYT
 	install --quiet --disable-pip-version-check
 
 # Tests of pages drive a browser: one that is there, or playwright's, or the system's
-BROWSER = command -v chromium || command -v chromium-browser || command -v google-chrome \
-	|| command -v google-chrome-stable || .venv/bin/python -m playwright install chromium \
-	|| { test "$$(id -u)" = 0 && apt-get install -y chromium; } || echo "Install chromium: tests of pages need a browser"
+BROWSER = { command -v chromium || command -v chromium-browser || command -v google-chrome \
+	|| command -v google-chrome-stable \
+	|| .venv/bin/python -m playwright install $$(test "$$(id -u)" = 0 && echo --with-deps) chromium \
+	|| { test "$$(id -u)" = 0 && apt-get install --quiet --yes chromium; }; } >/dev/null \
+	|| echo "Install chromium: tests of pages need a browser"
 
 .PHONY: demo test check clean
 

@@ -71,16 +71,17 @@ def times(page: Page, path: Path) -> tuple[float, list[float], list[float]]:
 
 
 def main() -> None:
-    print("model    tensors     page     ready   drag  slowest  in full  slowest")
+    print("model    tensors     page     ready      drag   slowest   in full   slowest")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=installed_browser(), args=[*SWITCHES])
         for name, shapes in (("made up", made_up()), ("GLM-5.1", published("GLM-5.1"))):
             path = Path(folder, f"{name}.html")
             path.write_text(page_of(shapes, Path(folder) / name.replace(" ", "-")), encoding="utf-8")
             ready, drags, full = times(browser.new_page(viewport={"width": 1366, "height": 768}), path)
+            figures = (ready, statistics.median(drags), max(drags), statistics.median(full), max(full))
             print(
-                f"{name:8} {len(shapes):7,} {path.stat().st_size / 1e6:5.2f} MB {ready:6.0f} ms {statistics.median(drags):3.0f} ms "
-                f"{max(drags):5.0f} ms {statistics.median(full):5.0f} ms {max(full):5.0f} ms",
+                f"{name:8} {len(shapes):7,} {path.stat().st_size / 1e6:5.2f} MB",
+                *(f"{figure:6.1f} ms" for figure in figures),
                 flush=True,
             )
         browser.close()

@@ -27,7 +27,7 @@ from planner.plan.losses import Losses
 from planner.plan.mixes import MIXES
 from planner.plan.prediction import link_of
 from planner.plan.request import PlanRequest
-from planner.plan.target import Other, assess_other
+from planner.plan.target import Other, assess_other, unknown_loss
 from planner.recipe import Recipe
 from planner.report.page.memory import memory_data
 from planner.sensitivity import SCATTER, Source
@@ -249,15 +249,14 @@ def _link(findings: Findings, losses: Losses) -> Mapping[str, object] | None:
 def _marks(
     findings: Findings, asked: Arranged, request: PlanRequest, beside: Sequence[Other]
 ) -> Iterator[dict[str, object]]:
-    """Yield files, and llama.cpp's mixes as far as their types were measured, with losses by the page's measure."""
+    """Yield files, and llama.cpp's mixes as far as their types were measured, with losses by the page's measure. Raises
+    UsageError for a file whose types were not, RecipeError for one of another model."""
     losses = asked.losses.where(request.run_on)
     mixes = map(Other, MIXES) if family_named(request.family).exported_to is None else ()
     for other in (*beside, *mixes):
-        try:
-            recipe = assess_other(other, findings, losses)
-        except (RecipeError, UsageError):
-            if other.formats is not None:
-                raise
-            continue
-        yield {"name": other.label, "size": other.bytes or recipe.size, "loss": recipe.loss,
-               "mix": other.formats is None}  # fmt: skip
+        found, is_mix = assess_other(other, findings, losses), other.formats is None
+        if found.recipe.loss is None and not is_mix:
+            raise unknown_loss(other, found)
+        if found.recipe.loss is not None:
+            size = other.bytes or found.recipe.size
+            yield {"name": other.label, "size": size, "loss": found.recipe.loss, "mix": is_mix}

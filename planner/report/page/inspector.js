@@ -20,6 +20,7 @@ function inspect(problem, { answer, selected: tensor }, { select, pin }) {
       ...same.map((other) => element("option", { value: other.index, selected: other === tensor }, other.name)))),
     others.length > 0 && element("p", {}, `Tied to ${others.map((other) => other.name).join(", ")}: figures of steps are of all together.`),
     steps(problem, answer, tensor, pin),
+    element("p", { class: "net" }, "Net counts what its bytes would save elsewhere: above 0, the step is a bad bargain."),
     element("div", { class: "options", role: "radiogroup", "aria-label": `Type of ${tensor.name}` },
       choice("-1", "auto", pinned < 0, pinned < 0 ? "planner's choice" : "let planner choose", null),
       ...rows(problem, tensor, pick, pinned)),

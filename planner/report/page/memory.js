@@ -1,6 +1,5 @@
 /* A card's memory: what a recipe takes with a context beside it, and the largest recipe that fits. */
 
-const CARDS = [6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96]; // GiB
 const GIB = 2 ** 30;
 const ON_CARD = 128; // bytes that tensors are aligned to there (planner/plan/cards.py)
 
@@ -13,7 +12,7 @@ function makeMemory(problem, { least, answer, ask, again }) {
   const inRam = new Set(memory.inRam), [card, context, cache] = ["card", "context", "cache"].map(at);
   const options = (select, entries) => select.replaceChildren(...entries.map(([value, words]) => element("option", { value }, words)));
   const once = (field) => [...new Set(memory.contexts.map((one) => one[field]))];
-  options(card, [["", "any"], ...CARDS.map((size) => [size, `${size} GiB`])]);
+  options(card, [["", "any"], ...memory.cards.map((size) => [size, `${size} GiB`])]);
   options(context, once("tokens").map((tokens) => [tokens, `${tokens / 1024}k`]));
   options(cache, once("kv").map((kind) => [kind, kind]));
   context.value = String(Math.max(...once("tokens").filter((tokens) => tokens <= 32768)));
@@ -48,7 +47,7 @@ function makeMemory(problem, { least, answer, ask, again }) {
     /** Say what an answer takes on the card. */
     show({ picks, fits }) {
       const used = chosenContext(), weights = onCard(picks), total = weights + beside(used), room = Number(card.value) * GIB;
-      const least = CARDS.find((size) => size * GIB >= total);
+      const least = memory.cards.find((size) => size * GIB >= total);
       const parts = [`weights ${inBytes(weights)}`, `keys and values ${inBytes(used.cache)}`,
         ...(used.state ? [`states ${inBytes(used.state)}`] : []), `computing ${inBytes(used.compute)}`, `left free ${inBytes(used.reserve)}`];
       const over = room && (total > room || !fits);

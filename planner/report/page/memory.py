@@ -6,6 +6,7 @@ from planner.errors import ModelError, StateFileError
 from planner.fit import Context, stays_in_ram
 from planner.formats.registry import family_named
 from planner.plan.cards import needs_of
+from planner.plan.curve import MEMORIES
 from planner.terms import FamilyName
 from state import Inventory
 
@@ -34,6 +35,7 @@ def memory_data(inventory: Inventory, family: FamilyName) -> dict[str, object] |
     contexts = [Context.parse(tokens, kind) for kind in _KINDS for tokens in lengths]
     names = [tensor.name for tensor in inventory.tensors]
     return {
+        "cards": [size // 2**30 for size in MEMORIES],
         "contexts": [
             {
                 "tokens": context.tokens, "kv": context.kv[0], "cache": beside.kv, "state": beside.state,
