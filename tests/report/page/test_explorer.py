@@ -509,6 +509,24 @@ def test_names_are_text(tmp_path, open_page):
     assert types == tensor_types(taken)
 
 
+def test_experts_that_are_stored_one_by_one_share_a_cell(tmp_path, open_page):
+    names = [
+        f"blk.{block}.ffn_{role}.{expert}.weight" for block in range(2) for role in ("up", "down") for expert in (0, 1)
+    ]
+    state = tiny.write(tmp_path / "x.planner", dict.fromkeys([*names, "v.blk.0.attn_q.weight"], (256, 64)))
+    with Store.open(state.path, read_only=True) as store:
+        text = report_page(Findings.read(store), PlanRequest(bpw=Fraction(5), sensitivity="uniform"), Start())
+    (tmp_path / "x.html").write_text(text, encoding="utf-8")
+    page = open_page(tmp_path / "x.html")
+    assert page.locator(".cell").count() == 5
+    assert page.locator(".map caption").all_text_contents() == ["Blocks", "Blocks of v"]
+    page.get_by_label(re.compile(r"^blk\.1\.ffn_up\.0\.weight:")).click()
+    assert "and 1 more" in page.inner_text("#map-tip")
+    page.get_by_label("Tensor", exact=True).select_option(label="blk.1.ffn_up.1.weight")
+    page.locator("#inspector label", has_text="q8_0").locator("input").check()
+    assert view(page)["pins"] == {"blk.1.ffn_up.1.weight": "q8_0"}
+
+
 def test_nothing_but_its_own_script_may_run(recipe, here, browser):
     page = browser.new_page()
     page.goto((here / "report.html").as_uri())
