@@ -94,6 +94,8 @@ def parse_fit(
         ctx, "f16" if kv is None else kv, 1 if parallel is None else parallel,
         512 if ubatch_size is None else ubatch_size,
     )  # fmt: skip
+    if margin is not None and margin < 0:
+        raise UsageError(f"{option('margin', margin)} is out of range.", "Give 0 or more.")
     encoder = 0
     if mmproj is not None:
         from planner.gguf.encoder import encoder_bytes  # a plan from the state alone need not wait for it
