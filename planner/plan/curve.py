@@ -13,7 +13,7 @@ import numpy as np
 from planner.errors import BudgetError, UsageError, option
 from planner.plan.findings import Findings
 from planner.plan.limits import FILE
-from planner.plan.plan import Plan, make_plan, sweep
+from planner.plan.plan import SWEEP_GAP, Plan, make_plan, sweep
 from planner.plan.request import PlanRequest
 from planner.plan.sweep import Sweep
 from planner.plan.target import Other, Target, assess_other, unknown_loss
@@ -249,6 +249,7 @@ class _Solved:
 
     def __init__(self, findings: Findings, request: PlanRequest) -> None:
         self._findings, self._request = findings, replace(request, bpw=None, budget=None, target=None)
+        self._rough = replace(self._request, gap=max(request.gap, SWEEP_GAP))
         largest = make_plan(findings, self._request)
         self.source = str(largest.source)
         free = sweep(findings, request)
@@ -260,17 +261,18 @@ class _Solved:
         price = next((limit.price for limit in plan.limits if limit.name == FILE), 0.0)
         return CurvePoint(recipe.size, recipe.bpw, recipe.loss or 0.0, plan.prediction, price)
 
-    def within(self, size: int) -> CurvePoint | None:
-        try:
-            return self._point(make_plan(self._findings, replace(self._request, budget=size)))
-        except BudgetError:
-            return None
+    def corner(self, size: int) -> CurvePoint | None:
+        return self._answer(replace(self._request, budget=size))
 
-    corner = within  # there is no hull under other limits
+    def within(self, size: int) -> CurvePoint | None:
+        return self._answer(replace(self._rough, budget=size))
 
     def losing(self, loss: float) -> CurvePoint | None:
+        return self._answer(replace(self._rough, target=Target(loss=loss))) if loss >= 0 else None
+
+    def _answer(self, request: PlanRequest) -> CurvePoint | None:
         try:
-            return self._point(make_plan(self._findings, replace(self._request, target=Target(loss=loss))))
+            return self._point(make_plan(self._findings, request))
         except BudgetError:
             return None
 

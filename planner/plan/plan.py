@@ -42,10 +42,11 @@ from solvers import (
 )
 from state import Inventory, TensorRecord
 
-__all__ = ["LimitUse", "Plan", "Reached", "Solved", "make_plan", "sweep"]
+__all__ = ["SWEEP_GAP", "LimitUse", "Plan", "Reached", "Solved", "make_plan", "sweep"]
 
 _ANY_SIZE = 2**62  # bytes
-_SWEEP_GAP = 1e-3  # of what is solved for beside a sweep, to be shown in tables
+SWEEP_GAP = 1e-3
+"""Gap of what is solved for beside a sweep, to be shown in tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ def sweep(findings: Findings, request: PlanRequest) -> Sweep:
     inventory, candidates = asked.inventory, asked.candidates
     limits = size_limits(inventory, candidates.fixed, budget=_ANY_SIZE, bpw=None, devices=(), active=None)
     problem = _problem(inventory, candidates, limits)
-    line, gap = frontier(problem), max(request.gap, _SWEEP_GAP)
+    line, gap = frontier(problem), max(request.gap, SWEEP_GAP)
 
     def best(room: int) -> Solution | None:
         if room < line.weights[0]:
