@@ -92,7 +92,7 @@ def test_ties(solve, here):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("", "Give the size that is wanted: --budget, --bpw, --device or --active-budget."),
+        ("", "Give the size that is wanted: --budget, --bpw, --device, --active-budget or --vram."),
         ("--budget 20kB --device gpu=8GB", "'gpu=8GB' is not of the form NAME:REGEX=SIZE. Write for example"),
         ("--budget 20kB --device gpu:.*=much", "'much' is not a size"),
         ("--budget 20kB --device 'gpu:(=8GB'", "is not a regular expression"),
