@@ -21,7 +21,8 @@ from planner.version import __version__
 if TYPE_CHECKING:
     from planner import errors
     from planner.api.evaluate import Evaluation, evaluate
-    from planner.api.quantize import Quantized, load_recipe, quantize
+    from planner.api.quantize import Quantized, quantize
+    from planner.api.recipes import load_recipe
     from planner.api.state import State, open_state
     from planner.errors import PlannerError
     from planner.gguf import Model, open_model
@@ -57,7 +58,7 @@ _HOMES = {
     "Recipe": "planner.recipe",
     "State": "planner.api.state",
     "evaluate": "planner.api.evaluate",
-    "load_recipe": "planner.api.quantize",
+    "load_recipe": "planner.api.recipes",
     "open_model": "planner.gguf",
     "open_state": "planner.api.state",
     "quantize": "planner.api.quantize",

@@ -61,10 +61,10 @@ ORDER = (
         "activations stream checkpoint collector inputs multiplier passes trial rendering chat run template __init__",
     ),
     ("planner.llama.evaluate", "bench logprobs baseline divergence compare cache statistics taskfiles tasks __init__"),
-    ("planner.llama.passes", "kld calibrate perturb polish trials __init__"),
+    ("planner.llama.passes", "kld calibrate weights perturb polish trials recipes __init__"),
     ("planner.report", "columns difference evaluation tables __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
-    ("planner.api", "common evaluate refining quantize state __init__"),
+    ("planner.api", "common recipes refining quants evaluate quantize state __init__"),
     ("planner", "__init__"),
     (
         "planner.cli",

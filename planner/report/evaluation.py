@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.gguf import open_model
-from planner.report.columns import Column, shown, table, tabulate
+from planner.report.columns import Column, shown, table, tabulate, wrapped
 from planner.sizes import format_size
 
 if TYPE_CHECKING:
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from planner.llama.evaluate.statistics import Estimate, Shown, Statistics, Table
     from planner.llama.evaluate.tasks import Score
 
-__all__ = ["Evaluated", "ModelSize", "evaluation_facts", "evaluation_text", "measured", "model_size", "speed_table"]
+__all__ = [
+    "Evaluated",
+    "ModelSize",
+    "evaluation_facts",
+    "evaluation_text",
+    "measured",
+    "memory_notes",
+    "model_size",
+    "speed_table",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +42,19 @@ class ModelSize:
 
 @dataclass(slots=True)
 class Evaluated:
-    """Results for one file: the original has a perplexity, the others statistics against it."""
+    """Results for one file: the original has a perplexity, the others statistics against it.
+
+    A recipe is evaluated `in_memory`, and its size is the one that it promises. `exact_activations`: with a file of it,
+    llama.cpp would round activations too.
+    """
 
     size: ModelSize | None  # None: the original is a file of log-probabilities
     name: str
     ppl: Estimate | None = None
     statistics: Statistics | None = None
     scores: dict[str, Score] = field(default_factory=dict)
+    in_memory: bool = False
+    exact_activations: bool = False
 
 
 def model_size(path: Path) -> ModelSize:
@@ -77,9 +92,24 @@ def evaluation_text(files: Sequence[Evaluated], context: int | None, windows: in
             blocks += [_statistics_table("KLD of a token", "distribution", compared)]
             count = compared[0][1].tokens
             blocks.append(f"{count:,} predictions in {windows} windows of {context} tokens; KLD in nats")
+        blocks += memory_notes(files)
     kinds = {kind: None for file in files for kind in file.scores}
     blocks += [_task_table(kind, files, names) for kind in kinds]
     return "\n\n".join(blocks)
+
+
+def memory_notes(files: Sequence[Evaluated]) -> list[str]:
+    """Return what has to be said of recipes that were evaluated in memory; empty where there are none."""
+    names = [name for name, file in zip(_names([file.name for file in files]), files, strict=True) if file.in_memory]
+    if not names:
+        return []
+    said = f"In memory: {', '.join(names)}. No file was written; weights are rounded as in one, sizes are promised."
+    if any(file.exact_activations for file in files):
+        said += (
+            " Where weights are quantized, llama.cpp rounds activations to 8 bits, which is not in it: a file's "
+            "divergence is a little higher."
+        )
+    return ["\n".join(wrapped(said))]
 
 
 def _summary(files: Sequence[Evaluated], names: Sequence[str]) -> str:
@@ -143,6 +173,7 @@ def evaluation_facts(files: Sequence[Evaluated]) -> list[dict[str, Any]]:
             "path": file.name,
             "bytes": file.size.bytes if file.size else None,
             "bpw": file.size.bpw if file.size else None,
+            **({"in_memory": True, "exact_activations": file.exact_activations} if file.in_memory else {}),
             **({"ppl": _plain(file.ppl)} if file.ppl and not file.statistics else {}),
             **(_plain(file.statistics) if file.statistics else {}),
             **({"tasks": _scores(file)} if file.scores else {}),
