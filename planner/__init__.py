@@ -20,6 +20,7 @@ from planner.version import __version__
 
 if TYPE_CHECKING:
     from planner import errors
+    from planner.api.compare import Comparison, compare
     from planner.api.evaluate import Evaluation, evaluate
     from planner.api.quantize import Quantized, quantize
     from planner.api.recipes import load_recipe
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from planner.report import role_table
 
 __all__ = [
+    "Comparison",
     "Evaluation",
     "Model",
     "Plan",
@@ -39,6 +41,7 @@ __all__ = [
     "Recipe",
     "State",
     "__version__",
+    "compare",
     "errors",
     "evaluate",
     "load_recipe",
@@ -50,6 +53,7 @@ __all__ = [
 
 # Where names are at home. Each is loaded when it is asked for: `planner --help` must not wait for numpy
 _HOMES = {
+    "Comparison": "planner.api.compare",
     "Evaluation": "planner.api.evaluate",
     "Model": "planner.gguf",
     "Plan": "planner.plan.plan",
@@ -57,6 +61,7 @@ _HOMES = {
     "Quantized": "planner.api.quantize",
     "Recipe": "planner.recipe",
     "State": "planner.api.state",
+    "compare": "planner.api.compare",
     "evaluate": "planner.api.evaluate",
     "load_recipe": "planner.api.recipes",
     "open_model": "planner.gguf",

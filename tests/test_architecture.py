@@ -60,15 +60,19 @@ ORDER = (
         "planner.llama.collect",
         "activations stream checkpoint collector inputs multiplier passes trial rendering chat run template __init__",
     ),
-    ("planner.llama.evaluate", "bench logprobs baseline divergence compare cache statistics taskfiles tasks __init__"),
+    (
+        "planner.llama.evaluate",
+        "bench logprobs baseline divergence compare cache statistics results frontier taskfiles tasks __init__",
+    ),
     ("planner.llama.passes", "kld calibrate weights perturb polish trials recipes __init__"),
     ("planner.report", "columns difference evaluation tables __init__"),
+    ("planner.report.comparison", "tables page __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
-    ("planner.api", "common recipes refining quants evaluate quantize state __init__"),
+    ("planner.api", "common recipes refining quants evaluate compare quantize state __init__"),
     ("planner", "__init__"),
     (
         "planner.cli",
-        "messages options diff export importing progress inspect measure quantize running bench evaluate "
+        "messages options diff export importing progress inspect measure quantize running bench evaluate compare "
         "imatrix sensitivity solving solve terminal child watch __init__",
     ),
     ("planner", "__main__"),

@@ -29,6 +29,7 @@ _COMMANDS = {
     "import": "make a recipe of a GGUF's types, of rules or of tables",
     "diff": "show how two mixes differ, by role and layer",
     "evaluate": "compare quantized models with the original, on a text and tasks",
+    "compare": "rank many files of one model by size and divergence, and keep results",
     "bench": "measure how fast models read and write, in tokens per second",
 }
 _SHORT = {"output": "-o", "gpu_layers": "-ngl"}  # options that messages call by their short names

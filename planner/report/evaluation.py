@@ -27,7 +27,9 @@ __all__ = [
     "measured",
     "memory_notes",
     "model_size",
+    "short_names",
     "speed_table",
+    "statistics_facts",
 ]
 
 
@@ -83,7 +85,7 @@ def evaluation_text(files: Sequence[Evaluated], context: int | None, windows: in
     """Lay out the tables of all files, the original first; `context` and `windows` are those of the text, if there was
     one."""
     blocks = []
-    names = _names([file.name for file in files])
+    names = short_names([file.name for file in files])
     if context is not None:
         blocks.append(_summary(files, names))
         compared = [(name, file.statistics) for name, file in zip(names, files, strict=True) if file.statistics]
@@ -100,14 +102,16 @@ def evaluation_text(files: Sequence[Evaluated], context: int | None, windows: in
 
 def memory_notes(files: Sequence[Evaluated]) -> list[str]:
     """Return what has to be said of recipes that were evaluated in memory; empty where there are none."""
-    names = [name for name, file in zip(_names([file.name for file in files]), files, strict=True) if file.in_memory]
+    names = [
+        name for name, file in zip(short_names([file.name for file in files]), files, strict=True) if file.in_memory
+    ]
     if not names:
         return []
     said = f"In memory: {', '.join(names)}. No file was written; weights are rounded as in one, sizes are promised."
     if any(file.exact_activations for file in files):
         said += (
-            " Where weights are quantized, llama.cpp rounds activations to 8 bits, which is not in it: a file's "
-            "divergence is a little higher."
+            " Where weights are quantized, llama.cpp rounds activations to 8 bits, too: that is not in it, and adds to "
+            "a file's divergence, most visibly where that is small."
         )
     return ["\n".join(wrapped(said))]
 
@@ -158,7 +162,7 @@ def _task_table(kind: str, files: Sequence[Evaluated], names: Sequence[str]) -> 
 def speed_table(rows: Sequence[tuple[ModelSize, Sequence[Speed]]]) -> str:
     """Lay out tokens per second, a line for each model and test, as in llama-bench."""
     lines = [("model", "size", "bpw", "test", "tokens/s")]
-    names = _names([str(size.path) for size, _ in rows])
+    names = short_names([str(size.path) for size, _ in rows])
     for name, (size, speeds) in zip(names, rows, strict=True):
         for speed in speeds:
             rate = f"{speed.mean:.2f} ± {speed.deviation:.2f}"
@@ -174,8 +178,8 @@ def evaluation_facts(files: Sequence[Evaluated]) -> list[dict[str, Any]]:
             "bytes": file.size.bytes if file.size else None,
             "bpw": file.size.bpw if file.size else None,
             **({"in_memory": True, "exact_activations": file.exact_activations} if file.in_memory else {}),
-            **({"ppl": _plain(file.ppl)} if file.ppl and not file.statistics else {}),
-            **(_plain(file.statistics) if file.statistics else {}),
+            **({"ppl": statistics_facts(file.ppl)} if file.ppl and not file.statistics else {}),
+            **(statistics_facts(file.statistics) if file.statistics else {}),
             **({"tasks": _scores(file)} if file.scores else {}),
         }
         for file in files
@@ -198,15 +202,16 @@ def _estimate(estimate: Estimate) -> str:
     return measured(estimate.value, estimate.error)
 
 
-def _names(paths: Sequence[str]) -> list[str]:
+def short_names(paths: Sequence[str]) -> list[str]:
     """Return the files' names in a table: the last part of their paths where these differ, else the paths."""
     short = [Path(path).name for path in paths]
     return [shown(name) for name in (short if len({*short}) == len({*paths}) else paths)]
 
 
-def _plain(value: Any) -> Any:
+def statistics_facts(value: Any) -> Any:
+    """Return statistics, or an estimate, for JSON: infinite values are None."""
     if dataclasses.is_dataclass(value):
-        return {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+        return {entry.name: statistics_facts(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: statistics_facts(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
