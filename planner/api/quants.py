@@ -29,7 +29,7 @@ from planner.report.evaluation import Evaluated, ModelSize, model_size
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
 
-__all__ = ["Calibration", "Quant", "Quants", "is_recipe", "open_quants"]
+__all__ = ["Bar", "Calibration", "Quant", "Quants", "is_recipe", "open_quants"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from planner.report.columns import Column, tabulate, wrapped
 from planner.report.evaluation import Evaluated, measured, memory_notes, short_names, statistics_facts
 from planner.sizes import format_size
 
-__all__ = ["Line", "comparison_csv", "comparison_facts", "comparison_text", "lines"]
+__all__ = ["Line", "comparison_csv", "comparison_facts", "comparison_text", "lines", "original_line"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from planner.errors import OutputError
 from planner.llama.evaluate.divergence import Divergence
-from planner.llama.evaluate.frontier import difference, standings
+from planner.llama.evaluate.frontier import SURE, difference, standings
 from planner.llama.evaluate.results import Compared, Comparison, Original, add_result, kept_comparison
 from planner.llama.evaluate.statistics import Estimate, statistics
 
