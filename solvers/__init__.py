@@ -14,10 +14,11 @@ option. A `Solution` says separately why the search ended (`status`) and what it
 was up before there was anything). If it is proven that nothing fits, `InfeasibleError` is raised; its `analysis`
 names the limits in conflict and the least change that helps. Malformed problems raise `ProblemError`, its base class.
 
-`frontier` sweeps one limit over all its capacities; `explain` compares a group's option with those beside it; `check`
-recomputes any choice exactly. Modules in the order in which `solve` uses them: `reduction` (dominated options), `dual`
-(prices and their `bound`), `greedy` (an answer), `core` (options that the bound leaves open), and for the rest one of
-the `methods`, made of `search`, `cpsat` and `milp`.
+`frontier` sweeps one limit over all its capacities; `lightest` asks the other way round, for the least weight at a
+loss; `explain` compares a group's option with those beside it; `check` recomputes any choice exactly. Modules in the
+order in which `solve` uses them: `reduction` (dominated options), `dual` (prices and their `bound`), `greedy` (an
+answer), `core` (options that the bound leaves open), and for the rest one of the `methods`, made of `search`, `cpsat`
+and `milp`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from solvers.choices import Group, Option
 from solvers.driver import solve
 from solvers.errors import Change, Infeasibility, InfeasibleError, ProblemError
 from solvers.explanation import Explanation, Step, explain
+from solvers.lightest import Lightest, lightest
 from solvers.limits import Limit
 from solvers.methods import METHODS, Method
 from solvers.problem import Problem
@@ -41,6 +43,7 @@ __all__ = [
     "Group",
     "Infeasibility",
     "InfeasibleError",
+    "Lightest",
     "Limit",
     "Method",
     "Option",
@@ -53,5 +56,6 @@ __all__ = [
     "check",
     "explain",
     "frontier",
+    "lightest",
     "solve",
 ]

@@ -13,7 +13,7 @@ from solvers.reduction import reduce
 from solvers.run import Run, Settings
 from solvers.solution import Solution
 
-__all__ = ["solve"]
+__all__ = ["attempt", "solve"]
 
 _ANALYSIS_SECONDS = 10.0  # at most, for each problem solved to explain infeasibility
 
@@ -38,17 +38,24 @@ def solve(
     Raises `InfeasibleError` (with an analysis) if it is proven that no choice satisfies the limits, `ProblemError` for
     invalid arguments.
     """
-    chosen = method_named(method, len(problem.limits))
-    settings = Settings(gap, time_limit, seed, threads)
-    outcome = _solve(problem, chosen, settings)
+    outcome = attempt(problem, method=method, gap=gap, time_limit=time_limit, seed=seed, threads=threads)
     if outcome is not None:
         return outcome
+    settings = Settings(gap, time_limit, seed, threads)
     seconds = _ANALYSIS_SECONDS if time_limit is None else min(_ANALYSIS_SECONDS, time_limit)
 
     def decide(smaller: Problem, gap: float) -> Solution | None:
         return _solve(smaller, METHODS["auto"], replace(settings, gap=gap, time_limit=seconds))
 
     raise InfeasibleError(analyse(problem, decide))
+
+
+def attempt(
+    problem: Problem, *, method: str, gap: float, time_limit: float | None, seed: int = 0, threads: int = 1
+) -> Solution | None:
+    """Solve as `solve` does; return `None` if it is proven that no choice satisfies the limits, without looking for
+    the reason."""
+    return _solve(problem, method_named(method, len(problem.limits)), Settings(gap, time_limit, seed, threads))
 
 
 def _solve(problem: Problem, method: Method, settings: Settings) -> Solution | None:

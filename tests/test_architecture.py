@@ -25,7 +25,7 @@ ORDER = (
     (
         "solvers",
         "errors arrays choices limits problem check reduction bound core task completion dual greedy integers search "
-        "cpsat milp solution run methods conflicts driver explanation sweep __init__",
+        "cpsat milp solution run methods conflicts driver explanation sweep lightest __init__",
     ),
     ("state", "errors lock migrations records rows schema connection store __init__"),
     ("planner", "closing digests errors lastwords files memory sizes terms text version"),
@@ -47,7 +47,7 @@ ORDER = (
         "ik_llama table tool_suite registry exports imports __init__",
     ),
     ("planner.sensitivity", "parts rounding facts confidence design link measured prior structure sources __init__"),
-    ("planner.plan", "losses findings rules candidates families limits accounting assess request plan gain __init__"),
+    ("planner.plan", "losses findings rules candidates families limits accounting assess mixes request plan gain __init__"),
     (
         "planner.measure",
         "anatomy activation_moments moments sampling survey experts energies metric loop inventory rounding targets "

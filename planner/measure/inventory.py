@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from planner.gguf import Imatrix, Model, header_bytes, why_left_alone
 from planner.gguf.provenance import provenance_pairs
 from planner.gguf.refinement import Refinement
@@ -28,6 +30,7 @@ def take_inventory(
         has_means=imatrix is not None and imatrix.has_means,
         metadata={
             **{key: value for key, value in parameters.items() if value is not None},
+            **_head_groups(model),
             "sampling.seed": settings.seed,
             "sampling.tolerance": settings.tolerance,
             **_rounding(refinement),
@@ -45,6 +48,25 @@ def take_inventory(
             for tensor in model.tensors
         ),
     )
+
+
+def _head_groups(model: Model) -> dict[str, int]:
+    """Return how many query heads share a key head in the first block, 0 where it has no keys: llama.cpp's own mixes
+    depend on it."""
+    heads = _in_first_block(model, "attention.head_count")
+    keys = _in_first_block(model, "attention.head_count_kv")
+    if heads is None:
+        return {}
+    keys = heads if keys is None else keys
+    return {"head_groups": heads // keys if keys > 0 else 0}
+
+
+def _in_first_block(model: Model, name: str) -> int | None:
+    """Return an integer that is given once for all blocks, or for each of them; None if it is neither."""
+    value = model.metadata.brief(f"{model.architecture}.{name}")
+    if isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu":
+        return int(value[0])
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _rounding(refinement: Refinement | None) -> dict[str, str | float]:
