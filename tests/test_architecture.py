@@ -47,7 +47,10 @@ ORDER = (
         "ik_llama table tool_suite registry exports imports __init__",
     ),
     ("planner.sensitivity", "parts rounding facts confidence design link measured prior structure sources __init__"),
-    ("planner.plan", "losses findings rules candidates families limits accounting assess mixes request plan gain __init__"),
+    (
+        "planner.plan",
+        "losses findings rules candidates families limits accounting assess mixes request plan gain __init__",
+    ),
     (
         "planner.measure",
         "anatomy activation_moments moments sampling survey experts energies metric loop inventory rounding targets "
@@ -66,13 +69,14 @@ ORDER = (
     ),
     ("planner.llama.passes", "kld calibrate weights perturb polish trials recipes __init__"),
     ("planner.report", "columns difference evaluation tables __init__"),
-    ("planner.report.comparison", "tables page __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
-    ("planner.api", "common recipes refining quants evaluate compare quantize state __init__"),
+    ("planner.report.comparison", "tables page __init__"),
+    ("planner.report.card", "front labels readme __init__"),
+    ("planner.api", "common recipes refining quants evaluate compare card quantize state __init__"),
     ("planner", "__init__"),
     (
         "planner.cli",
-        "messages options diff export importing progress inspect measure quantize running bench evaluate compare "
+        "messages options card diff export importing progress inspect measure quantize running bench evaluate compare "
         "imatrix sensitivity solving solve terminal child watch __init__",
     ),
     ("planner", "__main__"),

@@ -23,7 +23,7 @@ from planner.llama.evaluate.baseline import Baseline
 from planner.llama.evaluate.divergence import Divergence
 from planner.llama.evaluate.statistics import Estimate, Statistics, statistics
 
-__all__ = ["Compared", "Comparison", "Original", "add_result", "kept_comparison", "result_of"]
+__all__ = ["Compared", "Comparison", "Original", "add_result", "every_comparison", "kept_comparison", "result_of"]
 
 _VERSION = 1
 
@@ -97,6 +97,13 @@ def kept_comparison(path: Path, key: str) -> Comparison | None:
     Raises OutputError for a file that is something else, or of a later version.
     """
     return _read(path).comparisons.get(key)
+
+
+def every_comparison(path: Path) -> list[Comparison]:
+    """Return all comparisons of a file of results. Raises OutputError for a file that is none, or is not there."""
+    if not path.exists():
+        raise OutputError(f"There are no results in {path}.", "Make some: `planner compare`.")
+    return list(_read(path).comparisons.values())
 
 
 def add_result(
