@@ -150,7 +150,7 @@ def _notes(card: Card) -> list[str]:
     if any(entry.label for entry in card.entries):
         said.append(
             "The label at the end of a name is that of llama.cpp's mix that is near in bits per weight, worked out for "
-            f"this model, and at most {100 * TOLERANCE:g} % away: the file is not that mix, but about of its size."
+            f"this model, and at most {100 * TOLERANCE:g} % away: the file is not that mix, but of about its size."
         )
     return said
 
