@@ -20,8 +20,10 @@ from planner.version import __version__
 
 if TYPE_CHECKING:
     from planner import errors
+    from planner.api.compare import Comparison, compare
     from planner.api.evaluate import Evaluation, evaluate
-    from planner.api.quantize import Quantized, load_recipe, quantize
+    from planner.api.quantize import Quantized, quantize
+    from planner.api.recipes import load_recipe
     from planner.api.state import State, open_state
     from planner.errors import PlannerError
     from planner.gguf import Model, open_model
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from planner.report import role_table
 
 __all__ = [
+    "Comparison",
     "Evaluation",
     "Model",
     "Offer",
@@ -40,6 +43,7 @@ __all__ = [
     "Recipe",
     "State",
     "__version__",
+    "compare",
     "errors",
     "evaluate",
     "load_recipe",
@@ -51,6 +55,7 @@ __all__ = [
 
 # Where names are at home. Each is loaded when it is asked for: `planner --help` must not wait for numpy
 _HOMES = {
+    "Comparison": "planner.api.compare",
     "Evaluation": "planner.api.evaluate",
     "Model": "planner.gguf",
     "Offer": "planner.plan.offer",
@@ -59,8 +64,9 @@ _HOMES = {
     "Quantized": "planner.api.quantize",
     "Recipe": "planner.recipe",
     "State": "planner.api.state",
+    "compare": "planner.api.compare",
     "evaluate": "planner.api.evaluate",
-    "load_recipe": "planner.api.quantize",
+    "load_recipe": "planner.api.recipes",
     "open_model": "planner.gguf",
     "open_state": "planner.api.state",
     "quantize": "planner.api.quantize",

@@ -65,16 +65,21 @@ ORDER = (
         "planner.llama.collect",
         "activations stream checkpoint collector inputs multiplier passes trial rendering chat run template __init__",
     ),
-    ("planner.llama.evaluate", "bench logprobs baseline divergence compare cache statistics taskfiles tasks __init__"),
-    ("planner.llama.passes", "kld calibrate perturb polish trials __init__"),
+    (
+        "planner.llama.evaluate",
+        "bench logprobs baseline divergence compare cache statistics results frontier taskfiles tasks __init__",
+    ),
+    ("planner.llama.passes", "kld calibrate weights perturb polish trials recipes __init__"),
     ("planner.report", "columns curve chart difference evaluation memory tables __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
+    ("planner.report.comparison", "tables page __init__"),
+    ("planner.report.card", "front labels readme __init__"),
     ("planner.report.page", "memory data page __init__"),
-    ("planner.api", "common others evaluate refining quantize state __init__"),
+    ("planner.api", "common recipes others refining quants evaluate compare card quantize state __init__"),
     ("planner", "__init__"),
     (
         "planner.cli",
-        "messages options diff export importing progress inspect measure quantize running bench evaluate "
+        "messages options card diff export importing progress inspect measure quantize running bench evaluate compare "
         "imatrix sensitivity fitting solving targeting report solve frontier terminal child watch __init__",
     ),
     ("planner", "__main__"),

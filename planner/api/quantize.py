@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from planner.api.common import Progress, StrPath, check_number, model_at, size_in_bytes
+from planner.api.recipes import counted, planned_imatrix, read
 from planner.api.refining import planned_refinement
 from planner.digests import recipe_digest
-from planner.errors import ImatrixError, RecipeError, option
+from planner.errors import RecipeError, option
 from planner.formats.ggml import formats
 from planner.formats.registry import family_named
-from planner.gguf import Imatrix, Model, read_imatrix
+from planner.gguf import Model
 from planner.gguf.provenance import provenance_pairs
 from planner.gguf.quantize import quantize_model
 from planner.gguf.refinement import Refinement
 from planner.recipe import Recipe
-from planner.recipe import load_recipe as read_recipe
-from planner.recipe.recount import recount
 from planner.report.inspection import unseen_text
 from planner.text import plain, some
 
-__all__ = ["Quantized", "load_recipe", "quantize"]
-
-
-def load_recipe(path: StrPath) -> Recipe:
-    """Read a recipe. Raises RecipeError for anything that is not one."""
-    return read_recipe(Path(path))
+__all__ = ["Quantized", "quantize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,25 +64,18 @@ def quantize(
     """
     check_number("threads", threads, 1)
     tell = note or (lambda text: None)
-    given, where = _recipe(recipe)
+    given, where = read(recipe)
     dialect = family_named(given.family).exported_to
     if dialect is not None:
         raise RecipeError(
             f"{where} is planned for MLX: no GGUF can have its formats.",
             f"Export it: planner export RECIPE --to {dialect}. Or solve again without {option('family', 'mlx')}.",
         )
-    plan, changes = recount(given)
-    for change in changes:
-        tell(plain(f"Edited: {change}"))
     limit = size_in_bytes(max_shard_size)
     with model_at(model) as opened:
-        if opened.digest != plan.model.digest:
-            raise RecipeError(
-                f"{where} is for another model: {plan.model.name} ({plan.model.path}), not {opened.path}.",
-                "Give that model, or solve again for this one.",
-            )
+        plan = counted(given, where, opened, tell)
         with planned_refinement(plan, where, covariance, shrinkage, opened) as refinement:
-            matrix = _recipe_imatrix(plan, where, imatrix, refinement)
+            matrix = planned_imatrix(plan, where, imatrix, refinement)
             if matrix is not None and (text := unseen_text(matrix, _changed(plan, opened))):
                 tell(f"{text}\nWhere only such ones share a scale, they are kept; llama-quantize would lose them.")
             refined = _refined(refinement, plan, opened, tell)
@@ -122,40 +108,9 @@ def _provenance(plan: Recipe, refinement: Refinement | None) -> list[tuple[str, 
     return provenance_pairs(digest, refinement.covariances.digest, refinement.shrinkage)
 
 
-def _recipe_imatrix(plan: Recipe, where: str, given: StrPath | None, refinement: Refinement | None) -> Imatrix | None:
-    """Return the imatrix that a recipe was made with: as given, or that of the covariances it was planned with, or from
-    where it says. Raises ImatrixError, and RecipeError for one that is given and was not used."""
-    if plan.imatrix is None:
-        if given is not None:
-            raise RecipeError(
-                f"{where} was made without an imatrix.", f"Leave {option('imatrix')} out, or solve again with it."
-            )
-        return None
-    if given is None and plan.covariance is not None and refinement is not None:
-        matrix = refinement.covariances.imatrix
-    else:
-        path = Path(given or plan.imatrix.path)
-        if not path.exists():
-            raise ImatrixError(
-                f"The recipe's imatrix {path} is not there.", f"Say where it is with {option('imatrix')}."
-            )
-        matrix = read_imatrix(path)
-    if matrix.digest != plan.imatrix.digest:
-        raise ImatrixError(
-            f"{matrix.path} is not the imatrix that the recipe was made with.", "Give that one, or solve again."
-        )
-    # the name in the metadata is the recipe's, wherever the file lies now: the size was promised with it
-    return dataclasses.replace(matrix, given=plan.imatrix.path)
-
-
 def _changed(plan: Recipe, model: Model) -> list[str]:
     """Return the tensors that kernels make something else of."""
     known, source = formats(), {tensor.name: tensor.format for tensor in model.tensors}
     return [
         name for name, fmt in plan.formats.items() if fmt in known and known[fmt].quantized and source.get(name) != fmt
     ]
-
-
-def _recipe(given: StrPath | Recipe) -> tuple[Recipe, str]:
-    """Return a recipe and what to call it in messages."""
-    return (given, "The recipe") if isinstance(given, Recipe) else (load_recipe(given), str(given))

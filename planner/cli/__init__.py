@@ -31,6 +31,8 @@ _COMMANDS = {
     "report": "write a page on which every size of a model can be explored",
     "diff": "show how two mixes differ, by role and layer",
     "evaluate": "compare quantized models with the original, on a text and tasks",
+    "compare": "rank many files of one model by size and divergence, and keep results",
+    "card": "write the README of a repository of quantized files, and name them",
     "bench": "measure how fast models read and write, in tokens per second",
 }
 _SHORT = {"output": "-o", "gpu_layers": "-ngl"}  # options that messages call by their short names

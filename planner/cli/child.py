@@ -10,7 +10,7 @@ __all__ = ["VARIABLE", "needs_watch"]
 VARIABLE = "PLANNER_WATCHED"
 """The environment variable that a child finds its instructions in."""
 
-_RUN_MODELS = frozenset({"imatrix", "sensitivity", "evaluate", "bench"})
+_RUN_MODELS = frozenset({"imatrix", "sensitivity", "evaluate", "compare", "bench"})
 
 
 def needs_watch(arguments: Sequence[str]) -> bool:

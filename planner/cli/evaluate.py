@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from planner.cli.messages import wrapped
-from planner.cli.options import gpu_option, threads_option
+from planner.cli.options import Calibrated, calibration_options, gpu_option, threads_option
 from planner.cli.progress import progress_bar
 from planner.cli.running import check_runs
 from planner.errors import Interrupted, ModelError, UsageError
@@ -22,9 +22,12 @@ from planner.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
+    from planner.api.quants import Quants
     from planner.llama.engine import Engine
     from planner.llama.evaluate.baseline import Baseline
+    from planner.llama.evaluate.divergence import Divergence
     from planner.llama.evaluate.taskfiles import Kind, Task
     from planner.report.evaluation import Evaluated
 
@@ -56,52 +59,61 @@ _CONTEXT = 512
 @click.option(
     "--calibrate", "state", metavar="STATE", type=_paths, help="Keep divergences in a state file, for its predictions."
 )
+@calibration_options
 @threads_option
 @gpu_option
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, to full precision.")
 def evaluate(
     base: Path, quants: tuple[Path, ...], text: Path | None, ctx: int | None, chunks: int | None,
     base_file: Path | None, multiple_choice: Path | None, hellaswag: Path | None, winogrande: Path | None,
-    tasks: int | None, state: Path | None, threads: int, gpu_layers: int, as_json: bool,
+    tasks: int | None, state: Path | None, calibrated: Calibrated, threads: int, gpu_layers: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Say how far QUANTs are from BASE: perplexity, KL divergence and flips on a text, and scores of tasks.
 
-    BASE is the original model, or a file of its log-probabilities. Statistics are those of llama-perplexity
+    QUANTs are GGUF files, and recipes, also for MLX, which are followed in memory. BASE is the original model, or a
+    file of its log-probabilities. Statistics are those of llama-perplexity
     --kl-divergence, and so are the files of log-probabilities. They are kept: the next comparison on the same text
     needs no run of BASE. Needs llama-cpp-python: pip install 'gguf-planner[llama]'.
     """
-    run = _Run(base, quants, threads, gpu_layers, as_json=as_json)
     files: dict[Kind, Path | None] = {
         "multiple-choice": multiple_choice, "hellaswag": hellaswag, "winogrande": winogrande,
     }  # fmt: skip
     questions: dict[Kind, Path] = {kind: path for kind, path in files.items() if path is not None}
-    run.check(text, {"--text": text, "--ctx": ctx, "--chunks": chunks, "--kl-divergence-base": base_file},
-              questions, tasks)  # fmt: skip
-    if state is not None and text is None and not run.base_is_file:
-        raise UsageError("--calibrate goes with --text.", "Give a text, or leave it out.")
-    context = run.ready(text, ctx)
-    try:
-        if text is not None or run.base_is_file:
-            run.text(text, context, chunks, base_file, state)
-        if questions:
-            run.tasks(questions, tasks, 4 * (ctx or _CONTEXT))
-    except KeyboardInterrupt:
-        raise Interrupted(f"Stopped. {run.finished} of {len(run.files)} files are evaluated.", run.hint) from None
-    finally:  # whatever happened, what was found is shown
-        if results := run.results():
-            click.echo(results)
+    with _opened(base, quants, calibrated) as compared:
+        run = _Run(base, compared, threads, gpu_layers, as_json=as_json)
+        run.check(text, {"--text": text, "--ctx": ctx, "--chunks": chunks, "--kl-divergence-base": base_file},
+                  questions, tasks, state)  # fmt: skip
+        context = run.ready(text, ctx)
+        try:
+            if text is not None or run.base_is_file:
+                run.text(text, context, chunks, base_file, state)
+            if questions:
+                run.tasks(questions, tasks, 4 * (ctx or _CONTEXT))
+        except KeyboardInterrupt:
+            raise Interrupted(f"Stopped. {run.finished} of {len(run.files)} files are evaluated.", run.hint) from None
+        finally:  # whatever happened, what was found is shown
+            if results := run.results():
+                click.echo(results)
+
+
+def _opened(base: Path, quants: Sequence[Path], calibrated: Calibrated) -> AbstractContextManager[Quants]:
+    from planner.api.quants import Calibration, open_quants
+
+    model = None if kind_at(base, ModelError) == BASELINE else base
+    calibration = Calibration(calibrated.imatrix, calibrated.covariance, calibrated.shrinkage)
+    return open_quants(model, quants, calibration, functools.partial(click.echo, err=True))
 
 
 class _Run:
     """The files, and their results so far."""
 
-    def __init__(self, base: Path, quants: Sequence[Path], threads: int, gpu_layers: int, *, as_json: bool) -> None:
+    def __init__(self, base: Path, compared: Quants, threads: int, gpu_layers: int, *, as_json: bool) -> None:
         from planner.report.evaluation import Evaluated, model_size
 
         self.base_is_file = kind_at(base, ModelError) == BASELINE
-        sizes = [None if self.base_is_file else model_size(base), *map(model_size, quants)]
-        self.files = [Evaluated(size, str(path)) for size, path in zip(sizes, (base, *quants), strict=True)]
-        self.base, self.quants = base, quants
+        first = Evaluated(None if self.base_is_file else model_size(base), str(base))
+        self.files = [first, *(quant.result for quant in compared.every)]
+        self.base, self.compared = base, compared
         self.context: int | None = None
         self.windows: int | None = None
         self.finished, self.hint = 0, ""
@@ -120,8 +132,9 @@ class _Run:
         return evaluation_text(done, self.context, self.windows)
 
     def check(
-        self, text: Path | None, about_text: Mapping[str, object], questions: Mapping[Kind, Path], tasks: int | None
-    ) -> None:
+        self, text: Path | None, about_text: Mapping[str, object], questions: Mapping[Kind, Path], tasks: int | None,
+        state: Path | None,
+    ) -> None:  # fmt: skip
         """Raise UsageError for options that do not go together."""
         if self.base_is_file:
             for option in ("--text", "--chunks", "--kl-divergence-base", *(() if questions else ("--ctx",))):
@@ -137,6 +150,16 @@ class _Run:
                     raise UsageError(f"{option} goes with --text.", "Give a text, or leave it out.")
         if tasks is not None and not questions:
             raise UsageError("--tasks goes with a file of tasks.", "Give one: --multiple-choice, --hellaswag, …")
+        if state is not None and text is None and not self.base_is_file:
+            raise UsageError("--calibrate goes with --text.", "Give a text, or leave it out.")
+        recipe = next((file.name for file in self.files if file.in_memory), None)
+        if recipe is not None and questions:
+            raise UsageError(f"Tasks are scored on files, and {recipe} is a recipe.", "Write it: `planner quantize`.")
+        if recipe is not None and state is not None:  # predictions are of files, whose activations are rounded too
+            raise UsageError(
+                f"--calibrate is for files, which predictions are of, and {recipe} is a recipe.",
+                "Write it: `planner quantize`.",
+            )
 
     def ready(self, text: Path | None, ctx: int | None) -> int:
         """Check all models before one runs; returns how many tokens a window has. Raises as `check_runs`."""
@@ -150,7 +173,8 @@ class _Run:
         else:
             with open_model(self.base) as model:
                 context = ctx or window_length(model)
-        models = [file.size.path for file in self.files if file.size is not None]
+        own = [] if self.base_is_file else [self.base]
+        models = dict.fromkeys([*own, *self.compared.models])
         windows = text is not None or self.base_is_file
         check_runs(models, context=context if windows else 0, gpu_layers=self._gpu_layers)
         return context
@@ -159,28 +183,20 @@ class _Run:
         self, text: Path | None, context: int, chunks: int | None, base_file: Path | None, state: Path | None
     ) -> None:
         """Find the original's perplexity, and every other file's divergence from it, which `state` remembers."""
-        from planner.llama.evaluate.compare import base_nll, diverge
+        from planner.llama.evaluate.compare import base_nll
         from planner.llama.evaluate.statistics import perplexity, statistics
-        from planner.llama.passes.calibrate import remember
-        from state import Store
 
         with self._baseline(text, context, chunks, base_file) as baseline:
             self.context, self.windows = baseline.context, baseline.windows
             self.files[0].ppl = perplexity(base_nll(baseline))
             self._finish(1)
-            for path, file in zip(self.quants, self.files[1:], strict=True):
-                with self._engine(path, context=baseline.context) as engine, progress_bar("tokens") as advance:
-                    found = diverge(engine, baseline, functools.partial(advance, path.name))
-                file.statistics = statistics(found)
-                file.ppl = file.statistics.ppl
-                if state is not None and not math.isfinite(file.statistics.kld.value):
-                    click.echo(f"{path}: an infinite divergence is not kept in {state}.", err=True)
-                elif state is not None:
-                    with Store.open(state) as store:
-                        kept = remember(store, path, baseline, found.kld)
-                    if not kept:
-                        other = "its codes are rounded otherwise than those that were measured there"
-                        click.echo(wrapped(plain(f"{path} is not kept in {state}: {other}.")), err=True)
+            for quant, found in self.compared.diverge(
+                baseline, self.compared.every, threads=self._threads, gpu_layers=self._gpu_layers, bar=progress_bar
+            ):
+                quant.result.statistics = statistics(found)
+                quant.result.ppl = quant.result.statistics.ppl
+                if state is not None:
+                    _remember(state, quant.result, baseline, found)
                 self._finish(self.finished + 1)
 
     def tasks(self, files: Mapping[Kind, Path], count: int | None, context: int) -> None:
@@ -239,3 +255,20 @@ class _Run:
         from planner.llama.engine import Engine
 
         return Engine(path, context=context, threads=self._threads, gpu_layers=self._gpu_layers)
+
+
+def _remember(state: Path, file: Evaluated, baseline: Baseline, found: Divergence) -> None:
+    """Keep a file's divergence in a state, and say so where that cannot be."""
+    from planner.llama.passes.calibrate import remember
+    from state import Store
+
+    assert file.size is not None
+    assert file.statistics is not None
+    if not math.isfinite(file.statistics.kld.value):
+        click.echo(f"{file.name}: an infinite divergence is not kept in {state}.", err=True)
+        return
+    with Store.open(state) as store:
+        kept = remember(store, file.size.path, baseline, found.kld)
+    if not kept:
+        other = "its codes are rounded otherwise than those that were measured there"
+        click.echo(wrapped(plain(f"{file.name} is not kept in {state}: {other}.")), err=True)

@@ -26,9 +26,11 @@ else:
     _Choice = click.Choice  # not generic before click 8.2
 
 __all__ = [
+    "Calibrated",
     "LiteralChoice",
     "Measuring",
     "Sources",
+    "calibration_options",
     "family_option",
     "find_state",
     "gpu_option",
@@ -129,6 +131,30 @@ measuring_options = grouped(
     ),
     click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already."),
     threads_option,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Values of `calibration_options`."""
+
+    imatrix: Path | None
+    covariance: Path | None
+    shrinkage: float | None
+
+
+# What a recipe may need to be followed in memory
+calibration_options = grouped(
+    "calibrated",
+    Calibrated,
+    click.option(
+        "--imatrix", type=click.Path(path_type=Path), help="Where recipes' imatrix is now.  [default: where it was]"
+    ),
+    click.option(
+        "--covariance", type=click.Path(path_type=Path), metavar="FILE",
+        help="Refine codes of recipes against these covariances, as planner quantize does.",
+    ),
+    shrinkage_option,
 )  # fmt: skip
 
 

@@ -198,6 +198,7 @@ def _signal_name(status: int) -> str:
 
 _KEPT = {
     "evaluate": "Results of files that were finished are shown, and log-probabilities that were complete are kept.",
+    "compare": "Results of files that were finished are shown and kept: the same command goes on with the others.",
     "bench": "Results of files that were finished are shown.",
     "imatrix": "Chunks that were saved are kept: the same command goes on from there.",
     "sensitivity": "Passes that were finished are kept in the state file: the same command goes on from there.",

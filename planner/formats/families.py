@@ -48,6 +48,7 @@ class _Gguf(Family):
     exported_to = None
     substitutes = True
     keeps_quantized = True
+    calibrated = True
     halves = ("f16",)
 
     @property
@@ -109,6 +110,7 @@ class _Mlx(Family):
     exported_to = "mlx-lm"
     substitutes = False
     keeps_quantized = False
+    calibrated = False
     halves = ()
 
     @property

@@ -32,6 +32,7 @@ class Family(ABC):
     - `exported_to`: the dialect of the tool that writes its models; None where planner does, and llama.cpp runs them
     - `substitutes`: whether the engine has formats for rows that blocks of the one asked for do not fill
     - `keeps_quantized`: whether tensors that ggml has quantized already can stay as they are
+    - `calibrated`: whether kernels take an importance matrix's values, and codes can be refined against covariances
     - `halves`: what an F32 tensor may be stored in besides quantized formats
     """
 
@@ -43,6 +44,7 @@ class Family(ABC):
     exported_to: str | None
     substitutes: bool
     keeps_quantized: bool
+    calibrated: bool
     halves: tuple[str, ...]
 
     @property

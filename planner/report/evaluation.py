@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.gguf import open_model
-from planner.report.columns import Column, shown, table, tabulate
+from planner.report.columns import Column, shown, table, tabulate, wrapped
 from planner.sizes import format_size
 
 if TYPE_CHECKING:
@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from planner.llama.evaluate.statistics import Estimate, Shown, Statistics, Table
     from planner.llama.evaluate.tasks import Score
 
-__all__ = ["Evaluated", "ModelSize", "evaluation_facts", "evaluation_text", "measured", "model_size", "speed_table"]
+__all__ = [
+    "Evaluated",
+    "ModelSize",
+    "evaluation_facts",
+    "evaluation_text",
+    "measured",
+    "memory_notes",
+    "model_size",
+    "short_names",
+    "speed_table",
+    "statistics_facts",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +44,19 @@ class ModelSize:
 
 @dataclass(slots=True)
 class Evaluated:
-    """Results for one file: the original has a perplexity, the others statistics against it."""
+    """Results for one file: the original has a perplexity, the others statistics against it.
+
+    A recipe is evaluated `in_memory`, and its size is the one that it promises. `exact_activations`: with a file of it,
+    llama.cpp would round activations too.
+    """
 
     size: ModelSize | None  # None: the original is a file of log-probabilities
     name: str
     ppl: Estimate | None = None
     statistics: Statistics | None = None
     scores: dict[str, Score] = field(default_factory=dict)
+    in_memory: bool = False
+    exact_activations: bool = False
 
 
 def model_size(path: Path) -> ModelSize:
@@ -68,7 +85,7 @@ def evaluation_text(files: Sequence[Evaluated], context: int | None, windows: in
     """Lay out the tables of all files, the original first; `context` and `windows` are those of the text, if there was
     one."""
     blocks = []
-    names = _names([file.name for file in files])
+    names = short_names([file.name for file in files])
     if context is not None:
         blocks.append(_summary(files, names))
         compared = [(name, file.statistics) for name, file in zip(names, files, strict=True) if file.statistics]
@@ -77,9 +94,26 @@ def evaluation_text(files: Sequence[Evaluated], context: int | None, windows: in
             blocks += [_statistics_table("KLD of a token", "distribution", compared)]
             count = compared[0][1].tokens
             blocks.append(f"{count:,} predictions in {windows} windows of {context} tokens; KLD in nats")
+        blocks += memory_notes(files)
     kinds = {kind: None for file in files for kind in file.scores}
     blocks += [_task_table(kind, files, names) for kind in kinds]
     return "\n\n".join(blocks)
+
+
+def memory_notes(files: Sequence[Evaluated]) -> list[str]:
+    """Return what has to be said of recipes that were evaluated in memory; empty where there are none."""
+    names = [
+        name for name, file in zip(short_names([file.name for file in files]), files, strict=True) if file.in_memory
+    ]
+    if not names:
+        return []
+    said = f"In memory: {', '.join(names)}. No file was written; weights are rounded as in one, sizes are promised."
+    if any(file.exact_activations for file in files):
+        said += (
+            " Where weights are quantized, llama.cpp rounds activations to 8 bits, too: that is not in it, and adds to "
+            "a file's divergence, most visibly where that is small."
+        )
+    return ["\n".join(wrapped(said))]
 
 
 def _summary(files: Sequence[Evaluated], names: Sequence[str]) -> str:
@@ -128,7 +162,7 @@ def _task_table(kind: str, files: Sequence[Evaluated], names: Sequence[str]) -> 
 def speed_table(rows: Sequence[tuple[ModelSize, Sequence[Speed]]]) -> str:
     """Lay out tokens per second, a line for each model and test, as in llama-bench."""
     lines = [("model", "size", "bpw", "test", "tokens/s")]
-    names = _names([str(size.path) for size, _ in rows])
+    names = short_names([str(size.path) for size, _ in rows])
     for name, (size, speeds) in zip(names, rows, strict=True):
         for speed in speeds:
             rate = f"{speed.mean:.2f} ± {speed.deviation:.2f}"
@@ -143,8 +177,9 @@ def evaluation_facts(files: Sequence[Evaluated]) -> list[dict[str, Any]]:
             "path": file.name,
             "bytes": file.size.bytes if file.size else None,
             "bpw": file.size.bpw if file.size else None,
-            **({"ppl": _plain(file.ppl)} if file.ppl and not file.statistics else {}),
-            **(_plain(file.statistics) if file.statistics else {}),
+            **({"in_memory": True, "exact_activations": file.exact_activations} if file.in_memory else {}),
+            **({"ppl": statistics_facts(file.ppl)} if file.ppl and not file.statistics else {}),
+            **(statistics_facts(file.statistics) if file.statistics else {}),
             **({"tasks": _scores(file)} if file.scores else {}),
         }
         for file in files
@@ -167,15 +202,16 @@ def _estimate(estimate: Estimate) -> str:
     return measured(estimate.value, estimate.error)
 
 
-def _names(paths: Sequence[str]) -> list[str]:
+def short_names(paths: Sequence[str]) -> list[str]:
     """Return the files' names in a table: the last part of their paths where these differ, else the paths."""
     short = [Path(path).name for path in paths]
     return [shown(name) for name in (short if len({*short}) == len({*paths}) else paths)]
 
 
-def _plain(value: Any) -> Any:
+def statistics_facts(value: Any) -> Any:
+    """Return statistics, or an estimate, for JSON: infinite values are None."""
     if dataclasses.is_dataclass(value):
-        return {entry.name: _plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+        return {entry.name: statistics_facts(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: statistics_facts(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,7 +23,7 @@ def spelling():
 
 
 def test_names_are_few_sorted_and_there():
-    assert len(planner.__all__) <= 16
+    assert len(planner.__all__) <= 18
     for name in planner.__all__:
         assert getattr(planner, name) is not None
     assert set(planner.__all__) <= set(dir(planner))
@@ -56,6 +56,7 @@ def test_importing_it_loads_nothing():
 
 
 def test_options_are_called_as_the_commands_call_them():
+    from planner.cli.compare import compare
     from planner.cli.evaluate import evaluate
     from planner.cli.frontier import frontier
     from planner.cli.measure import measure
@@ -70,6 +71,7 @@ def test_options_are_called_as_the_commands_call_them():
         (planner.State.frontier, frontier),
         (planner.quantize, quantize),
         (planner.evaluate, evaluate),
+        (planner.compare, compare),
     ):
         spelt = {word.lstrip("-").replace("-", "_") for option in command.params for word in option.opts}
         own = {"progress", "note"}  # which the command line draws and prints

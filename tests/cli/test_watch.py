@@ -48,6 +48,8 @@ def wait_until(condition, process):
     ("line", "watched"),
     [
         ("evaluate a.gguf --text b", True),
+        ("compare a.gguf b.gguf --text c", True),
+        ("card a.json", False),
         ("bench a.gguf", True),
         ("imatrix a.gguf --text b", True),
         ("sensitivity a.gguf --text b", True),
@@ -87,6 +89,7 @@ def commands(example, cheap):
     polish = ("--bpw", 5, "--polish", CALIBRATION, "-t", 1)
     return {
         "evaluate": (("evaluate", model, *text, "-c", 128), "are kept", ".prose-8m-f16.kld.*"),
+        "compare": (("compare", model, model, *text, "-c", 128), "shown and kept", ".prose-8m-f16.kld.*"),
         "imatrix": (("imatrix", model, *text, "-c", 64), "goes on from there", "imatrix.gguf.progress"),
         "sensitivity": (("sensitivity", model, *text, *state), "goes on from there", None),
         "bench": (("bench", model, "-r", 50, "-t", 1), "are shown", None),
@@ -94,7 +97,7 @@ def commands(example, cheap):
     }
 
 
-@pytest.mark.parametrize("command", ["evaluate", "imatrix", "sensitivity", "bench", "polish"])
+@pytest.mark.parametrize("command", ["evaluate", "compare", "imatrix", "sensitivity", "bench", "polish"])
 def test_a_crash_is_one_message(command, commands, notes, here, start, example):
     arguments, kept, middle = commands[command]
     before = {path.name for path in here.iterdir()}

@@ -1,0 +1,137 @@
+"""A comparison as one page of HTML, which needs nothing but itself: no network, no other file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from planner.llama.evaluate.results import Comparison
+from planner.report.comparison.tables import Line, lines, original_line
+from planner.report.evaluation import Evaluated, measured, memory_notes
+from planner.sizes import format_size
+from planner.text import plain
+
+__all__ = ["comparison_page"]
+
+_PLACE = re.compile(r"\{\{(\w+)\}\}")
+_HEADINGS = ("#", "file", "size", "bpw", "mean KLD", "99.9 %", "same top %", "ln PPL ratio", "PPL", "frontier")
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """Return the page. Names come from whoever named the files: they are escaped, and the page's policy lets nothing
+    run but its own script."""
+    every = lines(comparison)
+    style, script = _part("style.css"), _part("chart.js")
+    title = f"{Path(comparison.original.name).name.removesuffix('.gguf')}, quantized"
+    return _filled(
+        _part("page.html"),
+        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'",
+        title=_safe(title),
+        summary=_safe(" ".join(original_line(comparison).split())),
+        style=style,
+        script=script,
+        table=_table(every),
+        notes=_safe(_notes(every)),
+        data=_data(every),
+    )
+
+
+def _filled(template: str, **values: str) -> str:
+    """Fill in a template in one go, so that nothing in a value is taken for a place to fill."""
+    return _PLACE.sub(lambda found: values[found[1]], template)
+
+
+def _part(name: str) -> str:
+    return resources.files("planner.report.comparison").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _safe(text: str) -> str:
+    return html.escape(plain(text))
+
+
+def _data(every: Sequence[Line]) -> str:
+    """Return what the script draws, as JSON in which no tag can end."""
+    points = [
+        {
+            "place": line.place, "name": plain(line.name), "bytes": line.result.bytes, "bpw": line.result.bpw,
+            "kld": _finite(line.result.statistics.kld.value), "error": _finite(line.result.statistics.kld.error) or 0,
+            "stands": line.standing.kind, "shown": _kld(line), "more": [
+                f"99.9 %: {line.result.statistics.kld_999:.3g}; same top {_top(line)} %",
+                f"On the frontier: {line.stands}",
+                *(["Evaluated in memory"] if line.result.in_memory else []),
+            ],
+        }
+        for line in every
+    ]  # fmt: skip
+    return json.dumps({"points": points}, allow_nan=False).replace("<", "\\u003c")
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None
+
+
+def _number(value: float) -> str:
+    """Spell a number as JavaScript reads it."""
+    return repr(value).replace("inf", "Infinity")
+
+
+def _kld(line: Line) -> str:
+    return measured(line.result.statistics.kld.value, line.result.statistics.kld.error)
+
+
+def _top(line: Line) -> str:
+    return measured(100 * line.result.statistics.same_top.value, 100 * line.result.statistics.same_top.error)
+
+
+def _table(every: Sequence[Line]) -> str:
+    head = "".join(f'<th scope="col"{_left(number)}>{_safe(heading)}</th>' for number, heading in enumerate(_HEADINGS))
+    rows = "\n".join(map(_row, every))
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
+
+
+def _left(column: int) -> str:
+    return ' class="left"' if column == _HEADINGS.index("file") else ""
+
+
+def _row(line: Line) -> str:
+    result, found = line.result, line.result.statistics
+    memory = " <small>in memory</small>" if result.in_memory else ""
+    cells = [
+        (str(line.place), line.place),
+        (format_size(result.bytes), result.bytes),
+        (f"{result.bpw:.3f}", result.bpw),
+        (_kld(line), found.kld.value),
+        (f"{found.kld_999:.3g}", found.kld_999),
+        (_top(line), found.same_top.value),
+        (measured(found.ln_ppl_ratio.value, found.ln_ppl_ratio.error), found.ln_ppl_ratio.value),
+        (f"{found.ppl.value:.4f}", found.ppl.value),
+    ]
+    first, *rest = (f'<td data-value="{_number(value)}">{_safe(text)}</td>' for text, value in cells)
+    name = f'<th scope="row">{_safe(line.name)}{memory}</th>'
+    order = ("frontier", "tie", "beaten").index(line.standing.kind)
+    stands = f'<td class="stands" data-value="{order}">{_safe(line.stands)}</td>'
+    return f'<tr data-place="{line.place}" class="{line.standing.kind}-row">{first}{name}{"".join(rest)}{stands}</tr>'
+
+
+def _notes(every: Sequence[Line]) -> str:
+    said = [
+        "Mean KLD is the Kullback-Leibler divergence of a file's predictions from the original's, in nats a token, "
+        "with its standard error; 99.9 % that of all but one token in a thousand at the most; same top how often both "
+        "find the same token most likely; ln PPL ratio the logarithm of the perplexity over the original's. "
+        "Files are told apart by paired differences of at least three standard errors."
+    ]
+    evaluated = [
+        Evaluated(None, one.name, in_memory=one.result.in_memory, exact_activations=one.result.exact_activations)
+        for one in every
+    ]
+    return " ".join([*said, *(" ".join(note.split()) for note in memory_notes(evaluated))])
