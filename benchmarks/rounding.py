@@ -1,7 +1,8 @@
 """What refined codes are worth, and what they cost: each type's error, divergence, and time.
 
     python -m benchmarks.rounding types MODEL COVARIANCES [TENSOR…]
-    python -m benchmarks.rounding divergence MODEL IMATRIX COVARIANCES TEXT TYPE…
+    python -m benchmarks.rounding divergence MODEL IMATRIX COVARIANCES TEXT [TYPE…]
+    python -m benchmarks.rounding shrinkage MODEL TYPE CALIBRATION EVALUATION TOKENS…
     python -m benchmarks.rounding speed [THREADS…]
     python -m benchmarks.rounding time MODEL IMATRIX COVARIANCES TYPE
 
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from planner import cli
 from planner.formats.ggml import dequantize_rows, formats, quantize_rows
 from planner.formats.ggml.refine import Metric, can_refine, refine_rows
 from planner.gguf import open_model, read_imatrix, why_left_alone
@@ -34,6 +36,8 @@ from planner.gguf.refinement import Refinement
 
 ROWS = 128
 CONTEXT = 256
+EVALUATED = 8192  # tokens
+SHRINKAGES = (0.01, 0.1, 0.3, 1.0, 3.0)
 
 
 def types(model_path: Path, covariances_path: Path, *names: str) -> None:
@@ -90,7 +94,7 @@ def divergence(model_path: Path, imatrix_path: Path, covariances_path: Path, tex
         tempfile.TemporaryDirectory() as folder,
     ):  # fmt: skip
         file, found = Path(folder, "file.gguf"), []
-        for name in names:
+        for name in names or [each.name for each in formats().values() if can_refine(each)]:
             chosen = dict.fromkeys(free_tensors(model, formats()[name]), name)
             both = []
             for refinement in (None, Refinement(covariances)):
@@ -99,6 +103,40 @@ def divergence(model_path: Path, imatrix_path: Path, covariances_path: Path, tex
             found.append(both[1] / both[0])
             print(f"{name:8}  {both[0]:12.6f}  {both[1]:8.6f}  {found[-1]:6.3f}", flush=True)
         print(f"geometric mean {np.exp(np.log(found).mean()):.3f}, worst {max(found):.3f}")
+
+
+def shrinkage(model_path: Path, name: str, calibration: str, evaluation: str, *counts: str) -> None:
+    print("tokens      λ   ggml's codes   refined   ratio")
+    with open_model(model_path) as model, tempfile.TemporaryDirectory() as folder:
+        chosen = dict.fromkeys(free_tensors(model, formats()[name]), formats()[name])
+        file, imatrix = Path(folder, "covariances.gguf"), Path(folder, "imatrix.gguf")
+        for count in counts:
+            arguments = ["imatrix", str(model_path), "--text", calibration, "-c", str(CONTEXT), "-o", str(imatrix)]
+            if cli.run([*arguments, "--chunks", str(int(count) // CONTEXT), "--covariance", str(file)]):
+                sys.exit(1)
+            with Covariances.open(file) as covariances:
+                plain = in_memory(model, chosen, read_imatrix(imatrix), None, Path(evaluation))
+                for value in SHRINKAGES:
+                    refinement = Refinement(covariances, value)
+                    kld = in_memory(model, chosen, read_imatrix(imatrix), refinement, Path(evaluation))
+                    print(f"{int(count):6,}  {value:5}  {plain:13.6f}  {kld:8.6f}  {kld / plain:6.3f}", flush=True)
+            file.unlink()
+            imatrix.unlink()
+
+
+def in_memory(model, chosen, imatrix, refinement, text: Path) -> float:
+    from planner.llama.evaluate.baseline import record
+    from planner.llama.evaluate.compare import diverge
+    from planner.llama.passes.perturb import open_perturber
+    from planner.llama.text import spread_windows
+
+    with open_perturber(
+        model.path, model, imatrix, refinement=refinement, context=CONTEXT, threads=2, gpu_layers=0
+    ) as changer:
+        (windows,) = spread_windows(changer.engine, text, CONTEXT, EVALUATED)
+        with record(changer.engine, windows) as baseline:
+            changer.change({tensor: fmt for tensor, fmt in chosen.items() if tensor in changer.weights})
+            return float(diverge(changer.engine, baseline).kld.mean(dtype=np.float64))
 
 
 def speed(*threads: str) -> None:
@@ -151,8 +189,15 @@ def once(model_path: Path, imatrix_path: Path, name: str, *covariances: str) -> 
 
 
 def main(command: str = "", *arguments: str) -> None:
-    commands = {"types": types, "divergence": divergence, "speed": speed, "time": timed, "once": once}
-    files = {"types": 2, "divergence": 4, "time": 3, "once": 2}.get(command, 0)
+    commands = {
+        "types": types,
+        "divergence": divergence,
+        "shrinkage": shrinkage,
+        "speed": speed,
+        "time": timed,
+        "once": once,
+    }
+    files = {"types": 2, "divergence": 4, "shrinkage": 1, "time": 3, "once": 2}.get(command, 0)
     if command not in commands:
         sys.exit(__doc__)
     commands[command](*map(Path, arguments[:files]), *arguments[files:])

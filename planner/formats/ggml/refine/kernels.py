@@ -23,7 +23,6 @@ Doubles = NDArray[np.float64]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _DEEP, _WIDE = 64, 128  # of the part of the covariance that rows are multiplied with at a time: 32 KiB, a cache
-_REFITS = 2  # sweeps in which scales are refitted: all of them may move, which costs as much as `products`
 _LEAST = np.float32(1e-4)  # of what a step changes by itself: gains below are as likely rounding
 _PAYS = 0.01  # of all that a row has gained: with less in one sweep, it is done
 _TWO = np.float32(2)  # an integer would make a double of a product
@@ -321,7 +320,7 @@ def descend(state: State, choices: Choices, gradient: Floats, h: Floats, panel: 
                 if active[r]:
                     g, m = gradient[r], moved[r]
                     won[r] += _recode(state, choices, r, g, m, h, a, e)
-                    if sweep < _REFITS:
+                    if sweep == 0:  # all may move, which costs as much as `products`; a second time gains 0.5 %
                         won[r] += _scales(state, choices, r, g, m, h, a, e)
                     won[r] += _recode(state, choices, r, g, m, h, a, e)
             _spread(gradient, moved[:, : e - a], h, a, True)

@@ -22,7 +22,7 @@ Doubles = NDArray[np.float64]
 
 SHRINKAGE = 1.0
 """λ by which off-diagonal covariances are shrunk: the best, or within 3 % of it, on the models that were tried."""
-REFINEMENT_VERSION = 1
+REFINEMENT_VERSION = 2
 """Raise it when a code would change."""
 _PANEL = 64
 _SWEEPS = 3
