@@ -9,6 +9,7 @@ from planner.errors import UsageError
 from planner.formats.ggml import Format
 from planner.formats.registry import family_named
 from planner.plan.candidates import Candidates
+from planner.plan.cards import in_ram
 from planner.plan.families import fused_ties
 from planner.plan.findings import Findings, not_measured
 from planner.plan.losses import Losses
@@ -35,7 +36,7 @@ def arrange(findings: Findings, request: PlanRequest, factors: Mapping[str, floa
     counted = losses.stored_as(inventory).in_family(request.family).where(request.run_on)
     candidates = Candidates(
         inventory, counted, allowed=request.formats, pins=request.pins, floors=request.floors, caps=request.caps,
-        ties=(*request.ties, *fused_ties(inventory, request.family)),
+        ties=(*request.ties, *fused_ties(inventory, request.family)), unlimited=_unlimited(inventory, request),
     )  # fmt: skip
     return Arranged(inventory, losses, candidates)
 
@@ -50,6 +51,13 @@ def _inventory(findings: Findings, request: PlanRequest) -> Inventory:
     inventory = family.inventory(findings.inventory)
     _check_measured(inventory, measured, request.formats or ())
     return inventory
+
+
+def _unlimited(inventory: Inventory, request: PlanRequest) -> list[str]:
+    """Return the tensors whose bytes no limit counts, where the only one is the memory of a card that they stay off."""
+    if request.fit is None or request.fit.vram is None or request.target is not None:
+        return []
+    return in_ram(inventory) if request.budget is None and request.bpw is None else []
 
 
 def _check_measured(inventory: Inventory, measured: Collection[str], wanted: Iterable[Format]) -> None:

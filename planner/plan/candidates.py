@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from planner.errors import UsageError, option
@@ -12,7 +12,11 @@ from planner.plan.losses import Losses
 from planner.plan.rules import Rule, Tie, match_rules, tied
 from state import Inventory, TensorRecord
 
-__all__ = ["Candidate", "Candidates", "TiedGroup"]
+__all__ = ["MOST_UNLIMITED", "Candidate", "Candidates", "TiedGroup"]
+
+MOST_UNLIMITED = 8.5
+"""Bits per weight, those of q8_0, that a tensor gets at the most where no limit counts its bytes: what more bits save is
+less than predictions are sure of, and files would be gigabytes larger for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +45,9 @@ class TiedGroup:
 class Candidates:
     """Everything to choose from. `fixed` are the tensors that stay as they are; `pins` the pin of each pinned tensor.
 
-    `losses` are of the inventory's family; `allowed` are the formats to choose from, None for all. Raises UsageError
-    for rules that cannot be satisfied.
+    `losses` are of the inventory's family; `allowed` are the formats to choose from, None for all. Tensors that are
+    `unlimited`, as no limit counts their bytes, get at most the bits of q8_0, unless rules leave them nothing so small.
+    Raises UsageError for rules that cannot be satisfied.
     """
 
     def __init__(
@@ -55,13 +60,14 @@ class Candidates:
         floors: Sequence[Rule],
         caps: Sequence[Rule],
         ties: Sequence[Tie],
+        unlimited: Collection[str] = (),
     ) -> None:
         self.fixed = [tensor for tensor in inventory.tensors if tensor.left_alone is not None]
         by_name = {tensor.name: tensor for tensor in inventory.tensors}
         self.pins = {name: rules[0] for name, rules in match_rules(pins, inventory, "pin", exclusive=True).items()}
         self._bounds = match_rules(floors, inventory, "min"), match_rules(caps, inventory, "max")
         self._allowed = None if allowed is None else {fmt.name for fmt in allowed}
-        self._losses = losses
+        self._losses, self._unlimited = losses, unlimited
         self._measured: dict[str, list[str]] = {}
         for tensor, fmt in losses.errors:
             self._measured.setdefault(tensor, []).append(fmt)
@@ -82,6 +88,8 @@ class Candidates:
             )
         options = [tuple(other[name] for other in each) for name in common]
         options.sort(key=lambda option: (sum(entry.nbytes for entry in option), sum(entry.loss for entry in option)))
+        if all(tensor.name in self._unlimited for tensor in tensors):
+            options = [option for option in options if option[0].format.bpw <= MOST_UNLIMITED] or options
         return TiedGroup(tuple(tensors), tuple(options))
 
     def _candidates_of(self, tensor: TensorRecord) -> list[Candidate]:

@@ -19,7 +19,7 @@ from planner.sizes import align, format_size
 from planner.terms import FamilyName
 from state import Inventory, TensorRecord
 
-__all__ = ["Card", "Fit", "cards_of", "check_fit", "limits_on_cards", "needs_of", "parse_fit"]
+__all__ = ["Card", "Fit", "cards_of", "check_fit", "in_ram", "limits_on_cards", "needs_of", "parse_fit"]
 
 _ALIGNMENT = 128  # of tensors in a buffer on the card (ggml_backend_cuda_buffer_type_get_alignment in ggml-cuda.cu)
 _KEPT_BY = ("attn_", "ssm_", "shortconv", "time_mix")  # beginnings of roles: what works with a block's context
@@ -137,6 +137,12 @@ def needs_of(inventory: Inventory) -> Needs:
     return Needs.of(inventory.architecture, inventory.metadata, shapes)
 
 
+def in_ram(inventory: Inventory) -> list[str]:
+    """Return the tensors that llama.cpp keeps off a card although the model goes there."""
+    names = {tensor.name for tensor in inventory.tensors}
+    return [tensor.name for tensor in inventory.tensors if stays_in_ram(tensor.name, names)]
+
+
 def cards_of(inventory: Inventory, fit: Fit | None, devices: Sequence[Device]) -> list[Card]:
     """Return the cards that are to hold a context: one for the whole model, or the devices. A device keeps the context
     of the blocks whose attention (or recurrent layer) it holds, most of it; the first that keeps any has the encoder.
@@ -147,9 +153,8 @@ def cards_of(inventory: Inventory, fit: Fit | None, devices: Sequence[Device]) -
         return []
     needs = needs_of(inventory)
     if fit.vram is not None:
-        names = [tensor.name for tensor in inventory.tensors]
-        in_ram = tuple(name for name in names if stays_in_ram(name, names))
-        return [Card(VRAM, fit.vram, frozenset(names) - {*in_ram}, needs, fit, in_ram=in_ram)]
+        names, aside = frozenset(tensor.name for tensor in inventory.tensors), tuple(in_ram(inventory))
+        return [Card(VRAM, fit.vram, names - {*aside}, needs, fit, in_ram=aside)]
     where = assign_devices(devices, inventory)
     keepers = _keepers(inventory, where, {layer.block for layer in needs.layers})
     found: list[Card] = []

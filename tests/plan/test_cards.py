@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from planner.errors import BudgetError, ModelError, StateFileError, UsageError, option
 from planner.fit import RESERVE, Context
 from planner.plan.cards import Fit, parse_fit
-from planner.plan.rules import parse_device
+from planner.plan.rules import parse_device, parse_rule, parse_tie
+from planner.plan.target import Target
 from planner.report import memory_lines
 from planner.sizes import parse_size
 from tests.tiny import Load, Search, padded, write
@@ -57,8 +58,8 @@ def fit(vram=None, tokens=512, margin=1000, mmproj=0, **more):
 @EVEN
 @given(data=st.data())
 def test_the_best_of_all_that_fit(tiny, tied, data):
-    for state, load in ((tiny, ON_CARD), (tied, TIED_ON_CARD)):
-        search = Search(state)
+    for state, load, spare in ((tiny, ON_CARD, {"token_embd.weight": "q8_0"}), (tied, TIED_ON_CARD, {})):
+        search = Search(state, pins=spare)  # what no limit counts gets the bits of q8_0
         weights = search.weights(load)
         tokens = data.draw(st.integers(1, 2000), label="tokens")
         cells = -(-tokens // 256) * 256
@@ -71,6 +72,25 @@ def test_the_best_of_all_that_fit(tiny, tied, data):
         assert limit.used == load.of(state, bytes_of) + beside <= limit.capacity == capacity
         assert (card.beside.kv, card.beside.mmproj, card.beside.compute) == (2 * TOKEN * cells, 77, 1000)
         assert card.beside.per_token == 2 * TOKEN
+
+
+def test_what_stays_in_ram_is_no_larger_than_it_is_worth(tiny):
+    """q8_0 at most, as long as nothing else is said of its size."""
+    card, name = fit(10**9), "token_embd.weight"
+
+    def given(**more):
+        return tiny.plan(fit=card, **more).recipe.formats
+
+    assert set(given().values()) == {"f16", "f32", "q8_0"}  # all that is on the card is copied
+    assert given()[name] == "q8_0"
+    assert given()["output.weight"] == "f16"
+    largest = sum(padded(size) for size in tiny.fixed.values()) + 10**6
+    for more in (
+        {"budget": largest}, {"pins": (parse_rule(f"{name}=f16"),)}, {"floors": (parse_rule(f"{name}=f16"),)},
+        {"target": Target(loss=0.0)}, {"ties": parse_tie("token_embd|output")},
+    ):  # fmt: skip
+        assert given(**more)[name] == "f16", more
+    assert given(caps=(parse_rule(f"{name}=q4_K"),))[name] == "q4_K"
 
 
 @EVEN

@@ -17,9 +17,9 @@ function explore(data) {
   const chart = makeChart(problem, measure, (size, moving) => (size === undefined ? settle() : setBudget(size, moving)));
   const act = { select, pin };
   const map = makeMap(problem, act);
-  const solvedFor = (size) => solve(problem, size - problem.overhead, view.pins, given);
+  const solvedFor = (size, quick) => solve(problem, size - problem.overhead, memory.pins(view.pins), given, quick);
   const memory = makeMemory(problem, {
-    least: () => problem.overhead + smallest(problem, view.pins).bytes, answer: solvedFor,
+    least: () => problem.overhead + smallest(problem, memory.pins(view.pins)).bytes, answer: (size) => solvedFor(size),
     ask: (size) => { view.budget = size; settle(); }, again: () => show(true),
   });
   const table = makeRoles(problem, (role, format) => {
@@ -31,7 +31,7 @@ function explore(data) {
   });
 
   function solved(quick) {
-    const answer = solve(problem, view.budget - problem.overhead, view.pins, given, quick);
+    const answer = solvedFor(view.budget, quick);
     view.answer = { ...answer, pins: [...view.pins], size: problem.overhead + answer.bytes };
     return view.answer;
   }

@@ -4,11 +4,11 @@ const GIB = 2 ** 30;
 const ON_CARD = 128; // bytes that tensors are aligned to there (planner/plan/cards.py)
 
 /** The choice of a card and a context; `ask(size)` is told the size that fits, `least()`
-    and `answer(size)` say what there is, `again()` shows the present answer again. */
+    and `answer(size)` say what there is, both with `pins`, `again()` shows the present answer again. */
 function makeMemory(problem, { least, answer, ask, again }) {
   const { memory } = problem.data;
   at("fit").hidden = !memory;
-  if (!memory) return { fit: () => false, show() {}, leave() {} };
+  if (!memory) return { fit: () => false, show() {}, leave() {}, pins: (pins) => pins };
   const inRam = new Set(memory.inRam), [card, context, cache] = ["card", "context", "cache"].map(at);
   const options = (select, entries) => select.replaceChildren(...entries.map(([value, words]) => element("option", { value }, words)));
   const once = (field) => [...new Set(memory.contexts.map((one) => one[field]))];
@@ -20,13 +20,20 @@ function makeMemory(problem, { least, answer, ask, again }) {
   const chosenContext = () => memory.contexts.find((one) => one.tokens === Number(context.value) && one.kv === cache.value);
   const beside = ({ cache: kept, state, compute, reserve }) => kept + state + compute + reserve;
 
+  // what stays in main memory takes nothing of the card: it gets what solve --vram gives it (planner/plan/candidates.py)
+  const aside = problem.members.map((tensors, g) => {
+    if (!tensors.every((tensor) => inRam.has(tensor.index))) return -1;
+    const small = (pick) => 8 * tensors[0].options[pick].bytes <= memory.mostInRam * tensors[0].elements;
+    return problem.kept[g].findLast(small) ?? problem.kept[g].at(-1);
+  });
+
   /** Bytes of a recipe's tensors on the card. */
   function onCard(picks) {
     return problem.tensors.reduce((sum, tensor) => (inRam.has(tensor.index) ? sum
       : sum + Math.ceil(chosen(tensor, picks).bytes / ON_CARD) * ON_CARD), 0);
   }
 
-  /** Ask for the largest size whose recipe fits, by bisection: what stays in main memory depends on the recipe. */
+  /** Ask for the largest size whose recipe fits, by bisection: tensors are padded otherwise there than in the file. */
   function fit() {
     if (card.value === "") return false;
     const room = Number(card.value) * GIB - beside(chosenContext());
@@ -44,6 +51,8 @@ function makeMemory(problem, { least, answer, ask, again }) {
   for (const select of [card, context, cache]) select.addEventListener("change", () => fit() || again());
   return {
     fit,
+    /** A visitor's pins, and where there is a card, what tensors get that stay off it. */
+    pins: (pins) => (card.value === "" ? pins : pins.map((pin, g) => (pin < 0 ? aside[g] : pin))),
     /** Say what an answer takes on the card. */
     show({ picks, fits }) {
       const used = chosenContext(), weights = onCard(picks), total = weights + beside(used), room = Number(card.value) * GIB;

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from planner.errors import ModelError, StateFileError
-from planner.fit import Context, stays_in_ram
+from planner.fit import Context
 from planner.formats.registry import family_named
-from planner.plan.cards import needs_of
+from planner.plan.candidates import MOST_UNLIMITED
+from planner.plan.cards import in_ram, needs_of
 from planner.plan.curve import MEMORIES
 from planner.terms import FamilyName
 from state import Inventory
@@ -33,7 +34,7 @@ def memory_data(inventory: Inventory, family: FamilyName) -> dict[str, object] |
         lengths.append(tokens)
         tokens *= 2
     contexts = [Context.parse(tokens, kind) for kind in _KINDS for tokens in lengths]
-    names = [tensor.name for tensor in inventory.tensors]
+    aside = frozenset(in_ram(inventory))
     return {
         "cards": [size // 2**30 for size in MEMORIES],
         "contexts": [
@@ -44,6 +45,7 @@ def memory_data(inventory: Inventory, family: FamilyName) -> dict[str, object] |
             for context in contexts if needs.can_keep(context)
             for beside in (needs.beside(context),)
         ],
-        "inRam": [index for index, name in enumerate(names) if stays_in_ram(name, names)],
+        "inRam": [index for index, tensor in enumerate(inventory.tensors) if tensor.name in aside],
+        "mostInRam": MOST_UNLIMITED,
         "notes": needs.notes(contexts[0]),
     }  # fmt: skip
