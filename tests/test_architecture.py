@@ -38,8 +38,8 @@ ORDER = (
     ("planner.fit", "parameters layers context compute needs __init__"),
     (
         "planner.gguf",
-        "entry legacy llama_cpp metadata contents provenance tensor reader container model encoder health imatrix "
-        "products covariance layout refinement quantize sums imatrix_writer covariance_writer vocabulary __init__",
+        "entry legacy llama_cpp metadata contents provenance tensor reader container model encoder parameters "
+        "health imatrix products covariance layout refinement quantize sums imatrix_writer covariance_writer vocabulary __init__",
     ),
     ("planner.recipe", "recipe recount __init__"),
     (

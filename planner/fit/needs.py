@@ -10,8 +10,13 @@ from planner.fit.compute import RESERVE, compute_bytes
 from planner.fit.context import Context, fits_in
 from planner.fit.layers import INDEXED, Layer, is_known, layers_of
 from planner.fit.parameters import Metadata, Parameters
+from planner.sizes import align
 
-__all__ = ["Beside", "Needs", "longest", "stays_in_ram"]
+__all__ = ["ALIGNMENT", "Beside", "Needs", "longest", "stays_in_ram", "weights_on_card"]
+
+ALIGNMENT = 128
+"""Bytes that tensors in a buffer on a card are aligned to (ggml_backend_cuda_buffer_type_get_alignment in
+ggml-cuda.cu)."""
 
 # Which llama.cpp looks rows up in, and keeps in main memory whatever -ngl says (LLM_TENSOR_LAYER_INPUT in
 # llama-arch.cpp)
@@ -31,6 +36,15 @@ def stays_in_ram(name: str, names: Collection[str]) -> bool:
     False
     """
     return name in _LOOKED_UP and (name != "token_embd.weight" or "output.weight" in names)
+
+
+def weights_on_card(sizes: Mapping[str, int]) -> int:
+    """Return what a model's tensors (name → bytes) take on a card that has all layers.
+
+    >>> weights_on_card({"token_embd.weight": 1000, "output.weight": 1000})
+    1024
+    """
+    return sum(align(size, ALIGNMENT) for name, size in sizes.items() if not stays_in_ram(name, sizes))
 
 
 @dataclass(frozen=True, slots=True)

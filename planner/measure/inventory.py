@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.fit import KEYS, as_text
-from planner.gguf import Imatrix, Model, Value, header_bytes, why_left_alone
+from planner.gguf import Imatrix, Model, header_bytes, why_left_alone
+from planner.gguf.parameters import own_parameters
 from planner.gguf.provenance import provenance_pairs
 from planner.gguf.refinement import Refinement
 from planner.measure.loop import Settings
@@ -18,7 +18,6 @@ def take_inventory(
     model: Model, imatrix: Imatrix | None, settings: Settings, refinement: Refinement | None = None
 ) -> Inventory:
     """Return the facts that a plan needs of a model when the model is not at hand."""
-    parameters = {key: _kept(model.metadata.brief(f"{model.architecture}.{key}")) for key in KEYS}
     return Inventory(
         model_name=model.metadata.text("general.name") or model.path.stem,
         architecture=model.architecture,
@@ -30,7 +29,7 @@ def take_inventory(
         imatrix_digest=imatrix.digest if imatrix else None,
         has_means=imatrix is not None and imatrix.has_means,
         metadata={
-            **{key: value for key, value in parameters.items() if value is not None},
+            **{key: value for key, value in own_parameters(model).items() if len(str(value)) <= LONGEST_NAME},
             **_head_groups(model),
             "sampling.seed": settings.seed,
             "sampling.tolerance": settings.tolerance,
@@ -49,14 +48,6 @@ def take_inventory(
             for tensor in model.tensors
         ),
     )
-
-
-def _kept(value: Value | None) -> int | str | None:
-    """Return a whole number of the metadata, or a list of them as text; None for all else."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iub" and value.size <= LONGEST_NAME:
-        text = as_text(value.tolist())
-        return text if len(text) <= LONGEST_NAME else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _head_groups(model: Model) -> dict[str, int]:

@@ -15,8 +15,8 @@ from state import Inventory, TensorRecord
 __all__ = ["MOST_UNLIMITED", "Candidate", "Candidates", "TiedGroup"]
 
 MOST_UNLIMITED = 8.5
-"""Bits per weight, those of q8_0, that a tensor gets at the most where no limit counts its bytes: what more bits save is
-less than predictions are sure of, and files would be gigabytes larger for it."""
+"""Bits per weight, those of q8_0, that a tensor gets at the most where no limit counts its bytes: what more bits would
+save is less than any prediction is sure of, and files would be gigabytes larger for it."""
 
 
 @dataclass(frozen=True, slots=True)

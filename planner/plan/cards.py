@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from planner.errors import BudgetError, StateFileError, UsageError, option
-from planner.fit import Beside, Context, Needs, longest, stays_in_ram
+from planner.fit import ALIGNMENT, Beside, Context, Needs, longest, stays_in_ram
 from planner.formats.registry import family_named
 from planner.names.gguf import parse_name
 from planner.plan.candidates import Candidates
@@ -21,7 +21,6 @@ from state import Inventory, TensorRecord
 
 __all__ = ["Card", "Fit", "cards_of", "check_fit", "in_ram", "limits_on_cards", "needs_of", "parse_fit"]
 
-_ALIGNMENT = 128  # of tensors in a buffer on the card (ggml_backend_cuda_buffer_type_get_alignment in ggml-cuda.cu)
 _KEPT_BY = ("attn_", "ssm_", "shortconv", "time_mix")  # beginnings of roles: what works with a block's context
 _SMALLER = ("q8_0", "q4_0")  # types of keys and values to suggest, the better first
 
@@ -206,7 +205,7 @@ def limits_on_cards(limits: Sequence[SizeLimit], cards: Sequence[Card], candidat
 
 def _for_weights(card: Card, fixed: Sequence[TensorRecord]) -> SizeLimit:
     def weigh(tensor: TensorRecord, nbytes: int) -> int:
-        return align(nbytes, _ALIGNMENT) if tensor.name in card.tensors else 0
+        return align(nbytes, ALIGNMENT) if tensor.name in card.tensors else 0
 
     return SizeLimit(card.name, card.capacity, sum(weigh(tensor, tensor.nbytes) for tensor in fixed), weigh)
 

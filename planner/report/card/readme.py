@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from planner.fit import Beside, Context
 from planner.formats.registry import family_named
 from planner.llama.evaluate.results import Compared
 from planner.recipe import Recipe
@@ -18,21 +19,21 @@ from planner.sizes import format_size
 from planner.text import command, plain
 from planner.version import __version__
 
-__all__ = ["Card", "Entry", "readme"]
+__all__ = ["Card", "Entry", "Room", "readme"]
 
 _MEMORIES = (2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)  # GiB
-_SHARE, _LEAST = 0.1, 1 << 30  # of a memory that is left for context and buffers; bytes of it at least
 _SPECIAL = re.compile(r"([\\`*_\[\]<>#!|~&:])")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: what it is `called` in the repository, where it or its recipe is now (`given`), its label if it has
-    one, how it was made, as far as that is known, and how it was evaluated."""
+    """One file: what it is `called` in the repository, where it or its recipe is now (`given`), how many bytes of it
+    lie `on_card`, its label if it has one, how it was made, as far as that is known, and how it was evaluated."""
 
     called: str
     given: Path
     bytes: int
+    on_card: int
     bpw: float
     label: str | None
     recipe: Recipe | None
@@ -40,9 +41,18 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Room:
+    """What a graphics card is to hold `beside` the weights, for a `context`; `notes` say what to know of that."""
+
+    context: Context
+    beside: Beside
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Card:
     """All that a card says. `repository` and `dataset` are ORG/NAME; `pipeline` what the hub files the model under;
-    `windows` and `context` are of the evaluation, if there is one."""
+    `room` is None for another engine than llama.cpp; `windows` and `context` are of the evaluation, if there is one."""
 
     name: str
     facts: Facts
@@ -51,6 +61,7 @@ class Card:
     repository: str | None = None
     dataset: str | None = None
     pipeline: str | None = None
+    room: Room | None = None
     context: int = 0
     windows: int = 0
 
@@ -103,18 +114,14 @@ def _introduction(card: Card) -> list[str]:
 
 def _table(card: Card) -> str:
     evaluated = any(entry.result for entry in card.entries)
-    more = " mean KLD | 99.9 % | same top |" if evaluated else ""
-    rows = [
-        f"| file | size | bpw |{more} memory |",
-        f"|---|---:|---:|{'---:|---:|---:|' if evaluated else ''}---:|",
-    ]
+    head = ["size", "bpw", *(["mean KLD", "99.9 %", "same top"] if evaluated else [])]
+    head += ["memory"] if card.room else []
+    rows = [f"| file | {' | '.join(head)} |", f"|---|{'---:|' * len(head)}"]
     for entry in sorted(card.entries, key=lambda each: each.bytes):
-        figures = f" {' | '.join(_figures(entry))} |" if evaluated else ""
-        memory = _memory(entry.bytes)
-        rows.append(
-            f"| `{entry.called}` | {format_size(entry.bytes)} | {entry.bpw:.3f} |{figures} "
-            f"{f'{memory} GiB' if memory else ''} |"
-        )
+        cells = [format_size(entry.bytes), f"{entry.bpw:.3f}", *(_figures(entry) if evaluated else ())]
+        if card.room is not None:
+            cells.append(_memory(entry.on_card + card.room.beside.total))
+        rows.append(f"| `{entry.called}` | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -129,16 +136,15 @@ def _figures(entry: Entry) -> tuple[str, str, str]:
     )  # fmt: skip
 
 
-def _memory(nbytes: int) -> int | None:
-    """Return the smallest usual memory, in GiB, that holds a file and what is left for its context."""
-    return next((size for size in _MEMORIES if nbytes + max(_LEAST, _SHARE * size * 2**30) <= size * 2**30), None)
+def _memory(nbytes: int) -> str:
+    """Return the smallest usual memory that holds so many bytes; nothing where none does."""
+    return next((f"{size} GiB" for size in _MEMORIES if nbytes <= size * 2**30), "")
 
 
 def _notes(card: Card) -> list[str]:
-    said = [
-        "*bpw* is bits of tensor data per weight; *memory* the smallest of usual sizes that holds the file and leaves "
-        "a tenth of it, 1 GiB at least, for context and buffers. A long context needs more."
-    ]
+    said = ["*bpw* is bits of tensor data per weight."]
+    if card.room is not None:
+        said.append(_assumed(card.room))
     if any(entry.result for entry in card.entries):
         said.append(
             "*KLD* is the Kullback-Leibler divergence of predictions from the original's, in nats a token, its mean "
@@ -153,6 +159,22 @@ def _notes(card: Card) -> list[str]:
             f"this model, and at most {100 * TOLERANCE:g} % away: the file is not that mix, but of about its size."
         )
     return said
+
+
+def _assumed(room: Room) -> str:
+    """Say what a memory is to hold."""
+    context, beside = room.context, room.beside
+    parts = [
+        "weights, without the embeddings that llama.cpp keeps in RAM",
+        *([f"{format_size(beside.kv)} of keys and values in {context.kv[0]}"] if beside.kv else []),
+        *([f"{format_size(beside.state)} of recurrent state"] if beside.state else []),
+        f"{format_size(beside.compute)} to compute in",
+    ]
+    more = f" Every token more takes {beside.per_token:,} bytes." if beside.per_token else ""
+    return (
+        "*memory* is that of the smallest usual graphics card that holds all layers and a context of "
+        f"{context.tokens:,} tokens: {', '.join(parts)}, and {format_size(beside.reserve)} left free.{more}"
+    )
 
 
 def _running(card: Card) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import planner
 from planner.gguf import open_model
 from planner.recipe import load_recipe
 from planner.report.card import facts_of
@@ -69,6 +70,27 @@ def test_a_card(run, here, example, recipes):
     assert str(EXAMPLES) not in body  # no paths of this machine
 
 
+@pytest.mark.parametrize("ctx", [None, 1 << 20, 3 << 20])
+def test_memories_are_for_a_context(run, here, cheap, example, recipes, ctx):
+    """The memory that is named holds the file with its context, as solve counts it, and the next smaller does not."""
+    tokens, name = ctx or 512, recipes[1]  # the model was trained on 512
+    sizes = {choice.name: choice.bytes for choice in load_recipe(here / name).tensors}
+    weights = sum(-(-size // 128) * 128 for tensor, size in sizes.items() if tensor != "token_embd.weight")
+    with planner.open_state(cheap, read_only=True) as state:
+        (card,) = state.solve(vram="96GiB", ctx=tokens).cards
+    needed = weights + card.beside.total
+    ok(run("quantize", example.model, name, "larger.gguf"))
+    for file in (name, "larger.gguf"):
+        done = ok(run("card", file, "-f", *(() if ctx is None else ("-c", ctx))))
+        text = (here / "README.md").read_text()
+        assert f"context of {tokens:,} tokens:" in text
+        assert "keys and values in f16" in text
+        assert ("trained on 512 tokens" in done.err) == (tokens > 512)
+        (gib,) = map(int, re.findall(r"\| (\d+) GiB \|$", text, re.MULTILINE))
+        usual = (1, 2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24)
+        assert gib == min(size for size in usual if needed <= size << 30)
+
+
 def test_its_commands_make_the_files(run, here, example, recipes):
     ok(run("card", *recipes))
     (here / example.model.name).symlink_to(example.model)
@@ -103,6 +125,7 @@ def test_mlx_has_no_labels(run, here, example, cheap, recipes):
     assert "Prose-8M-mlx-5.00bpw" in body
     assert "planner export mlx.json --to mlx-lm" in body
     assert "llama-server" not in body
+    assert "memory" not in body  # which is counted for llama.cpp
     mixed = run("card", "mlx.json", recipes[0], "-f")
     assert (mixed.status, "two cards" in " ".join(mixed.err.lower().split())) == (2, True)
 
