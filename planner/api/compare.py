@@ -8,9 +8,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
-from planner.api.common import Progress, StrPath, check_number
+from planner.api.common import Progress, StrPath, check_number, state_errors
 from planner.api.quants import Bar, Calibration, Quant, Quants, open_quants
 from planner.digests import digest, recipe_digest, stamp
 from planner.errors import UsageError, option
@@ -29,11 +30,17 @@ from planner.llama.fitness import check_model
 from planner.llama.library import llama_version
 from planner.llama.passes.recipes import Followed
 from planner.llama.text import read_text, window_length
+from planner.plan.curve import Curve, curve
+from planner.plan.findings import Findings
+from planner.plan.request import PlanRequest
 from planner.recipe import Recipe
 from planner.report.comparison import comparison_page, comparison_text
 from planner.report.evaluation import ModelSize, model_size
+from state import Store
 
-__all__ = ["Comparing", "Comparison", "Question", "compare"]
+__all__ = ["Comparing", "Comparison", "Question", "compare", "curve_beneath"]
+
+_POINTS = 500  # of the curve: enough between the smallest and the largest of any files
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,30 @@ def _key_of_recipe(followed: Followed) -> str:
     return digest("recipe", recipe_digest(formats), matrix, *refined, *kernels)
 
 
+def curve_beneath(state: Path, base: Path | None) -> Curve:
+    """Return what every size of a model is predicted to diverge, by a state of it. `base` is the model, None where it
+    is not there.
+
+    Raises StateFileError, and UsageError for a state of another model, or one without passes, which has no scale.
+    """
+    with Store.open(state, read_only=True) as store:
+        findings = Findings.read(store)
+    if base is not None:
+        with open_model(base) as model:
+            shapes = {tensor.name: tensor.shape for tensor in model.tensors}
+        if shapes != {tensor.name: tensor.shape for tensor in findings.inventory.tensors}:
+            raise UsageError(
+                f"{option('state', state)} is of another model than {base}.", "Give the one that was measured from it."
+            )
+    found = curve(findings, PlanRequest(bpw=Fraction(64)), points=_POINTS)
+    if found.points[0].prediction is None:
+        raise UsageError(
+            f"{option('state', state)}: how large a divergence to expect is not known without passes of the model.",
+            f"Run them: planner sensitivity MODEL --text FILE; or leave {option('state')} out.",
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Many quantized models against their original. As a text: tables.
@@ -159,13 +190,14 @@ class Comparison:
     results: tuple[Compared, ...]
     standings: dict[str, Standing]
     _kept: Results
+    _curve: Curve | None = None
 
     def save_page(self, path: StrPath) -> None:
         """Write a page of HTML with a chart, which needs no network. Raises OutputError."""
-        write_atomically(Path(path), comparison_page(self._kept).encode())
+        write_atomically(Path(path), comparison_page(self._kept, self._curve).encode())
 
     def __str__(self) -> str:
-        return comparison_text(self._kept)
+        return comparison_text(self._kept, self._curve)
 
 
 def compare(
@@ -179,6 +211,7 @@ def compare(
     imatrix: StrPath | None = None,
     covariance: StrPath | None = None,
     shrinkage: float | None = None,
+    state: StrPath | None = None,
     threads: int | None = None,
     gpu_layers: int = 0,
     progress: Progress | None = None,
@@ -187,13 +220,16 @@ def compare(
     """Compare quantized models, files and recipes, with their original and each other, on the text of a file.
 
     What the file `results` holds of the same comparison is not evaluated again, and is part of what is returned, also
-    where it is not among `quants`. The rest is as in `evaluate`, and so is what is raised; OutputError for a file of
+    where it is not among `quants`. With a `state` that has passes of the model, what is predicted of our best file of
+    each size stands beneath. The rest is as in `evaluate`, and so is what is raised; OutputError for a file of
     results that is none.
     """
     for name, value, least in (("ctx", ctx, 3), ("chunks", chunks, 1), ("threads", threads, 1)):
         check_number(name, value, least)
     advance = progress or (lambda what, done, total: None)
     question = Question.of(Path(base), Path(text), ctx, chunks)
+    with state_errors():
+        beneath = None if state is None else curve_beneath(Path(state), Path(base))
     with contextlib.ExitStack() as stack:
         calibration = Calibration(imatrix, covariance, shrinkage)
         opened = stack.enter_context(open_quants(Path(base), quants, calibration, note or (lambda text: None)))
@@ -215,4 +251,4 @@ def compare(
     if comparing.found is None:
         raise UsageError(f"There is nothing to compare: no files, and nothing in {option('results', results)}.")
     every = tuple(comparing.found.by_size())
-    return Comparison(every, standings(every), comparing.found)
+    return Comparison(every, standings(every), comparing.found, beneath)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from planner.api.quants import Quant, Quants
     from planner.llama.evaluate.baseline import Baseline
     from planner.llama.evaluate.results import Comparison
+    from planner.plan.curve import Curve
 
 __all__ = ["compare"]
 
@@ -47,6 +48,10 @@ _paths = click.Path(path_type=Path)
     help="Where results are kept: what is there is not evaluated again.",
 )  # fmt: skip
 @calibration_options
+@click.option(
+    "--state", metavar="FILE", type=_paths,
+    help="Our curve beneath the files: what is predicted of our best of their sizes, by a state with passes.",
+)  # fmt: skip
 @click.option("--page", metavar="FILE", type=_paths, help="Write a page of HTML with a chart, too.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a table for spreadsheets.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, to full precision.")
@@ -54,8 +59,8 @@ _paths = click.Path(path_type=Path)
 @gpu_option
 def compare(
     base: Path, quants: tuple[Path, ...], text: Path | None, ctx: int | None, chunks: int | None,
-    base_file: Path | None, results: Path, calibrated: Calibrated, page: Path | None, as_csv: bool, as_json: bool,
-    threads: int, gpu_layers: int,
+    base_file: Path | None, results: Path, calibrated: Calibrated, state: Path | None, page: Path | None, as_csv: bool,
+    as_json: bool, threads: int, gpu_layers: int,
 ) -> None:  # fmt: skip
     """Compare many QUANTs of one model: GGUF files, of whoever made them, and recipes, also for MLX.
 
@@ -64,7 +69,7 @@ def compare(
     stopped, and with more QUANTs evaluates only these. Files that are gone stay in the table. BASE is the original,
     or a file of its log-probabilities. Needs llama-cpp-python: pip install 'gguf-planner[llama]'.
     """
-    from planner.api.compare import Comparing, Question
+    from planner.api.compare import Comparing, Question, curve_beneath
     from planner.api.quants import Calibration, open_quants
 
     if as_csv and as_json:
@@ -72,7 +77,8 @@ def compare(
     is_file = kind_at(base, ModelError) == BASELINE
     _check(base, text, {"--text": text, "--ctx": ctx, "--chunks": chunks, "--kl-divergence-base": base_file}, is_file)
     calibration = Calibration(calibrated.imatrix, calibrated.covariance, calibrated.shrinkage)
-    layout = functools.partial(_laid_out, as_csv=as_csv, as_json=as_json)
+    curve = None if state is None else curve_beneath(state, None if is_file else base)
+    layout = functools.partial(_laid_out, curve=curve, as_csv=as_csv, as_json=as_json)
     question = Question.of(base, text, ctx, chunks)
     with open_quants(None if is_file else base, quants, calibration, functools.partial(click.echo, err=True)) as opened:
         comparing = Comparing(question, opened, results)
@@ -90,7 +96,7 @@ def compare(
             f"There is nothing to compare: no QUANTs, and nothing of this text in {results}.", "Give files."
         )
     if page is not None:
-        _write_page(comparing.found, page)
+        _write_page(comparing.found, curve, page)
 
 
 def _check(base: Path, text: Path | None, about_text: dict[str, object], is_file: bool) -> None:
@@ -132,17 +138,17 @@ def _baseline(question: Question, base_file: Path | None, threads: int, gpu_laye
     return found
 
 
-def _laid_out(comparison: Comparison, *, as_csv: bool, as_json: bool) -> str:
+def _laid_out(comparison: Comparison, *, curve: Curve | None, as_csv: bool, as_json: bool) -> str:
     from planner.report.comparison import comparison_csv, comparison_facts, comparison_text
 
     if as_json:
-        return json.dumps(comparison_facts(comparison), indent=2)
-    return comparison_csv(comparison).rstrip("\n") if as_csv else comparison_text(comparison)
+        return json.dumps(comparison_facts(comparison, curve), indent=2)
+    return comparison_csv(comparison, curve).rstrip("\n") if as_csv else comparison_text(comparison, curve)
 
 
-def _write_page(comparison: Comparison, path: Path) -> None:
+def _write_page(comparison: Comparison, curve: Curve | None, path: Path) -> None:
     from planner.files import write_atomically
     from planner.report.comparison import comparison_page
 
-    write_atomically(path, comparison_page(comparison).encode())
+    write_atomically(path, comparison_page(comparison, curve).encode())
     click.echo(f"Page       {path}", err=True)

@@ -48,7 +48,9 @@
     if (!shown.length || !width) return;
     chart.setAttribute("viewBox", `0 0 ${width} ${height}`);
     const sizes = span(shown.map((point) => point.bytes), 0.08);
-    const klds = span(shown.flatMap((point) => [point.kld, Math.max(point.kld - point.error, point.kld / 3), point.kld + point.error]), 0.06);
+    const ours = data.ours.filter(([bytes]) => bytes >= sizes[0] && bytes <= sizes[1]);
+    const klds = span([...ours.map(([, kld]) => kld),
+      ...shown.flatMap((point) => [point.kld, Math.max(point.kld - point.error, point.kld / 3), point.kld + point.error])], 0.06);
     const x = scale(sizes, margin.left, width - margin.right), y = scale(klds, height - margin.bottom, margin.top);
     for (const at of ticks(...sizes, Math.max(3, Math.floor(width / 90)))) {
       node("line", { class: "grid", x1: x(at), x2: x(at), y1: margin.top, y2: height - margin.bottom }, chart);
@@ -66,6 +68,12 @@
     if (best.length > 1) {
       const path = best.map((point, n) => n ? `H${x(point.bytes)}V${y(point.kld)}` : `M${x(point.bytes)} ${y(point.kld)}`);
       node("path", { class: "steps", d: path.join("") }, chart);
+    }
+    if (ours.length > 1) {
+      const line = (way, column) => way.map((point) => `${x(point[0])} ${within(y(point[column]))}`).join("L");
+      const within = (at) => Math.min(Math.max(at, margin.top), height - margin.bottom);
+      node("path", { class: "interval", d: `M${line(ours, 2)}L${line([...ours].reverse(), 3)}Z` }, chart);
+      node("path", { class: "ours", d: `M${line(ours, 1)}` }, chart);
     }
     for (const point of shown) mark(point, x(point.bytes), y(point.kld), y);
     for (const first of points.values()) {

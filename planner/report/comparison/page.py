@@ -6,27 +6,37 @@ import base64
 import hashlib
 import html
 import json
+import math
 import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from planner.llama.evaluate.results import Comparison
-from planner.report.comparison.tables import Line, lines, original_line
+from planner.report.comparison.tables import Line, lines, original_line, ours_note
 from planner.report.evaluation import Evaluated, measured, memory_notes
 from planner.sizes import format_size
 from planner.text import plain
 
+if TYPE_CHECKING:
+    from planner.plan.curve import Curve
+
 __all__ = ["comparison_page"]
 
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
+_BEYOND = 1.3  # as far as the line goes beyond the smallest and the largest file
+_LEGEND = (
+    '<li><svg viewBox="-9 -9 18 18" aria-hidden="true"><path class="ours" d="M-9 4L9-4"/></svg> '
+    "planner's best of every size, predicted, and where it is two times in three</li>"
+)
 _HEADINGS = ("#", "file", "size", "bpw", "mean KLD", "99.9 %", "same top %", "ln PPL ratio", "PPL", "frontier")
 
 
-def comparison_page(comparison: Comparison) -> str:
-    """Return the page. Names come from whoever named the files: they are escaped, and the page's policy lets nothing
-    run but its own script."""
-    every = lines(comparison)
+def comparison_page(comparison: Comparison, curve: Curve | None = None) -> str:
+    """Return the page; a `curve` lies beneath the files in its chart. Names come from whoever named the files: they are
+    escaped, and the page's policy lets nothing run but its own script."""
+    every = lines(comparison, curve)
     style, script = _part("style.css"), _part("chart.js")
     title = f"{Path(comparison.original.name).name.removesuffix('.gguf')}, quantized"
     return _filled(
@@ -36,9 +46,10 @@ def comparison_page(comparison: Comparison) -> str:
         summary=_safe(" ".join(original_line(comparison).split())),
         style=style,
         script=script,
-        table=_table(every),
-        notes=_safe(_notes(every)),
-        data=_data(every),
+        legend=_LEGEND if curve else "",
+        table=_table(every, predicted=curve is not None),
+        notes=_safe(_notes(every, curve)),
+        data=_data(every, curve),
     )
 
 
@@ -59,7 +70,7 @@ def _safe(text: str) -> str:
     return html.escape(plain(text))
 
 
-def _data(every: Sequence[Line]) -> str:
+def _data(every: Sequence[Line], curve: Curve | None) -> str:
     """Return what the script draws, as JSON in which no tag can end."""
     points = [
         {
@@ -69,11 +80,22 @@ def _data(every: Sequence[Line]) -> str:
                 f"99.9 %: {line.result.statistics.kld_999:.3g}; same top {_top(line)} %",
                 f"On the frontier: {line.stands}",
                 *(["Evaluated in memory"] if line.result.in_memory else []),
+                *([f"Ours of that size: {line.ours.kld:.3g}, predicted"] if line.ours else []),
             ],
         }
         for line in every
     ]  # fmt: skip
-    return json.dumps({"points": points}, allow_nan=False).replace("<", "\\u003c")
+    found = {"points": points, "ours": _ours(every, curve)}
+    return json.dumps(found, allow_nan=False).replace("<", "\\u003c")
+
+
+def _ours(every: Sequence[Line], curve: Curve | None) -> list[tuple[int, float, float, float]]:
+    """Return bytes, divergence, and its interval, of points of the curve that are about as large as the files."""
+    if curve is None or not every:
+        return []
+    low, high = every[0].result.bytes / _BEYOND, every[-1].result.bytes * _BEYOND
+    known = [(point.bytes, point.prediction) for point in curve.points if low <= point.bytes <= high]
+    return [(size, one.kld, one.low, one.high) for size, one in known if one is not None]
 
 
 def _finite(value: float) -> float | None:
@@ -93,9 +115,10 @@ def _top(line: Line) -> str:
     return measured(100 * line.result.statistics.same_top.value, 100 * line.result.statistics.same_top.error)
 
 
-def _table(every: Sequence[Line]) -> str:
-    head = "".join(f'<th scope="col"{_left(number)}>{_safe(heading)}</th>' for number, heading in enumerate(_HEADINGS))
-    rows = "\n".join(map(_row, every))
+def _table(every: Sequence[Line], *, predicted: bool) -> str:
+    headings = (*_HEADINGS, "ours, predicted") if predicted else _HEADINGS
+    head = "".join(f'<th scope="col"{_left(number)}>{_safe(heading)}</th>' for number, heading in enumerate(headings))
+    rows = "\n".join(_row(line, predicted=predicted) for line in every)
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
 
 
@@ -103,7 +126,7 @@ def _left(column: int) -> str:
     return ' class="left"' if column == _HEADINGS.index("file") else ""
 
 
-def _row(line: Line) -> str:
+def _row(line: Line, *, predicted: bool) -> str:
     result, found = line.result, line.result.statistics
     memory = " <small>in memory</small>" if result.in_memory else ""
     cells = [
@@ -120,10 +143,12 @@ def _row(line: Line) -> str:
     name = f'<th scope="row">{_safe(line.name)}{memory}</th>'
     order = ("frontier", "tie", "beaten").index(line.standing.kind)
     stands = f'<td class="stands" data-value="{order}">{_safe(line.stands)}</td>'
-    return f'<tr data-place="{line.place}" class="{line.standing.kind}-row">{first}{name}{"".join(rest)}{stands}</tr>'
+    ours, shown = (line.ours.kld, f"{line.ours.kld:.3g}") if line.ours else (math.inf, "")
+    rest += [stands, *([f'<td data-value="{_number(ours)}">{shown}</td>'] if predicted else [])]
+    return f'<tr data-place="{line.place}" class="{line.standing.kind}-row">{first}{name}{"".join(rest)}</tr>'
 
 
-def _notes(every: Sequence[Line]) -> str:
+def _notes(every: Sequence[Line], curve: Curve | None) -> str:
     said = [
         "Mean KLD is the Kullback-Leibler divergence of a file's predictions from the original's, in nats a token, "
         "with its standard error; 99.9 % that of all but one token in a thousand at the most; same top how often both "
@@ -134,4 +159,5 @@ def _notes(every: Sequence[Line]) -> str:
         Evaluated(None, one.name, in_memory=one.result.in_memory, exact_activations=one.result.exact_activations)
         for one in every
     ]
+    said += [] if curve is None else [ours_note(curve)]
     return " ".join([*said, *(" ".join(note.split()) for note in memory_notes(evaluated))])

@@ -16,6 +16,7 @@ from planner.gguf import open_model, why_left_alone
 from planner.gguf.quantize import quantize_model
 from planner.llama.engine import Engine
 from tests.conftest import EXAMPLES, ok
+from tests.models import CHEAP, dense
 
 TEXT = EXAMPLES / "evaluation.txt"
 FEW = ("--text", TEXT, "-c", 64, "--chunks", 16, "-t", 2)
@@ -156,6 +157,37 @@ def test_what_cannot_be(run, here, example, files):
         assert (result.status, words in " ".join(result.err.split())) == (status, True), (arguments, result.text)
     assert (here / "mine.json").read_text() == '{"precious": 1}'
     assert not (here / "compare.json").exists()
+
+
+def test_our_curve_beneath(run, here, example, files, cheap, runs):
+    """What is predicted of our best file of a size is what solve predicts."""
+    command = ("compare", example.model, "q8_0.gguf", "q4_0.gguf", "q2_K.gguf", *FEW, "--state", cheap)
+    refused = run(*command)
+    assert (refused.status, "not known without passes" in " ".join(refused.err.split())) == (2, True), refused.text
+    assert runs == []
+    passes = ("--text", EXAMPLES / "calibration.txt", "--tokens", 1024, "-c", 128, "--passes", 5)
+    ok(run("sensitivity", example.model, "--imatrix", example.sums, "--state", cheap, *passes, "--types", CHEAP))
+    facts = json.loads(ok(run(*command, "--json")).out)
+    smaller, *others = facts["files"]
+    assert set(smaller["ours"].values()) == {None}  # of q2_K, without a word of where it came from: ours has that
+    with planner.open_state(cheap, read_only=True) as state:
+        for file in others:
+            expected = state.solve(budget=file["bytes"]).prediction
+            assert file["ours"]["kld"] == pytest.approx(expected.kld, rel=5e-3)
+            assert file["ours"]["kld_low"] < file["ours"]["kld"] < file["ours"]["kld_high"]
+    rows = list(csv.DictReader(io.StringIO(ok(run(*command, "--csv")).out)))
+    assert [row["ours_kld"] for row in rows] == ["", *(str(file["ours"]["kld"]) for file in others)]
+    text = ok(run(*command, "--page", "page.html")).out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "ours, predicted" in text
+    assert f"{others[0]['ours']['kld']:.3g}" in text
+    assert Path("page.html").read_text().count("ours, predicted") == 1
+    found = planner.compare(example.model, text=TEXT, ctx=64, chunks=16, state=cheap)
+    assert str(found) == text.rstrip("\n")
+    assert "predicted" not in ok(run(*command[:-2])).out
+    dense().write(here / "other.gguf")
+    other = run("compare", here / "other.gguf", *FEW, "--state", cheap)
+    assert (other.status, "is of another model" in " ".join(other.err.split())) == (2, True), other.text
 
 
 def test_recipes_of_a_program(example, cheap, here):

@@ -11,7 +11,9 @@ import pytest
 
 from planner.llama.evaluate.results import Comparison, Original
 from planner.llama.evaluate.statistics import Estimate
+from planner.plan.curve import CurvePoint
 from planner.report.comparison import comparison_page
+from planner.sensitivity import Prediction
 from tests.llama.evaluate.test_frontier import noisy, result
 
 HOSTILE = "<script>document.title='hacked'<\\script><img src=x onerror=alert(1)>\x1b[31m{{table}}&amp;-->"
@@ -155,6 +157,41 @@ def test_larger_and_smaller_windows(opened):
     )
     assert page.locator("#chart .point").count() == 4
     assert said == []
+
+
+class Line:
+    """A curve as far as a page reads it: from 1 to 20 GB, at 2 nats a GB and its inverse, with hostile words."""
+
+    source = HOSTILE
+
+    def within(self, size):
+        found = Prediction(2e9 / size, 1e9 / size, 4e9 / size)
+        return CurvePoint(size, 4.0, 1.0, found, 0.0) if size > 4_500_000_000 else None
+
+    points = tuple(
+        CurvePoint(gb * 10**9, 4.0, 1.0, Prediction(0.2 / gb, 0.1 / gb, 0.4 / gb), 0.0) for gb in range(1, 21)
+    )
+
+
+def test_our_curve_lies_beneath(opened, page):
+    found = comparison(result("a.gguf", 4_000_000_000, noisy(0.1, 1)), result("b.gguf", 8_000_000_000, noisy(0.02, 2)))
+    page.write_text(comparison_page(found, Line()), encoding="utf-8")
+    shown, said = opened()
+    assert said == []
+    corners = shown.get_attribute("#chart path.ours", "d")[1:].split("L")
+    across = [float(corner.split()[0]) for corner in corners]
+    marks = [float(shown.get_attribute(f"#chart .point >> nth={n} >> .halo", "cx")) for n in (0, 1)]
+    assert sum(marks[0] - 1 <= at <= marks[1] + 1 for at in across) == 5  # 4, 5, 6, 7 and 8 GB
+    assert across == sorted(across)
+    down = [float(corner.split()[1]) for corner in corners]
+    assert down == sorted(down)  # on the page, less is further down
+    box = shown.evaluate("document.querySelector('#chart path.interval').getBBox().height")
+    assert 0 < box <= shown.evaluate("document.getElementById('chart').clientHeight")
+    assert shown.locator("thead th").last.inner_text() == "ours, predicted"
+    assert shown.locator("tbody tr td:last-child").all_inner_texts() == ["", "0.25"]
+    assert "predicted" in shown.locator(".legend").inner_text()
+    assert "nothing of it was evaluated" in shown.locator("section .hint").last.inner_text()
+    assert "predicted" not in comparison_page(found)
 
 
 def test_nothing_to_draw():
