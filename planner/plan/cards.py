@@ -22,6 +22,7 @@ from state import Inventory, TensorRecord
 __all__ = ["Card", "Fit", "cards_of", "check_fit", "in_ram", "limits_on_cards", "needs_of", "parse_fit"]
 
 _KEPT_BY = ("attn_", "ssm_", "shortconv", "time_mix")  # beginnings of roles: what works with a block's context
+_SMALLEST = 2**20  # bytes of a card; less is a number without its unit
 _SMALLER = ("q8_0", "q4_0")  # types of keys and values to suggest, the better first
 
 
@@ -93,6 +94,11 @@ def parse_fit(
         ctx, "f16" if kv is None else kv, 1 if parallel is None else parallel,
         512 if ubatch_size is None else ubatch_size,
     )  # fmt: skip
+    if vram is not None and vram < _SMALLEST:
+        raise UsageError(
+            f"{option('vram', vram)} is {vram:,} bytes: no card is so small.",
+            f"Write the unit too: {option('vram', '24GiB')}.",
+        )
     if margin is not None and margin < 0:
         raise UsageError(f"{option('margin', margin)} is out of range.", "Give 0 or more.")
     encoder = 0

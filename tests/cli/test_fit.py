@@ -98,6 +98,7 @@ def test_an_encoder_takes_its_tensors(cheap, here, run):
         (("--vram", "2GB", "--ctx", "512", "--kv", "q9"), "no such type of keys and values"),
         (("--vram", "2GB", "--ctx", "0"), "--ctx"),
         (("--vram", "two", "--ctx", "512"), "'two' is not a size"),
+        (("--vram", "24", "--ctx", "512"), "Write the unit too: --vram 24GiB"),
         (("--vram", "2GB", "--ctx", "512", "-np", "1000"), "--parallel 1000 is out of range"),
         (("--vram", "2GB", "--ctx", "512", "--device", "a:blk=1GB"), "for one on several"),
         (("--vram", "2GB", "--ctx", "512", "--family", "mlx"), "none of these types"),
