@@ -191,6 +191,7 @@ class State(Closing):
         mixes: bool = True,
         memory: Texts = (),
         reserve: str | int = MARGIN,
+        ctx: int | None = None,
         device: Texts = (),
         active_budget: str | int | None = None,
         tie: Texts = (),
@@ -205,7 +206,8 @@ class State(Closing):
         """Work out what every size `from_` one `to` another ("2bpw" or "9GB") loses: an `Offer` with `curve.points`.
 
         Its `landmarks` are files `with_` it (GGUFs, recipes), `mixes` of llama.cpp, and memories with `reserve` left
-        free; its `ladder` has so many sizes worth publishing. Limits and rules are those of `solve`, at every size.
+        free, and room for `ctx` tokens of context; its `ladder` has so many sizes worth publishing. Limits and rules
+        are those of `solve`, at every size.
 
         Raises what `solve` raises.
         """
@@ -227,7 +229,7 @@ class State(Closing):
                 Findings.read(self.store, family), request, low=parse_extent(from_), high=parse_extent(to),
                 points=points, others=[other_file(other) for other in others], mixes=mixes,
                 memories=[parse_size(text) for text in several(memory)], reserve=size_in_bytes(reserve) or 0,
-                ladder=ladder,
+                ctx=ctx, ladder=ladder,
             )  # fmt: skip
 
     def report(

@@ -54,6 +54,7 @@ class Beside:
     others: tuple[str, ...]
     memories: tuple[str, ...]
     reserve: str
+    ctx: int | None
     mixes: bool
 
 
@@ -89,7 +90,9 @@ beside_options = grouped(
     click.option("--memory", "memories", multiple=True, metavar="SIZE",
                  help="A memory to fill.  [default: those that people have, 6 to 96 GiB]"),
     click.option("--reserve", default="1GiB", show_default=True, metavar="SIZE",
-                 help="Left free in each memory for context and buffers; the default is llama.cpp's own margin."),
+                 help="Left free in each memory; the default is llama.cpp's own margin."),
+    click.option("-c", "--ctx", type=click.IntRange(min=1), metavar="TOKENS",
+                 help="Context that each memory has room for too, in f16, with buffers.  [default: none]"),
     click.option("--mixes/--no-mixes", default=True, show_default=True, help="llama.cpp's own mixes beside it."),
 )  # fmt: skip
 within_options = grouped(
@@ -195,7 +198,8 @@ def _offer(findings: Findings, request: PlanRequest, wanted: Range, beside: Besi
     return make_offer(
         findings, request, low=parse_extent(wanted.low), high=parse_extent(wanted.high), points=wanted.points or POINTS,
         others=[other_file(text) for text in beside.others], mixes=beside.mixes,
-        memories=[parse_size(text) for text in beside.memories], reserve=parse_size(beside.reserve), ladder=ladder,
+        memories=[parse_size(text) for text in beside.memories], reserve=parse_size(beside.reserve), ctx=beside.ctx,
+        ladder=ladder,
     )  # fmt: skip
 
 

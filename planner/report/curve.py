@@ -70,7 +70,8 @@ def curve_text(offer: Offer) -> str:
         parts.append("\n".join(wrapped(f"With types that were not measured: {', '.join(offer.unknown)}.")))
     if memories := [entry for entry in offer.landmarks if entry.kind == "memory"]:
         lines = _without_kld(_MEMORIES, known, memories)
-        free = f"{format_size(offer.reserve)} of each are left free for context and buffers." if offer.reserve else ""
+        context = "context" if offer.tokens is None else f"a context of {offer.tokens:,} tokens"
+        free = f"{format_size(offer.reserve)} of each are left free for {context} and buffers." if offer.reserve else ""
         parts.append("\n".join([*lines, *wrapped(free)]).rstrip("\n"))
     if offer.ladder is not None:
         parts.append("\n".join([*_without_kld(_RUNGS, known, offer.ladder.rungs), *_step(offer.ladder, curve.source)]))

@@ -28,6 +28,7 @@ from planner.plan.rules import parse_device, parse_rule, parse_tie
 from planner.plan.target import Other
 from planner.recipe import load_recipe
 from state import Inventory, Measurement, Store, TensorRecord
+from tests.conftest import ok
 from tests.tiny import digest
 
 ANY = Fraction(64)
@@ -279,3 +280,18 @@ def test_the_library(cheap, example):
         assert state.solve(than="Q4_K_M").recipe.size < state.solve(than="Q5_K_M").recipe.size
         with pytest.raises(BudgetError):
             state.solve(loss=1e-6, max="q4_K")
+
+
+def test_memories_have_room_for_a_context(cheap, run, here):
+    """What is left of a memory is what solve has for the weights there, with embeddings among them."""
+    with planner.open_state(cheap, read_only=True) as state:
+        (card,) = state.solve(vram="1.2GB", ctx=2000).cards
+        context = card.beside.total - card.beside.reserve
+        size = 5_000_000 + 3_000_000 + context
+        offer = state.frontier(ctx=2000, reserve="3MB", memory=[str(size), "1MB"], mixes=False)
+        (memory,) = [mark for mark in offer.landmarks if mark.kind == "memory"]
+        assert memory.bytes == 5_000_000
+        with pytest.raises(UsageError, match="none of these types"):
+            state.frontier(ctx=2000, family="mlx")
+    text = ok(run("frontier", "--state", cheap, "-c", 2000, "--reserve", "3MB", "--memory", size, "--no-mixes")).out
+    assert "left free for a context of 2,000 tokens and buffers" in " ".join(text.split())
