@@ -15,8 +15,8 @@ from state import Inventory, TensorRecord
 __all__ = ["MOST_UNLIMITED", "Candidate", "Candidates", "TiedGroup"]
 
 MOST_UNLIMITED = 8.5
-"""Bits per weight, those of q8_0, that a tensor gets at the most where no limit counts its bytes: f16 would save a
-twentieth of the loss (of the bundled model at 16 MB, docs/fit.md), and take twice the room."""
+"""Bits per weight, those of q8_0, that a tensor gets at the most where no limit counts its bytes: f16 would save
+0.3 % of the loss (of the bundled model on 16 MB, docs/fit.md), and take twice the room."""
 
 
 @dataclass(frozen=True, slots=True)
