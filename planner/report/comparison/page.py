@@ -28,7 +28,7 @@ _PLACE = re.compile(r"\{\{(\w+)\}\}")
 _BEYOND = 1.3  # as far as the line goes beyond the smallest and the largest file
 _LEGEND = (
     '<li><svg viewBox="-9 -9 18 18" aria-hidden="true"><path class="ours" d="M-9 4L9-4"/></svg> '
-    "planner's best of every size, predicted: two times in three within the band</li>"
+    "planner's best of every size, predicted by passes of the model on their own text</li>"
 )
 _HEADINGS = ("#", "file", "size", "bpw", "mean KLD", "99.9 %", "same top %", "ln PPL ratio", "PPL", "frontier")
 

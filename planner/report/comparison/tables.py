@@ -118,8 +118,8 @@ def _beneath(every: Sequence[Line], curve: Curve | None) -> Iterator[str]:
 def ours_note(curve: Curve) -> str:
     """Say what is predicted, and how well."""
     return (
-        "Ours is planner's best file of that size, with the KLD that is predicted by passes of the model "
-        f"({curve.source}), on their own text: nothing of it was evaluated here. Two times in three it is in between."
+        "Ours is planner's best file of that size. Its KLD is predicted, not evaluated: by passes of the model "
+        f"({curve.source}) on their own text, where two times in three it is in between. On this text it may be another."
     )
 
 

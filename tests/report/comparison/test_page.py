@@ -190,7 +190,7 @@ def test_our_curve_lies_beneath(opened, page):
     assert shown.locator("thead th").last.inner_text() == "ours, predicted"
     assert shown.locator("tbody tr td:last-child").all_inner_texts() == ["", "0.25"]
     assert "predicted" in shown.locator(".legend").inner_text()
-    assert "nothing of it was evaluated" in shown.locator("section .hint").last.inner_text()
+    assert "predicted, not evaluated" in shown.locator("section .hint").last.inner_text()
     assert "predicted" not in comparison_page(found)
 
 
