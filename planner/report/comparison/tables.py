@@ -119,7 +119,7 @@ def ours_note(curve: Curve) -> str:
     """Say what is predicted, and how well."""
     return (
         "Ours is planner's best file of that size. Its KLD is predicted, not evaluated: by passes of the model "
-        f"({curve.source}) on their own text, where two times in three it is in between. On this text it may be another."
+        f"({curve.source}) on their own text, where two times in three it is in between. On this one it may differ."
     )
 
 
