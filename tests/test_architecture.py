@@ -44,7 +44,7 @@ ORDER = (
     ("planner.recipe", "recipe recount __init__"),
     (
         "planner.dialects",
-        "patterns regex_syntax regex dialect rules auto_round evopress mlx_lm shell llama_quantize "
+        "patterns regex_syntax regex dialect rules auto_round evopress rco mlx_lm shell llama_quantize "
         "ik_llama table tool_suite registry exports imports __init__",
     ),
     ("planner.sensitivity", "parts rounding facts confidence design link measured prior structure sources __init__"),

@@ -28,7 +28,7 @@ def same(one, other):
     ] and (one.size, one.bpw, one.loss, one.file_type) == (other.size, other.bpw, other.loss, other.file_type)
 
 
-@pytest.mark.parametrize("dialect", ["llama-quantize", "ik_llama", "gguf-tool-suite", "evopress", "csv"])
+@pytest.mark.parametrize("dialect", ["llama-quantize", "ik_llama", "gguf-tool-suite", "evopress", "rco", "csv"])
 def test_what_is_exported_comes_back_with_sizes_and_losses(dialect, solved, run):
     assert run("export", "recipe.json", "--to", dialect, "-o", "exported").status == 0
     done = run("import", "exported", "--from", dialect, "-o", "back.json")
@@ -38,9 +38,13 @@ def test_what_is_exported_comes_back_with_sizes_and_losses(dialect, solved, run)
 
 
 def test_dialects_are_told_by_content(solved, run):
-    for dialect in ("llama-quantize", "ik_llama", "gguf-tool-suite", "evopress", "csv"):
+    for dialect in ("llama-quantize", "ik_llama", "gguf-tool-suite", "evopress", "rco", "csv"):
         assert run("export", "recipe.json", "--to", dialect, "--threads", 1).status == 0
-    for name in ("recipe.types.txt", "recipe.custom-q.txt", "recipe.recipe", "recipe.evopress.txt", "recipe.csv"):
+    (solved / "allocation.txt").write_bytes((solved / "recipe.rco-allocation.txt").read_bytes())
+    for name in (
+        "recipe.types.txt", "recipe.custom-q.txt", "recipe.recipe", "recipe.evopress.txt", "recipe.csv",
+        "recipe.rco-allocation.txt", "allocation.txt",
+    ):  # fmt: skip
         done = run("import", name, "-o", "back.json", "-f")
         assert done.status == 0, done.text
         assert same(load_recipe(solved / "recipe.json"), load_recipe(solved / "back.json"))
