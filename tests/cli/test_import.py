@@ -11,6 +11,7 @@ from planner.formats.ggml import formats
 from planner.gguf import open_model
 from planner.recipe import load_recipe
 from state import Store
+from tests.conftest import ok
 from tests.models import dense
 
 
@@ -259,6 +260,14 @@ def test_tables_of_divergences_become_passes(solved, run):
     other = run("import", "kld_results.csv")
     assert other.status == 0, other.text
     assert "blk.99.attn_q.weight: not in this model" in " ".join(other.out.split())
+    grown = f"QTYPE,{','.join(names[:3])}\nq4_K,0.01,{{}},0.03\n"
+    counts = []
+    for second in ("404", "0.02", "0.00021"):  # the last is below all others, as if it were the noise
+        (solved / "kld_results_partial.csv").write_text(grown.format(second))
+        ok(run("import", "kld_results_partial.csv"))
+        with Store.open(solved / "prose.planner", read_only=True) as store:
+            counts.append(len(store.passes()))
+    assert (counts[1] - counts[0], counts[2] - counts[1]) == (1, 1)
     (solved / "kld_results.csv").write_text("QTYPE,a\nq4_K,x\n")
     assert run("import", "kld_results.csv").status == 1
     (solved / "kld_results.csv").write_text("QTYPE,a\nq4_K,0.5\n")
