@@ -13,6 +13,7 @@ from typing import TypedDict
 from planner.api.common import Progress, StrPath
 from planner.api.recipes import counted, planned_imatrix, read
 from planner.api.refining import planned_refinement
+from planner.digests import recipe_digest
 from planner.errors import ModelError, RecipeError, UsageError, option
 from planner.formats.registry import all_formats, block_of_activations, family_named
 from planner.gguf import Model, open_model
@@ -122,7 +123,7 @@ def open_quants(
     Raises ModelError, RecipeError, ImatrixError, CovarianceError, KernelError; UsageError for a calibration that no
     recipe has a use for.
     """
-    given = [read(quant) if isinstance(quant, Recipe) or is_recipe(Path(quant)) else None for quant in quants]
+    given = [_recipe(quant) for quant in quants]
     recipes = [entry[0] for entry in given if entry is not None]
     _check(calibration, recipes)
     with contextlib.ExitStack() as stack:
@@ -136,6 +137,13 @@ def open_quants(
             followed = stack.enter_context(_to_follow(*entry, model, calibration, tell))
             every.append(Quant(_in_memory(followed), followed))
         yield Quants(tuple(every), model)
+
+
+def _recipe(quant: StrPath | Recipe) -> tuple[Recipe, str] | None:
+    """Return a recipe and what to call it, which tells it from others; None for a file that is none."""
+    if isinstance(quant, Recipe):
+        return quant, f"recipe {recipe_digest(quant.formats):.8}"
+    return read(quant) if is_recipe(Path(quant)) else None
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from planner.errors import RecipeError
 from planner.formats.ggml import formats
 from planner.gguf import Model
 from planner.measure import Settings
@@ -44,7 +45,10 @@ class Labels:
         elements = sum(tensor.elements for tensor in inventory.tensors)
         table, found = formats(), {}
         for mix in MIXES:
-            chosen = mix_formats(inventory, mix)
+            try:
+                chosen = mix_formats(inventory, mix)
+            except RecipeError:  # rows that llama.cpp has no type for: it does not make that mix
+                continue
             nbytes = sum(
                 table[chosen[tensor.name]].tensor_bytes(tensor.shape) if tensor.name in chosen else tensor.nbytes
                 for tensor in inventory.tensors

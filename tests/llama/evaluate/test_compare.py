@@ -158,6 +158,15 @@ def test_what_cannot_be(run, here, example, files):
     assert not (here / "compare.json").exists()
 
 
+def test_recipes_of_a_program(example, cheap, here):
+    with planner.open_state(cheap, read_only=True) as state:
+        recipes = [state.solve(bpw=bpw).recipe for bpw in (4.5, 5)]
+    options = {"text": TEXT, "ctx": 64, "chunks": 8, "threads": 2}
+    both = planner.compare(example.model, *recipes, **options)
+    assert [result.bytes for result in both.results] == [recipe.size for recipe in recipes]
+    assert len(planner.compare(example.model, recipes[0], **options).results) == 2
+
+
 def test_the_library(run, here, example, files):
     options = {"text": TEXT, "ctx": 64, "chunks": 16, "threads": 2}
     found = planner.compare(example.model, *files, **options)
