@@ -51,7 +51,7 @@ ORDER = (
     (
         "planner.plan",
         "losses findings rules candidates families limits conflicts cards accounting assess mixes prediction target "
-        "request arrangement sweep plan gain curve ladder offer __init__",
+        "request arrangement sweep plan rivals gain curve ladder offer __init__",
     ),
     (
         "planner.measure",
@@ -69,8 +69,8 @@ ORDER = (
         "planner.llama.evaluate",
         "bench logprobs baseline divergence compare cache statistics results frontier taskfiles tasks __init__",
     ),
-    ("planner.llama.passes", "kld calibrate weights perturb polish trials recipes __init__"),
-    ("planner.report", "columns curve chart difference evaluation memory tables __init__"),
+    ("planner.llama.passes", "kld calibrate weights perturb polish trials recipes check __init__"),
+    ("planner.report", "columns curve chart checks difference evaluation memory tables __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
     ("planner.report.comparison", "tables page __init__"),
     ("planner.report.card", "front labels readme __init__"),
@@ -80,7 +80,7 @@ ORDER = (
     (
         "planner.cli",
         "messages options card diff export importing progress inspect measure quantize running bench evaluate compare "
-        "imatrix sensitivity fitting solving targeting report solve frontier terminal child watch __init__",
+        "imatrix sensitivity fitting solving targeting checking report solve frontier terminal child watch __init__",
     ),
     ("planner", "__main__"),
 )
