@@ -26,8 +26,8 @@ __all__ = ["DIALECT", "base_type", "command_line", "override_file_type", "tensor
 # (issue 22544). The mix Q8_0 has no other type, and tensors that no pattern matches lose least.
 _BASE = "Q8_0"
 _WHY = (
-    f"The base {_BASE} gives no tensor its type, which rules do. Beside a base of the recipe's own type llama-quantize "
-    "of 2026-03-10 to 05-01 ignores rules of that type (llama.cpp#22544)."
+    f"Every tensor has a rule, and the base {_BASE} decides nothing: beside a base of the recipe's own type "
+    "llama-quantize of 2026-03-10 to 05-01 ignores rules of that type (llama.cpp#22544)."
 )
 _CHANGED = "= ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # split at, or lowercased
 # src/llama-quant.cpp; the other order came with pull request 14572 and went with 19770

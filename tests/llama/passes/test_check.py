@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_the_best_is_kept(solve, here, run, cheap):
 
 def best_alone(run, cheap, source):
     ok(run("solve", "--state", cheap, "--types", "k", "--budget", BUDGET, "--sensitivity", source, "-o", "alone.json"))
-    return load_recipe("alone.json").formats
+    return load_recipe(Path("alone.json")).formats
 
 
 def test_a_mix_is_kept_where_it_is_best(solve, here, monkeypatch):
