@@ -129,6 +129,7 @@ def test_builds_that_ignore_the_type_of_the_base(model):
     def changed(recipe, mix, base):
         options = parse(tensor_types(recipe))
         free = {choice.name: choice.format for choice in recipe.tensors if not choice.left_alone}
+        free = dict(list(free.items())[:100])  # each tries every rule
         made = {name: decide_of_march(options, name, TYPES[base], TYPES[mixed[mix][name].lower()]) for name in free}
         return [name for name, fmt in free.items() if made[name] != TYPES[fmt.lower()]]
 
