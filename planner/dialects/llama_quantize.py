@@ -25,9 +25,9 @@ __all__ = ["DIALECT", "base_type", "command_line", "override_file_type", "tensor
 # from pull request 19770 (2026-03-10) to 22572 (2026-05-01) those whose type is the base's own: there the mix decides
 # (issue 22544). The mix Q8_0 has no other type, and tensors that no pattern matches lose least.
 _BASE = "Q8_0"
-_WHY = (
-    f"Every tensor has a rule, and the base {_BASE} decides nothing: beside a base of the recipe's own type "
-    "llama-quantize of 2026-03-10 to 05-01 ignores rules of that type (llama.cpp#22544)."
+_KEEP_IT = (
+    f"Keep the base {_BASE}. Beside another, llama-quantize of 2026-03-10 to 05-01 ignores rules of the base's own type "
+    "(llama.cpp#22544)."
 )
 _CHANGED = "= ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # split at, or lowercased
 # src/llama-quant.cpp; the other order came with pull request 14572 and went with 19770
@@ -84,7 +84,7 @@ def _write(recipe: Recipe, context: ExportContext) -> Exported:
     """Return the file and its command. Raises RecipeError."""
     types = tensor_types(recipe, compact=context.compact)
     line = command_line(recipe, context.paths[".types.txt"], context.threads)
-    return Exported({".types.txt": types}, line, [_WHY] if base_type(recipe)[1] else [])
+    return Exported({".types.txt": types}, line, [_KEEP_IT] if base_type(recipe)[1] else [])
 
 
 def _parse(text: str, where: str) -> list[Rule]:
