@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+import numpy as np
+
+from solvers.arrays import exact_sum
 from solvers.check import check
 from solvers.driver import attempt, solve
 from solvers.errors import ProblemError
@@ -68,7 +72,9 @@ def lightest(
         under = problem.with_capacity(limit, problem.unscaled(row, capacity))
         return attempt(under, method=method, gap=gap, time_limit=left())
 
+    place = _places(problem, row)
     low, corner = _bracket(frontier(problem, limit), enough)
+    low = place(low)
     best = within(corner) if corner is not None and corner < problem.capacities[row] else None
     if best is None or not best.loss <= enough:  # other limits are in the way
         best = solve(problem, method=method, gap=gap, time_limit=left())
@@ -82,13 +88,25 @@ def lightest(
         if tried is not None and tried.loss <= enough:
             best, high = tried, _weight(problem, tried, row)
             continue
-        low = middle + 1
+        low = place(middle + 1)
         if tried is None or tried.bound > enough:
             least = low
     lowered = problem.with_capacity(limit, problem.unscaled(row, high))
     usage = (replace(use, capacity=lowered.limits[i].capacity) for i, use in enumerate(best.usage))
     best = replace(best, usage=tuple(usage), seconds=time.monotonic() - started)
     return Lightest(lowered, best, problem.unscaled(row, min(least, high)), found=True)
+
+
+def _places(problem: Problem, row: int) -> Callable[[int], int]:
+    """Return the function that raises a weight to the next that a choice can have, as far as common divisors tell:
+    files are padded, so that their sizes are some bytes apart."""
+    weights, starts = problem.weights[row], problem.offsets[:-1]
+    if not len(problem):
+        return lambda weight: weight
+    least = np.minimum.reduceat(weights, starts)
+    step = int(np.gcd.reduce(weights - np.repeat(least, np.diff(problem.offsets)))) or 1
+    base = exact_sum(least)
+    return lambda weight: base + -(-(weight - base) // step) * step
 
 
 def _bracket(hull: Frontier, enough: float) -> tuple[int, int | None]:

@@ -8,8 +8,8 @@ Buffers of a graph are laid out once, for the largest batch, and those that are 
   for each that is used and two vectors that it returns; of latent attention its queries, with and without rotation, and
   what it reads; of a recurrent layer some vectors of its inner width;
 
-and the masks of attention throughout: two bytes for every token and every cell of its sequence, as much again where
-there are windows. On a GPU, quantized keys and values of one layer are also unpacked to float16
+and the masks of attention throughout: two bytes for every token and every cell, as much again where there are windows.
+On a GPU, quantized keys and values of one layer are also unpacked to float16
 (`ggml_cuda_flash_attn_ext_get_alloc_size` in ggml-cuda/fattn.cu).
 
 `tests/fit/test_llama_cpp.py` compares it with what is reserved for models as they are published.
@@ -47,14 +47,15 @@ def compute_bytes(
     layer = max(_inside(architecture, parameters), default=0) + _VECTORS * width
     windows = any(entry.window is not None for entry in layers)
     attends = any(entry.keys for entry in layers)
-    mask = (4 if windows else 2) * context.cells * batch if attends else 0
+    cells = context.cells * context.sequences  # each sequence sees its own alone, unless they share a cache
+    mask = (4 if windows else 2) * cells * batch if attends else 0
     if architecture == "grok":  # whose scores are computed in full (llama_init_from_model turns flash attention off)
-        mask += _FLOAT * context.cells * batch * parameters.most("attention.head_count")
+        mask += _FLOAT * cells * batch * parameters.most("attention.head_count")
     unpacked = 0
     for place, kind in enumerate(context.kv):
         if kind not in ("f16", "bf16"):
             widest = max(((entry.keys, entry.values)[place] for entry in layers), default=0)
-            unpacked += 2 * widest * context.cells * context.sequences
+            unpacked += 2 * widest * cells
     return _FLOAT * batch * max(logits, layer) + mask + unpacked
 
 

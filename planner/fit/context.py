@@ -48,7 +48,7 @@ class Context:
             ("parallel", self.sequences, _MOST_SEQUENCES),
             ("ubatch_size", self.batch, _MOST_TOKENS),
         ):
-            if not 1 <= value <= most:
+            if not isinstance(value, int) or not 1 <= value <= most:
                 raise UsageError(f"{option(name, value)} is out of range.", f"Give a number from 1 to {most:,}.")
 
     @classmethod

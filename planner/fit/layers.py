@@ -101,10 +101,7 @@ _PLAIN = frozenset((
     "phi2", "phi3", "phimoe", "plamo", "plm", "qwen", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl",
     "qwen3vlmoe", "refact", "seed_oss", "smollm3", "stablelm", "starcoder", "starcoder2", "xverse",
 ))  # fmt: skip
-_UNLIKE = frozenset(("qwen4exp",))  # which keeps more than is counted here
-_KNOWN = (
-    _PLAIN | _WINDOWS.keys() | _RECURRENT | _BOTH | _WITHOUT_HEADS | _INTERVALS.keys() | INDEXED | _NO_CONTEXT
-) - _UNLIKE
+_KNOWN = _PLAIN | _WINDOWS.keys() | _RECURRENT | _BOTH | _WITHOUT_HEADS | _INTERVALS.keys() | INDEXED | _NO_CONTEXT
 
 _GEMMA3N_OWN = 20  # layers of gemma3n with keys and values of their own; later ones read theirs
 
@@ -170,8 +167,16 @@ class _Model:
                 keys += self.parameters.number("attention.indexer.key_length") * (3 if pooled else 1)
                 # which hy_v4's and others' latent attention spares, and minimax-m3's does not
                 values += 0 if self.latent or self.architecture == "qwen4exp" else value
-        return Layer(block, keys, values, (key, 0 if self.latent else value), window,
-                     self.state if self.recurrent[block] else 0)  # fmt: skip
+        state = self.state + self._history(block) if self.recurrent[block] else 0
+        return Layer(block, keys, values, (key, 0 if self.latent else value), window, state)
+
+    def _history(self, block: int) -> int:
+        """Return the numbers of qwen4exp's convolution over n-grams (llama_hparams::ple_conv_state)."""
+        number = self.parameters.number
+        if block not in self.parameters.numbers("ple.layers"):
+            return 0
+        taps = max(number("ple.conv_kernel") - 1, 0) * number("ple.ngram_size")
+        return taps * number("hyper_connection.count") * number("embedding_length")
 
     def _attends(self, block: int) -> bool:
         if self.architecture in _RECURRENT or (block >= self.trunk and self.architecture not in _NEXTN_ATTENDS):

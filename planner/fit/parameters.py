@@ -18,7 +18,7 @@ KEYS = (
     "attention.recurrent_layers", "attention.indexer.key_length", "attention.indexer.kpool",
     "attention.indexer.top_k", "attention.indexer.types", "full_attention_interval", "ssm.conv_kernel",
     "ssm.inner_size", "ssm.state_size", "ssm.group_count", "kda.head_dim", "wkv.head_size", "token_shift_count",
-    "shortconv.l_cache",
+    "shortconv.l_cache", "hyper_connection.count", "ple.layers", "ple.ngram_size", "ple.conv_kernel",
 )  # fmt: skip
 """Keys that are looked at, without the architecture's name, which stands before them in a GGUF."""
 
@@ -45,26 +45,26 @@ class Parameters:
     metadata: Metadata
 
     def __contains__(self, key: str) -> bool:
-        return bool(self._numbers(key))
+        return bool(self.numbers(key))
 
     def number(self, key: str, default: int = 0) -> int:
         """Return one number; of a list, the first."""
-        return (self._numbers(key) or [default])[0]
+        return (self.numbers(key) or [default])[0]
 
     def most(self, key: str, default: int = 0) -> int:
         """Return one number; of a list, the largest."""
-        return max(self._numbers(key), default=default)
+        return max(self.numbers(key), default=default)
 
     def flags(self, key: str) -> list[bool] | None:
         """Return a list, one a block; None where there is none. Blocks beyond its end are as its last."""
         if not isinstance(self.metadata.get(key), str):
             return None
-        found = [number > 0 for number in self._numbers(key)]
+        found = [number > 0 for number in self.numbers(key)]
         return (found + found[-1:] * self.blocks)[: self.blocks] if found else None
 
     def each(self, key: str, default: Sequence[int]) -> list[int]:
         """Return one number a block. Blocks beyond the end of a list are as its largest: more is safer than less."""
-        found = self._numbers(key)
+        found = self.numbers(key)
         if not found:
             return list(default)
         return (found + [max(found)] * self.blocks)[: self.blocks]
@@ -81,7 +81,8 @@ class Parameters:
             )
         return count
 
-    def _numbers(self, key: str) -> list[int]:
+    def numbers(self, key: str) -> list[int]:
+        """Return all numbers of a key: none where it is missing, one of a scalar."""
         value = self.metadata.get(key)
         if isinstance(value, str):
             parts = value.split(",")

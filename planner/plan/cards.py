@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,6 +94,8 @@ def parse_fit(
         ctx, "f16" if kv is None else kv, 1 if parallel is None else parallel,
         512 if ubatch_size is None else ubatch_size,
     )  # fmt: skip
+    if margin is not None and margin < 0:
+        raise UsageError(f"{option('margin', margin)} is out of range.", "Give 0 or more.")
     encoder = 0
     if mmproj is not None:
         from planner.gguf.encoder import encoder_bytes  # a plan from the state alone need not wait for it
@@ -149,7 +151,7 @@ def cards_of(inventory: Inventory, fit: Fit | None, devices: Sequence[Device]) -
         in_ram = tuple(name for name in names if stays_in_ram(name, names))
         return [Card(VRAM, fit.vram, frozenset(names) - {*in_ram}, needs, fit, in_ram=in_ram)]
     where = assign_devices(devices, inventory)
-    keepers = _keepers(inventory, where)
+    keepers = _keepers(inventory, where, {layer.block for layer in needs.layers})
     found: list[Card] = []
     for device in devices:
         blocks = frozenset(block for block, keeper in keepers.items() if keeper == device.name)
@@ -165,12 +167,13 @@ def cards_of(inventory: Inventory, fit: Fit | None, devices: Sequence[Device]) -
     return found
 
 
-def _keepers(inventory: Inventory, where: Mapping[str, Device]) -> dict[int, str]:
-    """Return the device of each block's context, by name: the one that holds the most of what works with it."""
+def _keepers(inventory: Inventory, where: Mapping[str, Device], blocks: Collection[int]) -> dict[int, str]:
+    """Return the device of the context of each of `blocks`, by name: the one that holds the most of what works with
+    it."""
     held: dict[int, dict[str, int]] = {}
     for tensor in inventory.tensors:
         name, device = parse_name(tensor.name), where.get(tensor.name)
-        if name.block is not None and device is not None and name.role.startswith(_KEPT_BY):
+        if name.block is not None and name.block in blocks and device is not None and name.role.startswith(_KEPT_BY):
             own = held.setdefault(name.block, {})
             own[device.name] = own.get(device.name, 0) + tensor.nbytes
     return {block: max(own, key=lambda name: own[name]) for block, own in held.items()}

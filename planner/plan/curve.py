@@ -6,25 +6,26 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from planner.errors import BudgetError, UsageError, option
 from planner.plan.findings import Findings
 from planner.plan.limits import FILE
-from planner.plan.plan import Plan, make_plan, sweep
+from planner.plan.plan import SWEEP_GAP, Plan, make_plan, sweep
 from planner.plan.request import PlanRequest
 from planner.plan.sweep import Sweep
 from planner.plan.target import Other, Target, assess_other, unknown_loss
 from planner.sensitivity import Prediction
 
+if TYPE_CHECKING:
+    from solvers import Solution
+
 __all__ = ["MEMORIES", "Curve", "CurvePoint", "Landmark", "curve", "landmarks", "undominated"]
 
 MEMORIES = tuple(size * 2**30 for size in (6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96))
 """Bytes of the memories that people have, of graphics cards and others."""
-
-_ROUNDING = 1e-9  # relative; of sums of losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class _Line(Protocol):
 
     def losing(self, loss: float) -> CurvePoint | None: ...
 
+    def corner(self, size: int) -> CurvePoint | None: ...
+
     def predict(self, loss: float) -> Prediction | None: ...
 
 
@@ -81,12 +84,11 @@ class Curve:
     _line: _Line = field(repr=False)
 
     def within(self, size: int) -> CurvePoint | None:
-        """Return the best file of at most `size` bytes, None if there is none so small. Without limits besides the
-        size it is the last corner of the hull, proven to be the best of its own size."""
+        """Return the best file of at most `size` bytes, to a thousandth of its loss; None if there is none so small."""
         return self._line.within(size)
 
     def losing(self, loss: float) -> CurvePoint | None:
-        """Return the smallest file (corner, as above) that loses at most `loss`, None if every one loses more."""
+        """Return the smallest file, to a thousandth, that loses at most `loss`; None if every one loses more."""
         return self._line.losing(loss)
 
     def predict(self, loss: float) -> Prediction | None:
@@ -134,7 +136,7 @@ def curve(
         raise UsageError(f"{option('from')} is above {option('to')}: there is nothing between.", "Exchange them.")
     first, last = (min(max(end, smallest.bytes), largest.bytes) for end in (first, last))
     sizes = np.linspace(first, last, points).astype(np.int64).tolist()
-    found = {point.bytes: point for point in map(line.within, sizes) if point is not None}
+    found = {point.bytes: point for point in map(line.corner, sizes) if point is not None}
     return Curve(
         tuple(found[size] for size in sorted(found)), line.source, elements, findings.inventory.model_name, line
     )
@@ -203,7 +205,7 @@ def _memory(size: int) -> str:
 
 
 class _Swept:
-    """The corners of the hull: all proven, none solved for."""
+    """Corners of the hull for the curve itself, all proven, and solutions for what stands beside it."""
 
     def __init__(self, found: Sweep) -> None:
         self._sweep, self.source = found, found.source
@@ -211,17 +213,26 @@ class _Swept:
         self.ends = self._at(0), self._at(self._last)
 
     def _at(self, corner: int) -> CurvePoint:
-        line, loss = self._sweep.frontier, float(self._sweep.frontier.losses[corner])
+        line = self._sweep.frontier
         price = float(line.prices[corner]) if corner < self._last else 0.0
-        return CurvePoint(self._sweep.size(corner), self._sweep.bpw(corner), loss, self.predict(loss), price)
+        return self._point(int(line.weights[corner]), line.picks(corner), float(line.losses[corner]), price)
+
+    def _solved(self, solution: Solution | None) -> CurvePoint | None:
+        if solution is None or solution.picks is None:
+            return None
+        return self._point(solution.bytes, solution.picks, solution.loss, solution.usage[0].price)
+
+    def _point(self, room: int, picks: Sequence[int], loss: float, price: float) -> CurvePoint:
+        return CurvePoint(self._sweep.overhead + room, self._sweep.bpw(picks), loss, self.predict(loss), price)
+
+    def corner(self, size: int) -> CurvePoint:
+        return self._at(self._sweep.frontier.corner(size - self._sweep.overhead))
 
     def within(self, size: int) -> CurvePoint | None:
-        room = size - self._sweep.overhead
-        return None if room < self._sweep.frontier.weights[0] else self._at(self._sweep.frontier.corner(room))
+        return self._solved(self._sweep.best(size - self._sweep.overhead))
 
     def losing(self, loss: float) -> CurvePoint | None:
-        enough = self._sweep.frontier.losses <= loss * (1 + _ROUNDING)
-        return self._at(int(enough.argmax())) if enough.any() else None
+        return self._solved(self._sweep.smallest(loss)) if loss >= 0 else None
 
     def predict(self, loss: float) -> Prediction | None:
         return None if self._sweep.link is None else self._sweep.link.predict(loss)
@@ -238,6 +249,7 @@ class _Solved:
 
     def __init__(self, findings: Findings, request: PlanRequest) -> None:
         self._findings, self._request = findings, replace(request, bpw=None, budget=None, target=None)
+        self._rough = replace(self._request, gap=max(request.gap, SWEEP_GAP))
         largest = make_plan(findings, self._request)
         self.source = str(largest.source)
         free = sweep(findings, request)
@@ -249,15 +261,18 @@ class _Solved:
         price = next((limit.price for limit in plan.limits if limit.name == FILE), 0.0)
         return CurvePoint(recipe.size, recipe.bpw, recipe.loss or 0.0, plan.prediction, price)
 
+    def corner(self, size: int) -> CurvePoint | None:
+        return self._answer(replace(self._request, budget=size))
+
     def within(self, size: int) -> CurvePoint | None:
-        try:
-            return self._point(make_plan(self._findings, replace(self._request, budget=size)))
-        except BudgetError:
-            return None
+        return self._answer(replace(self._rough, budget=size))
 
     def losing(self, loss: float) -> CurvePoint | None:
+        return self._answer(replace(self._rough, target=Target(loss=loss))) if loss >= 0 else None
+
+    def _answer(self, request: PlanRequest) -> CurvePoint | None:
         try:
-            return self._point(make_plan(self._findings, replace(self._request, target=Target(loss=loss))))
+            return self._point(make_plan(self._findings, request))
         except BudgetError:
             return None
 

@@ -42,9 +42,11 @@ from solvers import (
 )
 from state import Inventory, TensorRecord
 
-__all__ = ["LimitUse", "Plan", "Reached", "Solved", "make_plan", "sweep"]
+__all__ = ["SWEEP_GAP", "LimitUse", "Plan", "Reached", "Solved", "make_plan", "sweep"]
 
 _ANY_SIZE = 2**62  # bytes
+SWEEP_GAP = 1e-3
+"""Gap of what is solved for beside a sweep, to be shown in tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +185,21 @@ def sweep(findings: Findings, request: PlanRequest) -> Sweep:
     asked = arrange(findings, request)
     inventory, candidates = asked.inventory, asked.candidates
     limits = size_limits(inventory, candidates.fixed, budget=_ANY_SIZE, bpw=None, devices=(), active=None)
-    line = frontier(_problem(inventory, candidates, limits))
-    return Sweep(inventory, candidates, line, asked.losses.source, link_of(findings, asked.losses))
+    problem = _problem(inventory, candidates, limits)
+    line, gap = frontier(problem), max(request.gap, SWEEP_GAP)
+
+    def best(room: int) -> Solution | None:
+        if room < line.weights[0]:
+            return None
+        return line.exact(room, method=request.method, gap=gap, time_limit=request.time_limit)
+
+    def smallest(most: float) -> Solution | None:
+        found = lightest(problem, FILE, most, method=request.method, gap=gap, time_limit=request.time_limit)
+        return found.solution if found.found else None
+
+    return Sweep(
+        inventory, candidates, line, best, smallest, asked.losses.source, link_of(findings, asked.losses)
+    )  # fmt: skip
 
 
 def _solve(inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLimit], request: PlanRequest) -> Solved:

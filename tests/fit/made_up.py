@@ -12,7 +12,7 @@ ARCHITECTURES = (
     "glm5-next", "gpt-oss", "granite_swa", "granitehybrid", "hy_v4", "jamba", "kimi-k3", "laguna", "lfm2", "lfm2moe",
     "llama", "llama4", "mamba", "mamba2", "maple", "mellum", "mimo2", "minimax-m3", "muse-glimmer", "nanbeige",
     "nemotron_h", "nemotron_h_moe", "olmo2", "openelm", "phi3", "plamo2", "plamo3", "qwen2moe", "qwen35", "qwen35moe",
-    "qwen3next", "rwkv6", "rwkv7", "smallthinker", "spark2_5", "step35",
+    "qwen3next", "qwen4exp", "rwkv6", "rwkv7", "smallthinker", "spark2_5", "step35",
 )  # fmt: skip
 
 _HYBRID = ("bailingmoe3", "glm5-next", "granitehybrid", "jamba", "kimi-k3", "lfm2", "lfm2moe", "nemotron_h",
@@ -111,5 +111,10 @@ _OWN: dict[str, dict[str, Value]] = {
     "hy_v4": {**_MIXED, **_INDEXERS, "swiglu_clamp_exp": 10.0},
     "maple": {"swiglu_clamp_exp": 7.0},
     "minimax-m3": {"rope.dimension_count": 64},
-    "muse-glimmer": {},
+    "qwen4exp": {
+        **_MIXED, "attention.indexer.key_length": 64, "ple.layers": [0], "ple.ngram_size": 3, "ple.heads_per_ngram": 2,
+        "ple.conv_kernel": 4, "ple.eos_token_id": 0, "embedding_length_per_layer_input": 64,
+        "ple.layer_multipliers": [1, 3, 5], "ple.head_offsets": [0, 128, 256, 384],
+        "ple.head_vocab_sizes": [128, 128, 128, 128],
+    },
 }  # fmt: skip

@@ -23,7 +23,8 @@ _COMMON: Mapping[str, Value] = {
     "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": 1e-5, "context_length": 1 << 19,
     "rope.freq_base": 10000.0,
 }  # fmt: skip
-_U32, _I32, _BYTES = 4, 5, ctypes.c_size_t
+_U32, _U64 = 4, 10  # gguf_type
+_WIDE = ("ple.layer_multipliers", "ple.head_offsets", "ple.head_vocab_sizes")  # lists of uint64
 _TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 _SIZE = re.compile(r"(llama_kv_cache|llama_memory_recurrent): size =.*?\((.*)")
 _PART = re.compile(r"[KVRSP] \(\w+\): +([\d.]+) MiB")
@@ -134,7 +135,7 @@ def _gguf() -> ctypes.CDLL:
     for name, kind in (("str", text), ("u32", ctypes.c_uint32), ("f32", ctypes.c_float), ("bool", ctypes.c_bool)):
         getattr(dll, f"gguf_set_val_{name}").argtypes = (pointer, text, kind)
     # void gguf_set_arr_data(struct gguf_context *, const char * key, enum gguf_type, const void * data, size_t n)
-    dll.gguf_set_arr_data.argtypes = (pointer, text, ctypes.c_int, pointer, _BYTES)
+    dll.gguf_set_arr_data.argtypes = (pointer, text, ctypes.c_int, pointer, ctypes.c_size_t)
     return dll
 
 
@@ -149,5 +150,6 @@ def _set(gguf: ctypes.CDLL, header: int, key: str, value: Value) -> None:
     elif isinstance(value, float):
         gguf.gguf_set_val_f32(header, name, value)
     else:
-        array = (ctypes.c_uint32 * len(value))(*value)
-        gguf.gguf_set_arr_data(header, name, _U32, array, len(value))
+        wide = key.endswith(_WIDE)
+        array = ((ctypes.c_uint64 if wide else ctypes.c_uint32) * len(value))(*value)
+        gguf.gguf_set_arr_data(header, name, _U64 if wide else _U32, array, len(value))

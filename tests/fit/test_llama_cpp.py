@@ -83,6 +83,7 @@ def test_a_shared_cache_takes_no_more(example):
         found = needs_of(model).beside(Context(16384, sequences=4))
         assert found.kv >= theirs.kv - CLOSE
         assert found.state == pytest.approx(theirs.state, abs=CLOSE)
+        assert found.compute >= theirs.compute
 
 
 def test_the_bundled_model_as_its_inventory_says(example):

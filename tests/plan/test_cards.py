@@ -177,9 +177,9 @@ def test_options_say_nothing_without_a_context(example):
             parse_fit(**NOTHING | {name: value})
     with pytest.raises(ModelError, match="not the encoder"):
         parse_fit(**NOTHING | {"ctx": 512, "mmproj": example.model})
-    for name in ("parallel", "ubatch_size"):
+    for wrong in ({"ctx": 0}, {"ctx": "512"}, {"parallel": 0}, {"ubatch_size": 0}, {"margin": -1}):
         with pytest.raises(UsageError, match="out of range"):
-            parse_fit(**NOTHING | {"ctx": 512, name: 0})
+            parse_fit(**NOTHING | {"ctx": 512} | wrong)
 
 
 def test_lines_are_80_columns_wide(tmp_path):

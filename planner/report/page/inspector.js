@@ -16,7 +16,7 @@ function inspect(problem, { answer, selected: tensor }, { select, pin }) {
     element("h3", {}, tensor.name),
     element("p", {}, `${tensor.shape.join(" × ")} · ${data.formats[option.format].name} · ${inBytes(option.bytes)} · `
       + `${percent(share(option.loss, answer.loss))} of the loss, ${percent(share(option.bytes, answer.bytes))} of the bytes`),
-    same.length > 1 && element("label", {}, "Tensor", element("select", { onchange: (event) => select(problem.tensors[event.target.value]) },
+    same.length > 1 && element("label", {}, "Tensor", element("select", { "aria-label": "Tensor", onchange: (event) => select(problem.tensors[event.target.value]) },
       ...same.map((other) => element("option", { value: other.index, selected: other === tensor }, other.name)))),
     others.length > 0 && element("p", {}, `Tied to ${others.map((other) => other.name).join(", ")}: figures of steps are of all together.`),
     steps(problem, answer, tensor, pin),

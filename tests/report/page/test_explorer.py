@@ -21,8 +21,8 @@ from planner.plan.plan import make_plan
 from planner.plan.request import PlanRequest
 from planner.plan.rules import parse_tie
 from planner.recipe import load_recipe, recipe_schema
-from planner.report.page import Start, report_page
-from planner.sensitivity import Point, fit_link
+from planner.report.page import Start, page_data, page_of, report_page
+from planner.sensitivity import SCATTER, Point, fit_link
 from planner.sizes import align
 from solvers import Group, InfeasibleError, Limit, Problem, solve
 from state import Store
@@ -411,11 +411,28 @@ def test_mixes_and_files_are_in_the_chart(recipe, whole, here, run, open_page):
 
 def test_divergences_are_predicted_as_planner_does(page):
     link = fit_link([Point(0.01, 0.012, 0.001), Point(0.1, 0.09, 0.004), Point(0.8, 0.5, 0.02)])
-    given = {"parameters": link.parameters.tolist(), "covariance": link.covariance.tolist(), "scatter": 0.08}
+    given = {"parameters": link.parameters.tolist(), "covariance": link.covariance.tolist(), "scatter": SCATTER}
     for loss in np.geomspace(1e-6, 10, 25).tolist():
         expected = link.predict(loss)
         found = page.evaluate("([link, loss]) => predict(link, loss)", [given, loss])
         assert found == pytest.approx({"kld": expected.kld, "low": expected.low, "high": expected.high}, rel=1e-9)
+
+
+def test_where_passes_tell_divergences_they_are_shown(whole, here, open_page):
+    link = fit_link([Point(0.01, 0.012, 0.001), Point(0.1, 0.09, 0.004), Point(0.8, 0.5, 0.02)])
+    with Store.open(whole, read_only=True) as store:
+        data = page_data(Findings.read(store), PlanRequest(bpw=Fraction(5)), Start(bpw=4.5))
+    data["link"] = {
+        "parameters": link.parameters.tolist(), "covariance": link.covariance.tolist(), "scatter": SCATTER,
+    }  # fmt: skip
+    (here / "x.html").write_text(page_of(data, "x"), encoding="utf-8")
+    page = open_page(here / "x.html")
+    expected = link.predict(view(page)["loss"])
+    kld, interval = page.inner_text("#loss").split("\n")
+    assert float(kld) == pytest.approx(expected.kld, rel=0.01)
+    low, high = map(float, interval.split(" to "))
+    assert (low, high) == (pytest.approx(expected.low, rel=0.06), pytest.approx(expected.high, rel=0.06))
+    assert "nats per token" in page.inner_text("#chart-title")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -507,6 +524,24 @@ def test_names_are_text(tmp_path, open_page):
     assert set(taken.formats) == set(names)
     types = downloaded(page, "#take-types", tmp_path / "recipe.types.txt").read_text(encoding="utf-8")
     assert types == tensor_types(taken)
+
+
+def test_experts_that_are_stored_one_by_one_share_a_cell(tmp_path, open_page):
+    names = [
+        f"blk.{block}.ffn_{role}.{expert}.weight" for block in range(2) for role in ("up", "down") for expert in (0, 1)
+    ]
+    state = tiny.write(tmp_path / "x.planner", dict.fromkeys([*names, "v.blk.0.attn_q.weight"], (256, 64)))
+    with Store.open(state.path, read_only=True) as store:
+        text = report_page(Findings.read(store), PlanRequest(bpw=Fraction(5), sensitivity="uniform"), Start())
+    (tmp_path / "x.html").write_text(text, encoding="utf-8")
+    page = open_page(tmp_path / "x.html")
+    assert page.locator(".cell").count() == 5
+    assert page.locator(".map caption").all_text_contents() == ["Blocks", "Blocks of v"]
+    page.get_by_label(re.compile(r"^blk\.1\.ffn_up\.0\.weight:")).click()
+    assert "and 1 more" in page.inner_text("#map-tip")
+    page.get_by_label("Tensor", exact=True).select_option(label="blk.1.ffn_up.1.weight")
+    page.locator("#inspector label", has_text="q8_0").locator("input").check()
+    assert view(page)["pins"] == {"blk.1.ffn_up.1.weight": "q8_0"}
 
 
 def test_nothing_but_its_own_script_may_run(recipe, here, browser):
