@@ -45,14 +45,14 @@ ORDER = (
     ("planner.recipe", "recipe recount __init__"),
     (
         "planner.dialects",
-        "patterns regex_syntax regex dialect rules auto_round evopress mlx_lm shell llama_quantize "
+        "patterns regex_syntax regex dialect rules auto_round evopress rco mlx_lm shell llama_quantize "
         "ik_llama table tool_suite registry exports imports __init__",
     ),
     ("planner.sensitivity", "parts rounding facts confidence design link measured prior structure sources __init__"),
     (
         "planner.plan",
         "losses findings rules candidates families limits conflicts cards accounting assess mixes prediction target "
-        "request arrangement sweep plan gain curve ladder offer __init__",
+        "request arrangement sweep plan rivals gain curve ladder offer __init__",
     ),
     (
         "planner.measure",
@@ -70,8 +70,8 @@ ORDER = (
         "planner.llama.evaluate",
         "bench logprobs baseline divergence compare cache statistics results frontier taskfiles tasks __init__",
     ),
-    ("planner.llama.passes", "kld calibrate weights perturb polish trials recipes __init__"),
-    ("planner.report", "columns curve chart difference evaluation memory tables __init__"),
+    ("planner.llama.passes", "kld calibrate weights perturb polish trials recipes check __init__"),
+    ("planner.report", "columns curve chart checks difference evaluation memory tables __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
     ("planner.report.comparison", "tables page __init__"),
     ("planner.report.card", "front labels readme __init__"),
@@ -81,7 +81,7 @@ ORDER = (
     (
         "planner.cli",
         "messages options card diff export importing progress inspect measure quantize running bench evaluate compare "
-        "imatrix sensitivity fitting solving targeting report solve frontier terminal child watch __init__",
+        "imatrix sensitivity fitting solving targeting checking report solve frontier terminal child watch __init__",
     ),
     ("planner", "__main__"),
 )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from planner.api.common import Progress, StrPath
+from planner.api.common import StrPath
 from planner.api.recipes import counted, planned_imatrix, read
 from planner.api.refining import planned_refinement
 from planner.digests import recipe_digest
@@ -23,12 +22,10 @@ from planner.llama.engine import Engine
 from planner.llama.evaluate.baseline import Baseline
 from planner.llama.evaluate.compare import diverge
 from planner.llama.evaluate.divergence import Divergence
-from planner.llama.passes.recipes import Followed, follow, formats_to_follow
+from planner.llama.passes.recipes import Bar, Followed, diverge_recipes, formats_to_follow
 from planner.llama.passes.weights import open_weights
 from planner.recipe import Recipe
 from planner.report.evaluation import Evaluated, ModelSize, model_size
-
-Bar = Callable[[str], AbstractContextManager[Progress]]
 
 __all__ = ["Bar", "Calibration", "Quant", "Quants", "is_recipe", "open_quants"]
 
@@ -83,28 +80,16 @@ class Quants:
         settings = Settings(context=baseline.context, threads=threads, gpu_layers=gpu_layers)
         for quant in chosen:
             if quant.recipe is None and quant.result.size is not None:
-                with Engine(quant.result.size.path, **settings) as engine:
-                    found = _diverge(engine, baseline, quant, bar)
+                with Engine(quant.result.size.path, **settings) as engine, bar("tokens") as advance:
+                    found = diverge(engine, baseline, functools.partial(advance, Path(quant.result.name).name))
                 yield quant, found
         recipes = [(quant, quant.recipe) for quant in chosen if quant.recipe is not None]
         if not recipes or self.model is None:
             return
         with open_weights(self.model.path, self.model, **settings) as weights:
-            before: Followed | None = None
-            for quant, recipe in recipes:
-                with bar("MB") as advance:
-                    follow(weights, recipe, before, functools.partial(_in_mb, advance))
-                before = recipe
-                yield quant, _diverge(weights.engine, baseline, quant, bar)
-
-
-def _in_mb(advance: Progress, tensor: str, done: int, total: int) -> None:
-    advance(tensor, done / 1e6, total / 1e6)
-
-
-def _diverge(engine: Engine, baseline: Baseline, quant: Quant, bar: Bar) -> Divergence:
-    with bar("tokens") as advance:
-        return diverge(engine, baseline, functools.partial(advance, Path(quant.result.name).name))
+            found_each = diverge_recipes(weights, [recipe for _, recipe in recipes], baseline, bar)
+            for (quant, _), found in zip(recipes, found_each, strict=True):
+                yield quant, found
 
 
 def is_recipe(path: Path) -> bool:

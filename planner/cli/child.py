@@ -10,6 +10,7 @@ __all__ = ["VARIABLE", "needs_watch"]
 VARIABLE = "PLANNER_WATCHED"
 """The environment variable that a child finds its instructions in."""
 
+_RUN_THEM_TOO = ("--polish", "--check")  # options of solve
 _RUN_MODELS = frozenset({"imatrix", "sensitivity", "evaluate", "compare", "bench"})
 
 
@@ -18,5 +19,5 @@ def needs_watch(arguments: Sequence[str]) -> bool:
     if VARIABLE in os.environ or {"-h", "--help"} & set(arguments):
         return False
     command = next((word for word in arguments if not word.startswith("-")), None)
-    polishes = any(word == "--polish" or word.startswith("--polish=") for word in arguments)
-    return command in _RUN_MODELS or (command == "solve" and polishes)
+    runs = any(word.partition("=")[0] in _RUN_THEM_TOO for word in arguments)
+    return command in _RUN_MODELS or (command == "solve" and runs)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planner.cli.checking import Checker
 from planner.cli.fitting import Fitting, fitting_options
 from planner.cli.options import Measuring, family_option, find_state, gpu_option, measuring_options, open_sources
 from planner.cli.progress import progress_bar
@@ -103,8 +104,9 @@ def _plan_from_state(request: PlanRequest, measuring: Measuring, polishing: Poli
     from planner.plan.plan import make_plan
     from state import Store
 
-    if polishing.polish is not None:
-        raise UsageError("--polish runs the model.", "Give MODEL too.")
+    for text, name in ((polishing.polish, "--polish"), (polishing.check, "--check")):
+        if text is not None:
+            raise UsageError(f"{name} runs the model.", "Give MODEL too.")
     for given, name in ((measuring.imatrix, "--imatrix"), (measuring.covariance, "--covariance")):
         if given is not None:
             raise UsageError(f"{name} is for measuring, which needs the model.", "Give the model too, or leave it out.")
@@ -121,7 +123,7 @@ def _plan_with_model(
     polishing: Polishing,
     gpu_layers: int,
 ) -> Plan:
-    """Measure what is missing, plan, and polish on a text where one is given."""
+    """Measure what is missing, plan, and polish and check on texts where they are given."""
     from planner.formats.registry import family_named
     from planner.plan.findings import Findings
     from planner.plan.plan import make_plan
@@ -129,16 +131,20 @@ def _plan_with_model(
     if polishing.polish is not None and family_named(request.family).exported_to is not None:
         raise UsageError("--polish runs llama.cpp, which has none of MLX's types.", "Leave --polish or --family out.")
     with open_sources(model, measuring) as sources:
-        if polishing.polish is not None:
+        if polishing.polish is not None or polishing.check is not None:
             check_runs([model], context=0, gpu_layers=gpu_layers)
         _measure(sources, request, measuring)
         findings = Findings.read(sources.store, request.family)
-        plan = make_plan(findings, request)
+        plan, polished = make_plan(findings, request), None
         if polishing.polish is not None:
             if request.target is not None:  # exchanges keep the size that was found
                 request = replace(request, budget=plan.recipe.size, target=None)
             polisher = _Polisher(polishing.polish, polishing.polish_passes, output, measuring.threads, gpu_layers)
-            plan = polisher.run(plan, request, findings, sources)
+            solved, plan = plan, polisher.run(plan, request, findings, sources)
+            polished = "polished" if plan.recipe.formats != solved.recipe.formats else None
+        if polishing.check is not None:
+            checker = Checker(polishing.check, output, measuring.threads, gpu_layers)
+            plan = checker.run(plan, request, findings, sources, polished)
         return plan
 
 

@@ -67,6 +67,7 @@ class Polishing:
 
     polish: Path | None
     polish_passes: int
+    check: Path | None
 
 
 class _MethodOption(click.Option):
@@ -115,6 +116,8 @@ polish_options = grouped(
                  help="Try exchanges on a text, and keep what helps."),
     click.option("--polish-passes", type=click.IntRange(min=1), default=50, show_default=True,
                  help="Exchanges to try at the most."),
+    click.option("--check", metavar="TEXT", type=click.Path(path_type=Path),
+                 help="Evaluate the recipe beside others and llama.cpp's mix of its size; keep the best."),
 )  # fmt: skip
 sensitivity_option = click.option(
     "--sensitivity", type=LiteralChoice(Source),

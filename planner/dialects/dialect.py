@@ -22,6 +22,7 @@ __all__ = [
     "beginning",
     "changing",
     "idle",
+    "last_of_each",
     "placed",
     "read_dictionary",
     "refuse",
@@ -105,6 +106,17 @@ def with_own_names(imported: Imported, names: Collection[str]) -> Imported:
         name if name in own or bare(name) not in own else bare(name): kind for name, kind in imported.formats.items()
     }
     return Imported(named, imported.notes)
+
+
+def last_of_each(pairs: Iterable[tuple[str, str]]) -> Imported:
+    """Return the formats of (tensor, format) pairs. Of several for one tensor the last counts, and a note says so."""
+    formats: dict[str, str] = {}
+    again: dict[str, None] = {}
+    for name, fmt in pairs:
+        if formats.get(name, fmt) != fmt:
+            again[name] = None
+        formats[name] = fmt
+    return Imported(formats, (f"{some(again)}: named again with another type; the last line counts.",) if again else ())
 
 
 def changing(recipe: Recipe) -> list[Choice]:

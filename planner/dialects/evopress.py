@@ -16,13 +16,14 @@ from planner.dialects.dialect import (
     ImportContext,
     Imported,
     beginning,
+    last_of_each,
     refuse,
     with_own_names,
 )
 from planner.errors import RecipeError, option
 from planner.formats.ggml import type_of
 from planner.recipe import Recipe
-from planner.text import command, some
+from planner.text import command
 
 __all__ = ["DIALECT"]
 
@@ -62,10 +63,9 @@ def _write(recipe: Recipe, context: ExportContext) -> Exported:
 
 
 def _read(text: str, context: ImportContext) -> Imported:
-    """Return the types of tensors; of several lines for one tensor the last counts, and a note says so. Raises
-    RecipeError, also for lines with only a number of bits, which several types have."""
-    formats: dict[str, str] = {}
-    again: dict[str, None] = {}
+    """Return the types of tensors; of several lines for one tensor the last counts. Raises RecipeError, also for
+    lines with only a number of bits, which several types have."""
+    pairs = []
     for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip()
         if not line or line.startswith("#"):
@@ -77,11 +77,8 @@ def _read(text: str, context: ImportContext) -> Imported:
                 f"{context.where}: line {number} is {line[:80]!r}, not TENSOR: BITS (BITS-TYPE.pth).",
                 "A number of bits alone does not say which type is meant.",
             )
-        if formats.get(name.strip(), match[1]) != match[1]:
-            again[name.strip()] = None
-        formats[name.strip()] = match[1]
-    notes = [f"{some(again)}: named again with another type; the last line counts."] if again else []
-    return with_own_names(Imported(formats, tuple(notes)), context.names)
+        pairs.append((name.strip(), match[1]))
+    return with_own_names(last_of_each(pairs), context.names)
 
 
 def _sniff(text: str) -> bool:

@@ -12,21 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from planner.dialects.dialect import Dialect, ExportContext, Exported, beginning, changing, refuse, type_names
-from planner.dialects.llama_quantize import base_type
+from planner.dialects.llama_quantize import override_file_type
 from planner.dialects.patterns import compacted, escaped_ecmascript, one_each
 from planner.dialects.regex import Regex
 from planner.dialects.rules import Rule, reader_of_rules
 from planner.dialects.shell import is_script, script_rules, tensor_type_words
 from planner.errors import RecipeError, option
-from planner.formats.ggml import TYPES
+from planner.formats.ggml import TYPES, file_types
 from planner.recipe import Choice, Recipe
 from planner.text import command
 
 __all__ = ["DIALECT"]
 
 _TYPES = frozenset(row.name for row in TYPES.values() if "ik_llama" in row.dialects)
-# missing from QUANT_OPTIONS there: types of newer llama.cpp
-_UNKNOWN_FILE_TYPES = ("TQ1_0", "TQ2_0", "MXFP4_MOE", "Q1_0", "Q2_0")
+# No base: rules are ignored beside what is unquantized (issue 2415 there), and QUANT_OPTIONS lacks types of newer
+# llama.cpp
+_NO_BASE = ("F32", "F16", "BF16", "NVFP4", "TQ1_0", "TQ2_0", "MXFP4_MOE", "Q1_0", "Q2_0")
+_BASE = "Q8_0"  # for recipes whose own type is none
 # llama_model_quantize_internal in src/llama-quantize.cpp leaves these alone, where llama.cpp quantizes them
 _LEFT_ALONE = ("ssm_x.weight", "ssm_dt.weight")
 # and these as llama.cpp does; all other tensors that llama.cpp leaves alone it quantizes unless told otherwise
@@ -75,8 +77,9 @@ def _write(recipe: Recipe, context: ExportContext) -> Exported:
     if recipe.imatrix is not None:
         lines.append(command("--imatrix", paths[".imatrix.dat"]))
     lines.append(f'--custom-q "$({command("cat", paths[".custom-q.txt"])})"')
-    base, override = base_type(recipe, _UNKNOWN_FILE_TYPES)
-    if override:
+    base = file_types().get(recipe.file_type, _BASE)
+    base = _BASE if base in _NO_BASE else base
+    if override := override_file_type(recipe, base):
         lines.append(command(*override))
     lines.append(command(Path(recipe.model.path), "OUT.gguf", base, str(context.threads)))
     imatrix = None if recipe.imatrix is None else paths[".imatrix.dat"]

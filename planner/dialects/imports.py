@@ -19,7 +19,7 @@ def guess_dialect(path: Path, text: str) -> str:
     """Return the dialect of a file, told by its name or else its text. Raises UsageError if neither tells."""
     dialects = [(name, load_dialect(name)) for name in reversed(readable())]
     for name, dialect in dialects:
-        if dialect.own_suffix and path.suffix.lower() == dialect.own_suffix:
+        if dialect.own_suffix and path.name.lower().endswith(dialect.own_suffix):
             return name
     for name, dialect in dialects:
         if dialect.sniff(text):

@@ -7,7 +7,6 @@ would split at or change (white space, `=`, capitals) are written as escapes: `\
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
 from planner.dialects.dialect import Dialect, ExportContext, Exported, beginning, changing, refuse
@@ -20,12 +19,16 @@ from planner.formats.ggml import file_types
 from planner.recipe import Recipe
 from planner.text import command
 
-__all__ = ["DIALECT", "base_type", "command_line", "tensor_types"]
+__all__ = ["DIALECT", "base_type", "command_line", "override_file_type", "tensor_types"]
 
-# With one of these as base, tensor types are ignored (llama_tensor_get_type: `if (ggml_is_quantized(default_type))`)
-_UNQUANTIZED = ("F32", "F16", "BF16")
-_NO_OPTION = ("NVFP4",)  # llama_ftype has it, QUANT_OPTIONS in tools/quantize/quantize.cpp not
-_BASE = "Q8_0"  # for recipes whose own type is no base: tensors that no pattern matches lose least
+# Beside an unquantized base all rules are ignored (llama_tensor_get_type: `if (ggml_is_quantized(default_type))`), and
+# from pull request 19770 (2026-03-10) to 22572 (2026-05-01) those whose type is the base's own: there the mix decides
+# (issue 22544). The mix Q8_0 has no other type, and tensors that no pattern matches lose least.
+_BASE = "Q8_0"
+_KEEP_IT = (
+    f"Keep the base {_BASE}. Beside another, llama-quantize of 2026-03-10 to 05-01 ignores rules of the base's own type "
+    "(llama.cpp#22544)."
+)
 _CHANGED = "= ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # split at, or lowercased
 # src/llama-quant.cpp; the other order came with pull request 14572 and went with 19770
 _ORDER = " llama-quantize takes the first rule that finds a tensor; from July 2025 to early 2026 it took the last."
@@ -52,13 +55,17 @@ def _escape(text: str) -> str:
     return escaped_ecmascript(text, _CHANGED)
 
 
-def base_type(recipe: Recipe, unknown: Collection[str] = ()) -> tuple[str, list[str]]:
-    """Return the type that a command names, which each tensor's own pattern overrides, and the arguments that set
-    `general.file_type` to the recipe's if the base is another; `unknown` are types that the quantizer does not have."""
-    name = file_types().get(recipe.file_type)
-    if name is not None and name not in (*_UNQUANTIZED, *_NO_OPTION, *unknown):
-        return name, []
-    return _BASE, [] if name is None else ["--override-kv", f"general.file_type=int:{recipe.file_type}"]
+def base_type(recipe: Recipe) -> tuple[str, list[str]]:
+    """Return the type that the command names, which each tensor's own pattern overrides, and the arguments that set
+    `general.file_type` to the recipe's if the base is another."""
+    return _BASE, override_file_type(recipe, _BASE)
+
+
+def override_file_type(recipe: Recipe, base: str) -> list[str]:
+    """Return the arguments that set `general.file_type` to the recipe's, where `base` is another."""
+    if file_types().get(recipe.file_type) in (None, base):
+        return []
+    return ["--override-kv", f"general.file_type=int:{recipe.file_type}"]
 
 
 def command_line(recipe: Recipe, types: Path, threads: int) -> str:
@@ -77,16 +84,7 @@ def _write(recipe: Recipe, context: ExportContext) -> Exported:
     """Return the file and its command. Raises RecipeError."""
     types = tensor_types(recipe, compact=context.compact)
     line = command_line(recipe, context.paths[".types.txt"], context.threads)
-    return Exported({".types.txt": types}, line, _notes(recipe))
-
-
-def _notes(recipe: Recipe) -> list[str]:
-    base, override = base_type(recipe)
-    if not override:
-        return []
-    name = file_types()[recipe.file_type]
-    why = f"there is no base {name}" if name in _NO_OPTION else f"beside the base {name} it ignores all rules"
-    return [f"llama-quantize is given the base {base}, and each tensor's type by a rule, for {why}."]
+    return Exported({".types.txt": types}, line, [_KEEP_IT] if base_type(recipe)[1] else [])
 
 
 def _parse(text: str, where: str) -> list[Rule]:

@@ -37,6 +37,7 @@ DIALECTS: tuple[Entry, ...] = (
     Entry("gguf-tool-suite", "planner.dialects.tool_suite"),
     Entry("auto-round", "planner.dialects.auto_round"),
     Entry("mlx-lm", "planner.dialects.mlx_lm"),
+    Entry("rco", "planner.dialects.rco"),
     Entry("evopress", "planner.dialects.evopress"),
     Entry("csv", "planner.dialects.table"),
 )

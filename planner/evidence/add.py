@@ -116,7 +116,8 @@ def add_divergences(store: Store, inventory: Inventory, table: KldTable) -> list
             f"None of the table's tensors is one of {inventory.model_name} with a measured error.",
             "Give the state of the model that the table is of.",
         )
-    store.add_passes(passes)
+    known = {entry.key for entry in store.passes(subject)}  # as of a partial table, before the rest was measured
+    store.add_passes([entry for entry in passes if entry.key not in known])
     tensors = {name for entry in passes for name in entry.errors}
     unused = [
         name for name in dict.fromkeys(name for klds in table.klds.values() for name in klds) if name not in tensors

@@ -2,6 +2,11 @@
 
 A row a type: `QTYPE,TENSOR,TENSOR,...`, then the type and a number for each tensor; 404 and empty: not measured. Its
 other tables look the same and are refused: perplexities, percentages of any kind, groups of tensors.
+
+A run that has not finished is `kld_results_partial.csv`; `fill_missing_metric.py` makes a table without gaps of it
+(`..._03percent_interpolated.csv`), by curves over the layers. What was measured has at most the six decimals that
+llama-perplexity prints, what was filled in has eight, and that tells them apart. A partial table does not: the gaps of
+one are measured in a later one, which looks the same in all other cells.
 """
 
 from __future__ import annotations
@@ -26,6 +31,8 @@ _REMEDY = "Give a kld_results.csv of the GGUF-Tool-Suite, of single tensors."
 _LEAST = 0.5
 _MOST = 100.0
 _NOISE = 1e-3  # divergences below zero by less are zero but for rounding
+_DECIMALS = 6  # of `Mean KLD: %10.6lf` in tools/perplexity/perplexity.cpp
+_MEASURED = 0.5  # of the numbers: where fewer have so few decimals, the table is of somebody who prints more
 
 
 @dataclass(frozen=True)
@@ -58,10 +65,24 @@ def read_kld_table(text: str, where: str) -> KldTable:
             else:
                 klds.setdefault(kind, {})[name] = kld
         _plausible(list(klds.get(kind, {}).values()), f"{where}: row {number} ({kind[:40]})")
+    if filled_in := _take_filled_in(klds):
+        left_out["filled in by a curve"] = filled_in
     if not any(klds.values()):
         raise RecipeError(f"{where} holds no divergences.", _REMEDY)
     notes = [f"{len(names):,} cells are left out, {why}: {some(names)}." for why, names in left_out.items()]
     return KldTable(klds, tuple(notes))
+
+
+def _take_filled_in(klds: Mapping[str, dict[str, float]]) -> list[str]:
+    """Take out the numbers that were not measured; return the names of their tensors. They have more decimals than are
+    printed, while most have not."""
+    every = [(row, name, kld) for row in klds.values() for name, kld in row.items()]
+    longer = [(row, name) for row, name, kld in every if kld != round(kld, _DECIMALS)]
+    if len(longer) > (1 - _MEASURED) * len(every):
+        return []
+    for row, name in longer:
+        del row[name]
+    return [name for _, name in longer]
 
 
 def _number(text: str, name: str, where: str) -> tuple[float, str]:

@@ -35,6 +35,7 @@ def test_ik_llama_gets_the_same_imatrix_in_its_older_form(solved, run, example):
         ("mlx-lm", ["it.mlx.py", "it.x"]),
         ("auto-round", ["it.x"]),
         ("evopress", ["it.x"]),
+        ("rco", ["it.x"]),
         ("csv", ["it.x"]),
     ],
 )

@@ -11,6 +11,7 @@ from planner.formats.ggml import formats
 from planner.gguf import open_model
 from planner.recipe import load_recipe
 from state import Store
+from tests.conftest import ok
 from tests.models import dense
 
 
@@ -28,7 +29,7 @@ def same(one, other):
     ] and (one.size, one.bpw, one.loss, one.file_type) == (other.size, other.bpw, other.loss, other.file_type)
 
 
-@pytest.mark.parametrize("dialect", ["llama-quantize", "ik_llama", "gguf-tool-suite", "evopress", "csv"])
+@pytest.mark.parametrize("dialect", ["llama-quantize", "ik_llama", "gguf-tool-suite", "evopress", "rco", "csv"])
 def test_what_is_exported_comes_back_with_sizes_and_losses(dialect, solved, run):
     assert run("export", "recipe.json", "--to", dialect, "-o", "exported").status == 0
     done = run("import", "exported", "--from", dialect, "-o", "back.json")
@@ -38,9 +39,13 @@ def test_what_is_exported_comes_back_with_sizes_and_losses(dialect, solved, run)
 
 
 def test_dialects_are_told_by_content(solved, run):
-    for dialect in ("llama-quantize", "ik_llama", "gguf-tool-suite", "evopress", "csv"):
+    for dialect in ("llama-quantize", "ik_llama", "gguf-tool-suite", "evopress", "rco", "csv"):
         assert run("export", "recipe.json", "--to", dialect, "--threads", 1).status == 0
-    for name in ("recipe.types.txt", "recipe.custom-q.txt", "recipe.recipe", "recipe.evopress.txt", "recipe.csv"):
+    (solved / "allocation.txt").write_bytes((solved / "recipe.rco-allocation.txt").read_bytes())
+    for name in (
+        "recipe.types.txt", "recipe.custom-q.txt", "recipe.recipe", "recipe.evopress.txt", "recipe.csv",
+        "recipe.rco-allocation.txt", "allocation.txt",
+    ):  # fmt: skip
         done = run("import", name, "-o", "back.json", "-f")
         assert done.status == 0, done.text
         assert same(load_recipe(solved / "recipe.json"), load_recipe(solved / "back.json"))
@@ -255,6 +260,14 @@ def test_tables_of_divergences_become_passes(solved, run):
     other = run("import", "kld_results.csv")
     assert other.status == 0, other.text
     assert "blk.99.attn_q.weight: not in this model" in " ".join(other.out.split())
+    grown = f"QTYPE,{','.join(names[:3])}\nq4_K,0.01,{{}},0.03\n"
+    counts = []
+    for second in ("404", "0.02", "0.00021"):  # the last is below all others, as if it were the noise
+        (solved / "kld_results_partial.csv").write_text(grown.format(second))
+        ok(run("import", "kld_results_partial.csv"))
+        with Store.open(solved / "prose.planner", read_only=True) as store:
+            counts.append(len(store.passes()))
+    assert (counts[1] - counts[0], counts[2] - counts[1]) == (1, 1)
     (solved / "kld_results.csv").write_text("QTYPE,a\nq4_K,x\n")
     assert run("import", "kld_results.csv").status == 1
     (solved / "kld_results.csv").write_text("QTYPE,a\nq4_K,0.5\n")

@@ -55,6 +55,7 @@ def wait_until(condition, process):
         ("sensitivity a.gguf --text b", True),
         ("solve a.gguf --bpw 4 --polish b", True),
         ("solve a.gguf --bpw 4 --polish=b", True),
+        ("solve a.gguf --bpw 4 --check b", True),
         ("solve a.gguf --bpw 4", False),
         ("solve evaluate", False),
         ("evaluate --help", False),

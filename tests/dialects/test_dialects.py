@@ -25,7 +25,7 @@ from tests.dialects.inventories import MODELS, inventory, random_formats, recipe
 
 KINDS = {kind.name.lower(): kind.name for kind in gguf.GGMLQuantizationType}
 PATTERNS = ("llama-quantize", "ik_llama", "gguf-tool-suite")
-EXACT = (*PATTERNS, "evopress", "csv")
+EXACT = (*PATTERNS, "evopress", "rco", "csv")
 
 
 def exported(recipe, dialect, tmp_path, **options):
@@ -165,7 +165,7 @@ def test_types_that_a_dialect_lacks(dialect, kind, tmp_path):
     assert kind in caught.value.remedy
 
 
-@pytest.mark.parametrize("dialect", ["csv", "evopress"])
+@pytest.mark.parametrize("dialect", ["csv", "evopress", "rco"])
 def test_what_cannot_be_merged(dialect, tmp_path):
     with pytest.raises(RecipeError, match=r"merged|no patterns") as caught:
         exported(recipe_of({"a": "q4_K"}), dialect, tmp_path, compact=True)
@@ -178,6 +178,28 @@ def test_ik_llama_is_told_what_it_would_quantize_otherwise(tmp_path):
     assert text == "^output\\.weight$=q6_K,^blk\\.0\\.altup_proj\\.weight$=f32\n"
     _, found = export_recipe(recipe_of({"blk.0.ssm_x.weight": "q8_0"}), "ik_llama", tmp_path / "r.json")
     assert "leaves blk.0.ssm_x.weight" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "base"),
+    [
+        (15, "Q4_K_M"),
+        (23, "IQ3_XXS"),
+        (7, "Q8_0"),
+        (1, "Q8_0"),
+        (36, "Q8_0"),
+        (39, "Q8_0"),
+        (38, "Q8_0"),
+        (999, "Q8_0"),
+    ],
+)
+def test_ik_llama_is_given_a_base_that_it_has(number, base, tmp_path):
+    """F16, TQ1_0, NVFP4 and MXFP4_MOE are none; the file says what it is all the same."""
+    recipe = recipe_of({"output.weight": "q6_K"}).model_copy(update={"file_type": number})
+    _, found = export_recipe(recipe, "ik_llama", tmp_path / "r.json")
+    assert found.command.split()[-2] == base
+    said = f"--override-kv general.file_type=int:{number}"
+    assert (said in found.command) == (number in (1, 36, 38, 39))
 
 
 # AutoRound

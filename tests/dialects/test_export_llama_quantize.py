@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from planner.dialects.llama_quantize import base_type, command_line, tensor_types
 from planner.errors import RecipeError
 from planner.gguf import open_model
+from planner.plan.assess import assess
 from planner.plan.findings import Findings
+from planner.plan.mixes import mix_formats
 from planner.plan.plan import make_plan
 from planner.plan.request import PlanRequest
 from planner.recipe import Choice, ImatrixSource, ModelSource, Recipe, load_recipe
 from state import Store
+from tests.dialects.inventories import MODELS, inventory, random_formats
 
 TYPES = {kind.name.lower(): kind for kind in gguf.GGMLQuantizationType}
 
@@ -89,27 +92,51 @@ def test_the_command(tmp_path):
     types = tmp_path / "types.txt"
     words = shell_words(command_line(recipe_of({"a": "q4_K"}, imatrix=imatrix), types, 3))
     assert words == [
-        "llama-quantize", "--imatrix", "dir with/x's.imatrix", "--tensor-type-file", str(types), "a model.gguf",
-        "OUT.gguf", "Q4_K_M", "3",
+        "llama-quantize", "--imatrix", "dir with/x's.imatrix", "--tensor-type-file", str(types), "--override-kv",
+        "general.file_type=int:15", "a model.gguf", "OUT.gguf", "Q8_0", "3",
     ]  # fmt: skip
     assert "--imatrix" not in command_line(recipe_of({"a": "q4_K"}), types, 3)
-    assert base_type(recipe_of({}, file_type=23)) == ("IQ3_XXS", [])
 
 
 @pytest.mark.parametrize("number", range(60))
-def test_the_base_is_quantized_and_the_file_says_what_it_is(number):
-    """Beside any other base llama-quantize ignores the patterns; NVFP4 is a file type but no option of it."""
+def test_the_file_says_what_it_is(number):
     known = {kind.value: kind.name.split("_", 1)[1] for kind in gguf.LlamaFileType if kind.value < 1024}
     base, override = base_type(recipe_of({}, file_type=number))
-    if number in known and known[number] not in ("F32", "F16", "BF16", "NVFP4"):
-        assert (base, override) == (known[number], [])
-    elif number != 41:  # Q2_0, which only newer gguf packages have
-        assert base == "Q8_0"
-        assert override == (["--override-kv", f"general.file_type=int:{number}"] if number in known else [])
+    assert base == "Q8_0"
+    if number != 41:  # Q2_0, which only newer gguf packages have
+        other = number in known and known[number] != "Q8_0"
+        assert override == (["--override-kv", f"general.file_type=int:{number}"] if other else [])
     command = command_line(recipe_of({}, file_type=number), Path("x.types.txt"), 3)
     assert [word for line in command.split(" \\\n") for word in shlex.split(line)] == [
         "llama-quantize", "--tensor-type-file", "x.types.txt", *override, "a model.gguf", "OUT.gguf", base, "3",
     ]  # fmt: skip
+
+
+def decide_of_march(options, name, base, mixed):
+    """The same, from pull request 19770 to 22572: a rule of the base's own type is passed over, and without another
+    the mix decides."""
+    return next((kind for pattern, kind in options if re.search(pattern, name) and kind != base), mixed)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_builds_that_ignore_the_type_of_the_base(model):
+    """Issue 22544: what becomes of a recipe beside the bases Q4_K_M and Q8_0."""
+    about = inventory(model)
+    wanted = random_formats(model, 1)
+    recipes = [assess(about, formats, None, why="solved").recipe for formats in (dict.fromkeys(wanted, "q4_K"), wanted)]
+    mixed = {mix: mix_formats(about, mix) for mix in ("Q4_K_M", "Q8_0")}
+
+    def changed(recipe, mix, base):
+        options = parse(tensor_types(recipe))
+        free = {choice.name: choice.format for choice in recipe.tensors if not choice.left_alone}
+        free = dict(list(free.items())[:100])  # each tries every rule
+        made = {name: decide_of_march(options, name, TYPES[base], TYPES[mixed[mix][name].lower()]) for name in free}
+        return [name for name, fmt in free.items() if made[name] != TYPES[fmt.lower()]]
+
+    assert changed(recipes[0], "Q4_K_M", "q4_k")
+    for recipe in recipes:
+        assert base_type(recipe)[0] == "Q8_0"
+        assert not changed(recipe, "Q8_0", "q8_0")
 
 
 def test_a_real_recipe(cheap, example, here, run):

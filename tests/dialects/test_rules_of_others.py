@@ -234,3 +234,64 @@ def test_a_line_that_another_overrides():
 def test_what_stands_before_a_name_is_taken_off():
     found = read("tensor,format\nlanguage_model.blk.1.attn_q.weight,q4_K\nvision.blk.1.attn_q.weight,q8_0\n", "csv")
     assert found.formats == {"blk.1.attn_q.weight": "q4_K", "vision.blk.1.attn_q.weight": "q8_0"}
+
+
+# Allocations of RCO
+
+ALLOCATION = """\
+# RCO allocation: Model-GSQ-RCO-IQ3_XXS, target 3.0 bpw
+# histogram: IQ3_XXS 2, Q6_K 1, F32 1
+
+token_embd.weight: IQ3_XXS
+output.weight: Q6_K
+  blk.0.ffn_up.weight: IQ3_XXS
+blk.0.attn_norm.weight: F32
+"""
+
+
+def test_an_allocation_as_it_is_published():
+    wanted = {
+        "token_embd.weight": "IQ3_XXS", "output.weight": "Q6_K", "blk.0.ffn_up.weight": "IQ3_XXS",
+        "blk.0.attn_norm.weight": "F32",
+    }  # fmt: skip
+    for text in (ALLOCATION, ALLOCATION.replace("\n", "\r\n"), ALLOCATION.replace(": ", "="), ALLOCATION.rstrip()):
+        found = read(text, "rco")
+        assert found.formats == wanted
+        assert not found.notes
+    assert read("a.weight: Q4_K\na.weight: Q5_K\n", "rco").notes == (
+        "a.weight: named again with another type; the last line counts.",
+    )
+
+
+def test_what_an_allocation_says_besides_types():
+    """As of a model whose experts were pruned: which of them are left, by the numbers that they had."""
+    kept = "\n[kept experts]\nblk.0.ffn_gate_exps.weight: 0,1,2,4,8\nblk.1.ffn_gate_exps.weight: 3,5\nlayers: 2\n"
+    found = read(ALLOCATION + kept, "rco")
+    assert found.formats == read(ALLOCATION, "rco").formats
+    assert found.notes == (
+        "4 lines give no tensor a type: '[kept experts]', 'blk.0.ffn_gate_exps.weight: 0,1,2,4,8', "
+        "'blk.1.ffn_gate_exps.weight: 3,5' and 1 more.",
+    )
+    with pytest.raises(RecipeError, match="no line TENSOR: TYPE"):
+        read(kept, "rco")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (ALLOCATION, "rco"),
+        (ALLOCATION.replace(": ", ":  ").replace("\n", "\r\n"), "rco"),
+        ("blk.0.ffn_up.weight: Q9_Z\n", None),
+        ("name: q4_K\n", None),
+        ("# an allocation\nblk.0.ffn_up.weight: 4.5 (4.5-Q4_K.pth)\n", "evopress"),
+        ("# rules\nblk.0.ffn_up.weight=q4_K\n", "ik_llama"),
+        ("blk.0.ffn_up.weight: iq4_ks\n", "rco"),
+    ],
+)
+def test_allocations_are_told_from_others(text, told):
+    if told is None:
+        with pytest.raises(UsageError, match="of no dialect"):
+            guess_dialect(Path("x.txt"), text)
+    else:
+        assert guess_dialect(Path("x.txt"), text) == told
+    assert guess_dialect(Path("x.RCO-allocation.txt"), text) == "rco"

@@ -72,6 +72,45 @@ def test_what_was_not_measured_is_left_out():
     assert counts == {"not measured": 7, "without any divergence": 13, "of groups of tensors": 2}
 
 
+FILL = 8  # decimals of fill_missing_metric.py, with zeros behind what was measured or without
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("seed", range(8))
+def test_what_a_curve_filled_in_is_left_out(seed, padded):
+    """kld_results_partial.csv, and ..._interpolated.csv made of it: the same divergences are taken of both."""
+    values, rng = klds(seed), random.Random(seed)
+    gaps = set(rng.sample(NAMES, 5))
+
+    def partial(name):
+        return "404" if name in gaps else f"{values[name]:.6f}"
+
+    def completed(name):
+        if name in gaps:
+            return f"{round(values[name], FILL - 1) + 3e-8:.{FILL}f}"
+        return f"{values[name]:.6f}00" if padded else repr(float(f"{values[name]:.6f}"))
+
+    first, second = read_kld_table(table(partial), "it"), read_kld_table(table(completed), "it")
+    assert second.klds == first.klds
+    assert set(second.klds["q2_K"]) == set(NAMES) - gaps
+    (note,) = second.notes
+    assert note.startswith("5 cells are left out, filled in by a curve: ")
+
+
+def test_gaps_that_were_measured_later_are_taken():
+    """The later table has the same numbers elsewhere, so that the partial one does not tell what was filled in."""
+    values = klds(3)
+    assert not read_kld_table(table(lambda name: f"{values[name]:.6f}"), "it").notes
+
+
+@pytest.mark.parametrize("style", [".6g", ".9f", "r"])
+def test_numbers_of_more_decimals_are_measured_where_most_are(style):
+    values = {name: kld / 10 for name, kld in klds(5).items()}
+    found = read_kld_table(table(lambda name: repr(values[name]) if style == "r" else f"{values[name]:{style}}"), "it")
+    assert set(found.klds["q2_K"]) == set(NAMES)
+    assert not found.notes
+
+
 @pytest.mark.parametrize(
     "text", ["QTYPE,a\nq4_K,x\n", "QTYPE,a\nq4_K\n", "QTYPE,a\n", "QTYPE,a\nq4_K,404\n", 'QTYPE,"a\n']
 )

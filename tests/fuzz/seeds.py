@@ -145,7 +145,7 @@ def _exports(made: Path) -> dict[str, list[Path]]:
         "rules": [written(name, *options) for name in ("llama-quantize", "ik_llama", "gguf-tool-suite")
                   for options in ((), ("--compact",))] + [_text(made / "rules.txt", mixed)],
         "modules": [written("mlx-lm"), written("auto-round"), written("auto-round", "--compact")],
-        "table": [written("csv"), written("evopress")],
+        "table": [written("csv"), written("evopress"), written("rco")],
     }  # fmt: skip
 
 

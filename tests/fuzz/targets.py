@@ -169,7 +169,7 @@ def _covariance() -> list[Action]:
 
 
 def _recipe() -> list[Action]:
-    dialects = (*_PATTERNS, "mlx-lm", "auto-round", "evopress", "csv")
+    dialects = (*_PATTERNS, "mlx-lm", "auto-round", "evopress", "rco", "csv")
     diffs = _command("diff mutated.json recipe.json"), _command("diff recipe.json mutated.json --state model.planner")
     return [
         *[_command(f"export mutated.json --to {dialect} -o exported -t 1", writes="exported*") for dialect in dialects],
@@ -289,7 +289,7 @@ TARGETS = {
     "state": Target("mutated.planner", "sqlite", _state()),
     "rules": Target("mutated.rules", "text", _imports("mutated.rules", *_PATTERNS)),
     "modules": Target("config.json", "json", _imports("config.json", "mlx-lm", "auto-round")),
-    "table": Target("mutated.csv", "text", _imports("mutated.csv", "csv", "evopress")),
+    "table": Target("mutated.csv", "text", _imports("mutated.csv", "csv", "evopress", "rco")),
     "kld table": Target("mutated.csv", "text", _evidence("mutated.csv")),
     "bpw state": Target("mutated.bpw_state", "records", _evidence("mutated.bpw_state")),
     "multiple-choice": Target("mutated.tasks", "records", _tasks("multiple-choice")),

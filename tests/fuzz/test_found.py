@@ -53,7 +53,15 @@ def test_formats_that_an_editor_spells_otherwise(spelt, shapes, state, run):
         if not shapes:
             del choice["shape"]
     Path("recipe.json").write_text(json.dumps(recipe))
-    for dialect in ("llama-quantize", "ik_llama", "auto-round", "evopress", "csv", *(["mlx-lm"] if shapes else [])):
+    for dialect in (
+        "llama-quantize",
+        "ik_llama",
+        "auto-round",
+        "evopress",
+        "rco",
+        "csv",
+        *(["mlx-lm"] if shapes else []),
+    ):
         done = run("export", "recipe.json", "--to", dialect, "-o", "exported")
         assert done.status == 0, done.text
         assert spelt not in Path("exported").read_text().replace("GGUF:Q8_0", "").replace("Q8_0.pth", "")

@@ -240,7 +240,7 @@ def test_from_the_state_to_mlx_lm(run, state, here, example):
 
 def test_what_only_ggml_can_do_is_refused(run, state, here, example):
     assert run("solve", "--state", state, "--family", "mlx", "--bpw", 5).status == 0
-    for dialect in ("llama-quantize", "ik_llama", "gguf-tool-suite", "auto-round", "evopress"):
+    for dialect in ("llama-quantize", "ik_llama", "gguf-tool-suite", "auto-round", "evopress", "rco"):
         refused = run("export", "recipe.json", "--to", dialect)
         assert refused.status == 1
         assert "--to mlx-lm" in refused.err

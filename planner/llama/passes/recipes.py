@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +18,16 @@ from planner.formats.registry import family_named, round_trip
 from planner.gguf import Imatrix, Model, Tensor
 from planner.gguf.quantize import resolve_formats
 from planner.gguf.refinement import LatestMetric, Refinement
+from planner.llama.evaluate.baseline import Baseline
+from planner.llama.evaluate.compare import diverge
+from planner.llama.evaluate.divergence import Divergence
 from planner.llama.passes.weights import WEIGHTS_AT_A_TIME, Weights
 from planner.recipe import Recipe
 
-__all__ = ["Followed", "follow", "formats_to_follow"]
+__all__ = ["Bar", "Followed", "diverge_recipes", "follow", "formats_to_follow"]
+
+Advance = Callable[[str, float, float], None]  # what was done last, how much is done, of how much
+Bar = Callable[[str], AbstractContextManager[Advance]]  # gives progress by its unit
 
 Floats = NDArray[np.float32]
 
@@ -83,6 +92,25 @@ def follow(
             _round(weights, weights.model[name], recipe)
         done += weights.model[name].nbytes
         progress(name, done, total)
+
+
+def diverge_recipes(
+    weights: Weights, recipes: Sequence[Followed], baseline: Baseline, bar: Bar
+) -> Iterator[Divergence]:
+    """Follow one recipe after the other, and yield the divergence of each. `bar` is asked for tokens, and for MB of
+    weights that are rounded. Raises what `follow` and `diverge` raise."""
+    before: Followed | None = None
+    for recipe in recipes:
+        with bar("MB") as advance:
+            follow(weights, recipe, before, functools.partial(_in_mb, advance))
+        before = recipe
+        with bar("tokens") as advance:
+            found = diverge(weights.engine, baseline, functools.partial(advance, Path(recipe.where).name))
+        yield found
+
+
+def _in_mb(advance: Advance, tensor: str, done: int, total: int) -> None:
+    advance(tensor, done / 1e6, total / 1e6)
 
 
 def _round(weights: Weights, tensor: Tensor, recipe: Followed) -> None:
