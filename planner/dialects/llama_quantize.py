@@ -26,8 +26,8 @@ __all__ = ["DIALECT", "base_type", "command_line", "override_file_type", "tensor
 # (issue 22544). The mix Q8_0 has no other type, and tensors that no pattern matches lose least.
 _BASE = "Q8_0"
 _KEEP_IT = (
-    f"Keep the base {_BASE}. Beside another, llama-quantize of 2026-03-10 to 05-01 ignores rules of the base's own type "
-    "(llama.cpp#22544)."
+    f"Keep the base {_BASE}. Beside another, llama-quantize of 2026-03-10 to 05-01 ignores rules of the base's own "
+    "type (llama.cpp#22544)."
 )
 _CHANGED = "= ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # split at, or lowercased
 # src/llama-quant.cpp; the other order came with pull request 14572 and went with 19770
