@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from planner.api.common import Progress, StrPath
 from planner.api.recipes import counted, planned_imatrix, read
@@ -29,6 +29,7 @@ from planner.recipe import Recipe
 from planner.report.evaluation import Evaluated, ModelSize, model_size
 
 Bar = Callable[[str], AbstractContextManager[Progress]]
+T = TypeVar("T")
 
 __all__ = ["Bar", "Calibration", "Quant", "Quants", "is_recipe", "open_quants"]
 
@@ -72,19 +73,20 @@ class Quants:
         files = [quant.result.size.path for quant in self.every if quant.recipe is None and quant.result.size]
         return files if self.model is None else [self.model.path, *files]
 
-    def diverge(
-        self, baseline: Baseline, chosen: Sequence[Quant], *, threads: int | None, gpu_layers: int, bar: Bar
-    ) -> Iterator[tuple[Quant, Divergence]]:
-        """Run files, then recipes, and yield each with its divergence. The model is loaded once for all recipes. `bar`
-        gives progress by its unit: tokens, or MB of weights that are rounded in memory.
+    def each(
+        self, chosen: Sequence[Quant], work: Callable[[Engine, str], T], *, context: int, threads: int | None,
+        gpu_layers: int, bar: Bar,
+    ) -> Iterator[tuple[Quant, T]]:  # fmt: skip
+        """Run files, then recipes: yield each with what `work` makes of its engine, of so much context, and its name.
+        The model is loaded once for all recipes. `bar` gives progress in MB of weights that are rounded in memory.
 
-        Raises what `Engine`, `diverge` and `follow` raise.
+        Raises what `Engine`, `follow` and `work` raise.
         """
-        settings = Settings(context=baseline.context, threads=threads, gpu_layers=gpu_layers)
+        settings = Settings(context=context, threads=threads, gpu_layers=gpu_layers)
         for quant in chosen:
             if quant.recipe is None and quant.result.size is not None:
                 with Engine(quant.result.size.path, **settings) as engine:
-                    found = _diverge(engine, baseline, quant, bar)
+                    found = work(engine, _name(quant))
                 yield quant, found
         recipes = [(quant, quant.recipe) for quant in chosen if quant.recipe is not None]
         if not recipes or self.model is None:
@@ -95,16 +97,26 @@ class Quants:
                 with bar("MB") as advance:
                     follow(weights, recipe, before, functools.partial(_in_mb, advance))
                 before = recipe
-                yield quant, _diverge(weights.engine, baseline, quant, bar)
+                yield quant, work(weights.engine, _name(quant))
+
+    def diverge(
+        self, baseline: Baseline, chosen: Sequence[Quant], *, threads: int | None, gpu_layers: int, bar: Bar
+    ) -> Iterator[tuple[Quant, Divergence]]:
+        """Run them as `each`, and yield each with its divergence. Raises what `each` and `diverge` raise."""
+
+        def work(engine: Engine, name: str) -> Divergence:
+            with bar("tokens") as advance:
+                return diverge(engine, baseline, functools.partial(advance, name))
+
+        yield from self.each(chosen, work, context=baseline.context, threads=threads, gpu_layers=gpu_layers, bar=bar)
 
 
 def _in_mb(advance: Progress, tensor: str, done: int, total: int) -> None:
     advance(tensor, done / 1e6, total / 1e6)
 
 
-def _diverge(engine: Engine, baseline: Baseline, quant: Quant, bar: Bar) -> Divergence:
-    with bar("tokens") as advance:
-        return diverge(engine, baseline, functools.partial(advance, Path(quant.result.name).name))
+def _name(quant: Quant) -> str:
+    return Path(quant.result.name).name
 
 
 def is_recipe(path: Path) -> bool:

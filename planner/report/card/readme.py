@@ -103,10 +103,10 @@ def _introduction(card: Card) -> list[str]:
 
 def _table(card: Card) -> str:
     evaluated = any(entry.result for entry in card.entries)
-    more = " mean KLD | 99.9 % | same top |" if evaluated else ""
+    more = " mean KLD | 99 % | 99.9 % | same top |" if evaluated else ""
     rows = [
         f"| file | size | bpw |{more} memory |",
-        f"|---|---:|---:|{'---:|---:|---:|' if evaluated else ''}---:|",
+        f"|---|---:|---:|{'---:|---:|---:|---:|' if evaluated else ''}---:|",
     ]
     for entry in sorted(card.entries, key=lambda each: each.bytes):
         figures = f" {' | '.join(_figures(entry))} |" if evaluated else ""
@@ -118,13 +118,13 @@ def _table(card: Card) -> str:
     return "\n".join(rows)
 
 
-def _figures(entry: Entry) -> tuple[str, str, str]:
+def _figures(entry: Entry) -> tuple[str, str, str, str]:
     if entry.result is None:
-        return "", "", ""
+        return "", "", "", ""
     found = entry.result.statistics
     memory = "\\*" if entry.result.in_memory else ""
     return (
-        f"{measured(found.kld.value, found.kld.error)}{memory}", f"{found.kld_999:.3g}",
+        f"{measured(found.kld.value, found.kld.error)}{memory}", f"{found.kld_99:.3g}", f"{found.kld_999:.3g}",
         f"{100 * found.same_top.value:.2f} %",
     )  # fmt: skip
 
@@ -141,9 +141,9 @@ def _notes(card: Card) -> list[str]:
     ]
     if any(entry.result for entry in card.entries):
         said.append(
-            "*KLD* is the Kullback-Leibler divergence of predictions from the original's, in nats a token, its mean "
-            f"and 99.9th percentile, over {card.windows:,} windows of {card.context:,} tokens; *same top* how often "
-            "both find the same token most likely."
+            "*KLD* is the Kullback-Leibler divergence of predictions from the original's, in nats a token, its mean, "
+            f"99th and 99.9th percentile, over {card.windows:,} windows of {card.context:,} tokens; *same top* how "
+            "often both find the same token most likely."
         )
     if any(entry.result and entry.result.in_memory for entry in card.entries):
         said.append("\\* The recipe was evaluated in memory, not its file.")
