@@ -131,11 +131,18 @@ def normalized(output: str) -> str:
         (r"^(llama-quantize .*) \d+$", r"\1 THREADS"),
     ):
         output = re.sub(pattern, steady, output, flags=re.MULTILINE)
+    # rows of results; where all are alike, there is no error
     output = re.sub(
-        r"^\S+\.(gguf|kld) .*\d$", lambda row: " ".join(_NUMBER.sub("N", row[0]).split()), output, flags=re.M
-    )
+        r"^ *(\S+\.(gguf|kld)|floor|share of tokens) .*[\d%]$|^\S+ .* windows of \d+ tokens$",
+        lambda row: " ".join(_NUMBER.sub("N", row[0]).replace(" ± N", "").split()), output, flags=re.M,
+    )  # fmt: skip
     # columns are as wide as what llama.cpp computes
-    output = re.sub(r"^(file|KLD of a token|model) .*$", lambda row: " ".join(row[0].split()), output, flags=re.M)
+    output = re.sub(
+        r"^(file|KLD of a token|KLD by|model|by text|greedy,|text) .*$",
+        lambda row: " ".join(row[0].split()),
+        output,
+        flags=re.M,
+    )
     return "\n".join(line.rstrip() for line in output.splitlines())
 
 

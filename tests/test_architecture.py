@@ -68,20 +68,22 @@ ORDER = (
     ),
     (
         "planner.llama.evaluate",
-        "bench logprobs baseline divergence compare cache statistics results frontier taskfiles tasks __init__",
+        "bench logprobs baseline answers chats divergence compare cache statistics results frontier trajectories "
+        "prompts taskfiles tasks mmlu __init__",
     ),
     ("planner.llama.passes", "kld calibrate weights perturb polish trials recipes check __init__"),
-    ("planner.report", "columns curve chart checks difference evaluation memory tables __init__"),
+    ("planner.report", "columns curve chart checks difference evaluation memory results tables __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
     ("planner.report.comparison", "tables page __init__"),
     ("planner.report.card", "front labels readme __init__"),
     ("planner.report.page", "memory data page __init__"),
-    ("planner.api", "common recipes others refining quants evaluate compare card quantize state __init__"),
+    ("planner.api", "common recipes others refining quants evaluating evaluate compare card quantize state __init__"),
     ("planner", "__init__"),
     (
         "planner.cli",
-        "messages options card diff export importing progress inspect measure quantize running bench evaluate compare "
-        "imatrix sensitivity fitting solving targeting checking report solve frontier terminal child watch __init__",
+        "messages options card diff export importing progress inspect measure quantize running bench evaluating "
+        "evaluate compare imatrix sensitivity fitting solving targeting checking report solve frontier terminal child "
+        "watch __init__",
     ),
     ("planner", "__main__"),
 )

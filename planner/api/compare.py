@@ -19,13 +19,14 @@ from planner.files import write_atomically
 from planner.formats.registry import all_formats, kernel_of
 from planner.gguf import open_model
 from planner.llama.engine import Engine
+from planner.llama.evaluate.answers import open_baseline
 from planner.llama.evaluate.baseline import Baseline
 from planner.llama.evaluate.cache import BaselineRequest, obtain
 from planner.llama.evaluate.compare import base_nll
 from planner.llama.evaluate.frontier import Standing, standings
 from planner.llama.evaluate.results import Compared, Original, add_result, kept_comparison, result_of
 from planner.llama.evaluate.results import Comparison as Results
-from planner.llama.evaluate.statistics import perplexity
+from planner.llama.evaluate.statistics import block_starts, perplexity
 from planner.llama.fitness import check_model
 from planner.llama.library import llama_version
 from planner.llama.passes.recipes import Followed
@@ -57,7 +58,7 @@ class Question:
     def of(cls, original: Path, text: Path | None, context: int | None, chunks: int | None) -> Question:
         """Look at the original and read the text. Raises ModelError, BaselineError, UsageError."""
         if text is None:
-            with Baseline.open(original) as baseline:
+            with open_baseline(original) as baseline:
                 return cls(original, None, int(baseline.context))
         with open_model(original) as model:
             return cls(original, read_text(text), context or window_length(model), chunks)
@@ -66,7 +67,7 @@ class Question:
         """Return a digest of all that the answers depend on, besides the models."""
         if self.text is None:
             return digest("log-probabilities", *map(str, stamp(self.original)), llama_version())
-        return self._request.key()
+        return self._request.key
 
     def size(self) -> ModelSize | None:
         """Return the original's size. Raises ModelError."""
@@ -78,7 +79,7 @@ class Question:
         """Return the original's log-probabilities, kept at a path, and whether they had to be computed. Raises what
         `obtain` raises."""
         if self.text is None:
-            return Baseline.open(self.original), False
+            return open_baseline(self.original), False
         return obtain(self._request, kept_at, engine, progress)
 
     @property
@@ -119,7 +120,8 @@ class Comparing:
         OutputError."""
         size = self.question.size()
         nbytes, bpw = (None, None) if size is None else (size.bytes, size.bpw)
-        original = Original(str(self.question.original), nbytes, bpw, perplexity(base_nll(baseline)))
+        ppl = perplexity(base_nll(baseline), block_starts(baseline.predictions))
+        original = Original(str(self.question.original), nbytes, bpw, ppl)
         start = self.found or Results(original, int(baseline.context), int(baseline.windows))
         running = self._quants.diverge(baseline, missing, threads=threads, gpu_layers=gpu_layers, bar=bar)
         for quant, divergence in running:

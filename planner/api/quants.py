@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from planner.api.common import StrPath
 from planner.api.recipes import counted, planned_imatrix, read
@@ -20,12 +19,13 @@ from planner.inputs.kinds import JSON, RECIPE
 from planner.inputs.reading import kind_at
 from planner.llama.engine import Engine
 from planner.llama.evaluate.baseline import Baseline
-from planner.llama.evaluate.compare import diverge
 from planner.llama.evaluate.divergence import Divergence
-from planner.llama.passes.recipes import Bar, Followed, diverge_recipes, formats_to_follow
+from planner.llama.passes.recipes import Bar, Followed, diverging, formats_to_follow, run_recipes
 from planner.llama.passes.weights import open_weights
 from planner.recipe import Recipe
 from planner.report.evaluation import Evaluated, ModelSize, model_size
+
+T = TypeVar("T")
 
 __all__ = ["Bar", "Calibration", "Quant", "Quants", "is_recipe", "open_quants"]
 
@@ -69,27 +69,39 @@ class Quants:
         files = [quant.result.size.path for quant in self.every if quant.recipe is None and quant.result.size]
         return files if self.model is None else [self.model.path, *files]
 
-    def diverge(
-        self, baseline: Baseline, chosen: Sequence[Quant], *, threads: int | None, gpu_layers: int, bar: Bar
-    ) -> Iterator[tuple[Quant, Divergence]]:
-        """Run files, then recipes, and yield each with its divergence. The model is loaded once for all recipes. `bar`
-        gives progress by its unit: tokens, or MB of weights that are rounded in memory.
+    def each(
+        self, chosen: Sequence[Quant], work: Callable[[Engine, str], T], *, context: int, threads: int | None,
+        gpu_layers: int, bar: Bar,
+    ) -> Iterator[tuple[Quant, T]]:  # fmt: skip
+        """Run files, then recipes: yield each with what `work` makes of its engine, of so much context, and its name.
+        The model is loaded once for all recipes. `bar` gives progress in MB of weights that are rounded in memory.
 
-        Raises what `Engine`, `diverge` and `follow` raise.
+        Raises what `Engine`, `follow` and `work` raise.
         """
-        settings = Settings(context=baseline.context, threads=threads, gpu_layers=gpu_layers)
+        settings = Settings(context=context, threads=threads, gpu_layers=gpu_layers)
         for quant in chosen:
             if quant.recipe is None and quant.result.size is not None:
-                with Engine(quant.result.size.path, **settings) as engine, bar("tokens") as advance:
-                    found = diverge(engine, baseline, functools.partial(advance, Path(quant.result.name).name))
+                with Engine(quant.result.size.path, **settings) as engine:
+                    found = work(engine, _name(quant))
                 yield quant, found
         recipes = [(quant, quant.recipe) for quant in chosen if quant.recipe is not None]
         if not recipes or self.model is None:
             return
         with open_weights(self.model.path, self.model, **settings) as weights:
-            found_each = diverge_recipes(weights, [recipe for _, recipe in recipes], baseline, bar)
-            for (quant, _), found in zip(recipes, found_each, strict=True):
+            ran = run_recipes(weights, [recipe for _, recipe in recipes], work, bar)
+            for (quant, _), found in zip(recipes, ran, strict=True):
                 yield quant, found
+
+    def diverge(
+        self, baseline: Baseline, chosen: Sequence[Quant], *, threads: int | None, gpu_layers: int, bar: Bar
+    ) -> Iterator[tuple[Quant, Divergence]]:
+        """Run them as `each`, and yield each with its divergence. Raises what `each` and `diverge` raise."""
+        work = diverging(baseline, bar)
+        yield from self.each(chosen, work, context=baseline.context, threads=threads, gpu_layers=gpu_layers, bar=bar)
+
+
+def _name(quant: Quant) -> str:
+    return Path(quant.result.name).name
 
 
 def is_recipe(path: Path) -> bool:

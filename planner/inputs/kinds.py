@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from planner.inputs.strangers import is_legacy_imatrix, stranger
 
 __all__ = [
+    "ANSWERS_MAGIC",
     "BASELINE",
     "BASELINE_MAGIC",
     "BPW_STATE",
@@ -32,6 +33,7 @@ __all__ = [
 HEAD = 4096
 """Bytes that tell one kind of file from another."""
 BASELINE_MAGIC = b"_logits_"
+ANSWERS_MAGIC = b"_answer_"  # of log-probabilities, too: those of answers in conversations
 BPW_STATE_MAGIC = (0x4250572D5632).to_bytes(8, "little")  # "BPW-V2"
 
 
@@ -60,7 +62,8 @@ TEXTS = (JSON, RECIPE, KLD_TABLE, TEXT, UNKNOWN)
 
 _EMPTY = Kind("empty", remedy="Make it again: whatever wrote it did not get far.")
 _MAGICS = (
-    (b"GGUF", GGUF), (b"SQLite format 3\0", STATE), (BASELINE_MAGIC, BASELINE), (BPW_STATE_MAGIC, BPW_STATE),
+    (b"GGUF", GGUF), (b"SQLite format 3\0", STATE), (BASELINE_MAGIC, BASELINE), (ANSWERS_MAGIC, BASELINE),
+    (BPW_STATE_MAGIC, BPW_STATE),
 )  # fmt: skip
 _OF_RECIPE = '"format_version"'  # which no dictionary of another program has
 # As a kld_results.csv of the GGUF-Tool-Suite begins, also when a spreadsheet has named the separator

@@ -27,7 +27,7 @@ _LOGITS_BYTES = 512 << 20  # of one batch at most: vocabularies of 262,144 words
 class Engine(LoadedModel):
     """A loaded model that runs windows of `context` tokens, each by itself; the rest is as in `LoadedModel`.
 
-    `windows_at_a_time` are run together, by default as many as fit a batch.
+    `windows_at_a_time` are run together, by default as many as fit a batch of at most `batch` tokens.
     """
 
     def __init__(
@@ -41,21 +41,30 @@ class Engine(LoadedModel):
         writable: bool = False,
         windows_at_a_time: int | None = None,
         predicts: bool = True,
+        batch: int = BATCH,
     ) -> None:
-        def memory(vocabulary: int) -> Memory:
-            count = windows_at_a_time or _most_windows(context, vocabulary)
-            return Memory(context * count, count)
-
-        self.context = context
+        self.context, self._together, self._most = context, windows_at_a_time, batch
         super().__init__(
-            path, memory, positions=context, threads=threads, gpu_layers=gpu_layers, observer=observer,
+            path, self._memory_for, positions=context, threads=threads, gpu_layers=gpu_layers, observer=observer,
             writable=writable, predicts=predicts,
         )  # fmt: skip
+
+    def _memory_for(self, vocabulary: int) -> Memory:
+        count = self._together or _most_windows(self.context, vocabulary)
+        return Memory(self.context * count, count, batch=self._most)
 
     @property
     def windows_at_a_time(self) -> int:
         """Windows that are run together."""
         return self.memory.sequences
+
+    def resize(self, context: int) -> None:
+        """Make room for windows of another length; the weights stay as they are in memory. Raises InferenceError."""
+        if context != self.context:
+            self.context = context
+            self.memory = self._memory_for(self.vocabulary_size)
+            self._close_context()
+            self._open_context()
 
     def windows(self, tokens: NDArray[np.int32], *, first: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Run windows of tokens, i32[n, context], each by itself from an empty memory.
@@ -72,6 +81,19 @@ class Engine(LoadedModel):
                 some[:, 0] = self.bos
             logits = self._logits(some, first).reshape(len(some), self.context - first, self.vocabulary_size)
             yield from enumerate(logits, start=start)
+
+    def passage(self, tokens: NDArray[np.int32], wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Run one text of tokens, i32[n] of at most `context`, from an empty memory; it begins as it is given.
+
+        Returns the logits that follow the tokens that are `wanted`, b[n]: f32[wanted, vocabulary]. Raises as `decode`.
+        """
+        self.forget()
+        parts = []
+        for start in range(0, len(tokens), self.batch_tokens):
+            some = slice(start, start + self.batch_tokens)
+            positions = np.arange(start, start + len(tokens[some]), dtype=np.int32)
+            parts.append(self.decode(tokens[some], positions, np.zeros(len(positions), np.int32), wanted[some]).copy())
+        return np.concatenate(parts)
 
     def _logits(self, windows: NDArray[np.int32], first: int) -> NDArray[np.float32]:
         """Return the logits of some windows, f32[windows * (context - first), vocabulary]."""

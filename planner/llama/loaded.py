@@ -33,11 +33,13 @@ _LOAD_MODE_NONE = 0  # enum llama_load_mode: into memory of the process, which m
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Room for `tokens` in at most so many `sequences`: each has an equal part or, if `shared`, what it needs."""
+    """Room for `tokens` in at most so many `sequences`: each has an equal part or, if `shared`, what it needs. At most
+    `batch` tokens are run in one call."""
 
     tokens: int
     sequences: int
     shared: bool = False
+    batch: int = BATCH
 
 
 class LoadedModel(Closing):
@@ -94,6 +96,13 @@ class LoadedModel(Closing):
         """Free model and context; a second call does nothing."""
         self._caller.close()
         self.workers.close()
+        self._close_context()
+        if self._model:
+            llama().llama_model_free(self._model)
+            self._model = None
+            note("running", "")
+
+    def _close_context(self) -> None:
         api = llama()
         if self._batch is not None:
             api.llama_batch_free(self._batch)
@@ -101,10 +110,6 @@ class LoadedModel(Closing):
         if self._context:
             api.llama_free(self._context)
             self._context = None
-        if self._model:
-            api.llama_model_free(self._model)
-            self._model = None
-            note("running", "")
 
     def tokenize(self, text: str, *, special: bool = True, parse_special: bool = False) -> NDArray[np.int32]:
         """Return the tokens of a text, i32[n], as llama.cpp's tools make them.
@@ -138,6 +143,10 @@ class LoadedModel(Closing):
         """Return a token's own spelling in the vocabulary, such as `</s>`."""
         found: bytes = llama().llama_vocab_get_text(self._vocabulary, token)
         return found.decode("utf-8", "replace")
+
+    def ends(self, token: int) -> bool:
+        """Return whether a model that says this token has finished: EOS, or the end of a turn or message."""
+        return bool(llama().llama_vocab_is_eog(self._vocabulary, token))
 
     @property
     def eos(self) -> int:
@@ -232,7 +241,7 @@ class LoadedModel(Closing):
         api, memory = llama(), self.memory
         parameters = api.llama_context_default_params()
         parameters.n_ctx = memory.tokens
-        self.batch_tokens: int = memory.tokens if self._in_one_piece else min(BATCH, memory.tokens)
+        self.batch_tokens: int = memory.tokens if self._in_one_piece else min(memory.batch, memory.tokens)
         parameters.n_batch = self.batch_tokens
         if self._in_one_piece:
             parameters.n_ubatch = self.batch_tokens

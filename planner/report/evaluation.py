@@ -1,4 +1,4 @@
-"""The output of `planner evaluate` and `planner bench`: facts of every file for JSON, and tables of 80 columns."""
+"""What `planner evaluate` and `planner bench` find: facts of every file for JSON, and how they are put into words."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.gguf import open_model
-from planner.report.columns import Column, shown, table, tabulate, wrapped
+from planner.report.columns import shown, table, wrapped
 from planner.sizes import format_size
 
 if TYPE_CHECKING:
     from planner.llama.evaluate.bench import Speed
-    from planner.llama.evaluate.statistics import Estimate, Shown, Statistics, Table
+    from planner.llama.evaluate.statistics import Estimate, Statistics
     from planner.llama.evaluate.tasks import Score
+    from planner.llama.evaluate.trajectories import Alike
 
 __all__ = [
     "Evaluated",
     "ModelSize",
+    "OnText",
+    "Results",
+    "TextRead",
     "evaluation_facts",
-    "evaluation_text",
     "measured",
     "memory_notes",
     "model_size",
@@ -42,21 +44,61 @@ class ModelSize:
     bpw: float
 
 
+@dataclass(frozen=True, slots=True)
+class TextRead:
+    """What was read of a text: `predictions` in windows of `context` tokens or, of a `chat`, in conversations of at
+    most so many; and how many prompts for trajectories it gave."""
+
+    label: str
+    chat: bool
+    context: int
+    windows: int
+    predictions: int
+    prompts: int
+
+
+@dataclass(slots=True)
+class OnText:
+    """Results for one file on one text."""
+
+    ppl: Estimate
+    statistics: Statistics | None = None
+    alike: Alike | None = None
+
+
 @dataclass(slots=True)
 class Evaluated:
-    """Results for one file: the original has a perplexity, the others statistics against it.
+    """Results for one file, on all texts together and on each: the original has a perplexity, the others statistics
+    against it and, where they were asked for, trajectories.
 
     A recipe is evaluated `in_memory`, and its size is the one that it promises. `exact_activations`: with a file of it,
-    llama.cpp would round activations too.
+    llama.cpp would round activations too. `again`: the original, run once more.
     """
 
     size: ModelSize | None  # None: the original is a file of log-probabilities
     name: str
     ppl: Estimate | None = None
     statistics: Statistics | None = None
+    alike: Alike | None = None
+    texts: dict[str, OnText] = field(default_factory=dict)
     scores: dict[str, Score] = field(default_factory=dict)
     in_memory: bool = False
     exact_activations: bool = False
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All results of an evaluation: of files, the original first, and of the original again (`floor`), on `texts`."""
+
+    files: Sequence[Evaluated]
+    texts: Sequence[TextRead] = ()
+    floor: Evaluated | None = None
+
+    @property
+    def finished(self) -> Results:
+        """Those files that have results."""
+        return dataclasses.replace(self, files=[file for file in self.files if file.ppl or file.scores])
 
 
 def model_size(path: Path) -> ModelSize:
@@ -81,25 +123,6 @@ def measured(value: float, error: float) -> str:
     return f"{value:.{max(0, digits)}f} ± {error:.{max(0, digits)}f}"
 
 
-def evaluation_text(files: Sequence[Evaluated], context: int | None, windows: int | None) -> str:
-    """Lay out the tables of all files, the original first; `context` and `windows` are those of the text, if there was
-    one."""
-    blocks = []
-    names = short_names([file.name for file in files])
-    if context is not None:
-        blocks.append(_summary(files, names))
-        compared = [(name, file.statistics) for name, file in zip(names, files, strict=True) if file.statistics]
-        if compared:
-            blocks += [_statistics_table("file", "change", compared)]
-            blocks += [_statistics_table("KLD of a token", "distribution", compared)]
-            count = compared[0][1].tokens
-            blocks.append(f"{count:,} predictions in {windows} windows of {context} tokens; KLD in nats")
-        blocks += memory_notes(files)
-    kinds = {kind: None for file in files for kind in file.scores}
-    blocks += [_task_table(kind, files, names) for kind in kinds]
-    return "\n\n".join(blocks)
-
-
 def memory_notes(files: Sequence[Evaluated]) -> list[str]:
     """Return what has to be said of recipes that were evaluated in memory; empty where there are none."""
     names = [
@@ -116,49 +139,6 @@ def memory_notes(files: Sequence[Evaluated]) -> list[str]:
     return ["\n".join(wrapped(said))]
 
 
-def _summary(files: Sequence[Evaluated], names: Sequence[str]) -> str:
-    rows = [("file", "size", "bpw", "PPL", "mean KLD")]
-    for name, file in zip(names, files, strict=True):
-        size, bpw = (format_size(file.size.bytes), f"{file.size.bpw:.3f}") if file.size else ("", "")
-        kld = _estimate(file.statistics.kld) if file.statistics else ""
-        # digits beyond its error: most of that is the text's, common to all rows
-        finite = file.ppl is not None and math.isfinite(file.ppl.value)
-        ppl = "" if file.ppl is None else f"{file.ppl.value:.4f} ± {file.ppl.error:.4f}" if finite else "inf"
-        rows.append((name, size, bpw, ppl, kld))
-    return "\n".join(table(rows, "<>>>>"))
-
-
-def _statistics_table(label: str, name: Table, files: Sequence[tuple[str, Statistics]]) -> str:
-    from planner.llama.evaluate.statistics import shown_in
-
-    columns: list[Column[tuple[str, Statistics]]] = [Column(label, lambda file: file[0], "<")]
-    columns += [Column(how.heading, partial(_cell, entry, how)) for entry, how in shown_in(name).items()]
-    return "\n".join(tabulate(columns, files))
-
-
-def _cell(name: str, how: Shown, file: tuple[str, Statistics]) -> str:
-    value = getattr(file[1], name)
-    if isinstance(value, int | float):
-        return format(how.scale * value, how.format)
-    return measured(how.scale * value.value, how.scale * value.error)
-
-
-def _task_table(kind: str, files: Sequence[Evaluated], names: Sequence[str]) -> str:
-    base = files[0].scores.get(kind)
-    count = next(len(file.scores[kind].right) for file in files if kind in file.scores)
-    chance = next(file.scores[kind].chance for file in files if kind in file.scores)
-    rows = [(kind, f"score %, {count:,} tasks", f"(score − {chance}) / GB", "flips: worse", "better")]
-    for name, file in zip(names, files, strict=True):
-        if (score := file.scores.get(kind)) is None or file.size is None:
-            continue
-        flips = ("", "")
-        if base is not None and score is not base:
-            flips = f"{(base.right & ~score.right).sum():,}", f"{(score.right & ~base.right).sum():,}"
-        efficiency = f"{score.efficiency(file.size.bytes):.2f}"
-        rows.append((name, measured(score.percent, score.error), efficiency, *flips))
-    return "\n".join(table(rows, "<>>>>"))
-
-
 def speed_table(rows: Sequence[tuple[ModelSize, Sequence[Speed]]]) -> str:
     """Lay out tokens per second, a line for each model and test, as in llama-bench."""
     lines = [("model", "size", "bpw", "test", "tokens/s")]
@@ -170,20 +150,47 @@ def speed_table(rows: Sequence[tuple[ModelSize, Sequence[Speed]]]) -> str:
     return "\n".join(table(lines, "<>>>>"))
 
 
-def evaluation_facts(files: Sequence[Evaluated]) -> list[dict[str, Any]]:
-    """Return the results for JSON, to full precision; infinite values are None."""
-    return [
-        {
-            "path": file.name,
-            "bytes": file.size.bytes if file.size else None,
-            "bpw": file.size.bpw if file.size else None,
-            **({"in_memory": True, "exact_activations": file.exact_activations} if file.in_memory else {}),
-            **({"ppl": statistics_facts(file.ppl)} if file.ppl and not file.statistics else {}),
-            **(statistics_facts(file.statistics) if file.statistics else {}),
-            **({"tasks": _scores(file)} if file.scores else {}),
+def evaluation_facts(results: Results) -> dict[str, Any]:
+    """Return all results for JSON, to full precision; infinite values are None. `windows` are those of texts."""
+    texts = [text for text in results.texts if not text.chat]
+    return {
+        "context": texts[0].context if texts else None,
+        "windows": sum(text.windows for text in texts) if texts else None,
+        "texts": [statistics_facts(text) for text in results.texts],
+        **({"floor": _model_facts(results.floor)} if results.floor else {}),
+        "files": [_file_facts(file) for file in results.files],
+    }
+
+
+def _file_facts(file: Evaluated) -> dict[str, Any]:
+    return {
+        "path": file.name,
+        "bytes": file.size.bytes if file.size else None,
+        "bpw": file.size.bpw if file.size else None,
+        **({"in_memory": True, "exact_activations": file.exact_activations} if file.in_memory else {}),
+        **_model_facts(file),
+        **({"tasks": _scores(file)} if file.scores else {}),
+    }
+
+
+def _model_facts(file: Evaluated) -> dict[str, Any]:
+    """Return what was found of a model on all texts and, where there are several, on each."""
+    facts = {} if file.ppl is None else _on_text(OnText(file.ppl, file.statistics, file.alike))
+    if len(file.texts) > 1:
+        facts["texts"] = {label: _on_text(found) for label, found in file.texts.items()}
+    return facts
+
+
+def _on_text(found: OnText) -> dict[str, Any]:
+    facts = statistics_facts(found.statistics) if found.statistics else {"ppl": statistics_facts(found.ppl)}
+    if found.alike is not None:
+        share, error = found.alike.diverged
+        facts["trajectories"] = {
+            "divergence_at_32": {"value": share, "error": error},
+            "same_tokens": found.alike.tokens.tolist(),
+            "original_tokens": found.alike.lengths.tolist(),
         }
-        for file in files
-    ]
+    return dict(facts)
 
 
 def _scores(file: Evaluated) -> dict[str, Any]:
@@ -192,14 +199,16 @@ def _scores(file: Evaluated) -> dict[str, Any]:
             "tasks": len(score.right),
             "score": {"value": score.percent, "error": score.error},
             "efficiency": score.efficiency(file.size.bytes) if file.size else None,
+            **(
+                {"spellings": {name: 100 * float(right.mean()) for name, right in score.spellings.items()}}
+                if score.spellings
+                else {}
+            ),
+            **({"subjects": score.by_subject} if score.subjects else {}),
             "right": [bool(right) for right in score.right],
         }
         for kind, score in file.scores.items()
     }
-
-
-def _estimate(estimate: Estimate) -> str:
-    return measured(estimate.value, estimate.error)
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -212,6 +221,8 @@ def statistics_facts(value: Any) -> Any:
     """Return statistics, or an estimate, for JSON: infinite values are None."""
     if dataclasses.is_dataclass(value):
         return {entry.name: statistics_facts(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [statistics_facts(item) for item in value]
     if isinstance(value, Mapping):
         return {key: statistics_facts(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -68,7 +68,7 @@ def make_seeds(folder: Path) -> Seeds:
     return {
         "model": models, "split": [made / "split-00001-of-00002.gguf"],
         "imatrix": [place / "x.imatrix", *matrices[1:]], "dat": [matrices[0]], "recipe": recipes, "state": states,
-        **others, **_tasks(made), "kld": [_logprobs(made / "x.kld")],
+        **others, **_tasks(made), "kld": [_logprobs(made / "x.kld"), _answers(made / "y.kld")],
         "covariance": [place / "x.cov", correlated[1]], "progress": [_progress(made / "x.progress")],
         "chat": [_text(place / "chat.jsonl", "\n".join(map(json.dumps, _CONVERSATIONS)) + "\n")],
         "template": [_text(place / f"{number}.jinja", text) for number, text in enumerate(_TEMPLATES)],
@@ -187,6 +187,15 @@ def _logprobs(path: Path) -> Path:
     head += rng.integers(0, vocabulary, (windows, context)).astype("<i4").tobytes()
     logits = rng.standard_normal((windows * (context // 2 - 1), vocabulary)).astype(np.float32)
     path.write_bytes(head + logprobs.encode(logits).tobytes())
+    return path
+
+
+def _answers(path: Path) -> Path:
+    """Log-probabilities of answers: passages of five and four tokens, with two answers' tokens and one."""
+    rng, vocabulary = np.random.default_rng(0), 12
+    numbers = [8, vocabulary, 2, 5, 4, 2, 1, *rng.integers(0, vocabulary, 9).tolist(), 1, 3, 2]
+    rows = logprobs.encode(rng.standard_normal((3, vocabulary)).astype(np.float32))
+    path.write_bytes(b"_answer_" + np.array(numbers, "<i4").tobytes() + rows.tobytes())
     return path
 
 

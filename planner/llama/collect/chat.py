@@ -18,7 +18,15 @@ from planner.llama.collect.rendering import Renderer
 from planner.llama.engine import Engine
 from planner.text import command
 
-__all__ = ["Conversation", "chat_tokens", "read_conversations"]
+__all__ = [
+    "Conversation",
+    "chat_tokens",
+    "conversations_in",
+    "open_renderer",
+    "read_conversations",
+    "rendered_tokens",
+    "time_of",
+]
 
 _FORM = 'Each line is {"messages": [{"role": "user", "content": "…"}, …]}, and "tools" where there are any.'
 
@@ -39,7 +47,11 @@ class Conversation:
 
 def read_conversations(path: Path) -> Iterator[Conversation]:
     """Yield the conversations of a file; empty lines are skipped. Raises UsageError, naming the line."""
-    text = read_text(path, UsageError)
+    yield from conversations_in(path, read_text(path, UsageError))
+
+
+def conversations_in(path: Path, text: str) -> Iterator[Conversation]:
+    """Yield the conversations of the text of a file, as `read_conversations` does."""
     if text.lstrip().startswith("["):
         raise UsageError(
             f"{path}, line 1: a list in JSON, not a conversation a line.",
@@ -53,26 +65,46 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
 def chat_tokens(engine: Engine, path: Path) -> NDArray[np.int32]:
     """Tokenize all conversations of a file, one after the other, i32[n]. Raises UsageError, and
     ModelError for a template that is broken, or takes too long or too much."""
+    conversations = list(read_conversations(path))
+    parts = [np.empty(0, np.int32)]
+    with open_renderer(engine, path) as renderer:
+        for each in conversations:
+            text = renderer.render(each.where, each.messages, each.tools)
+            parts.append(rendered_tokens(engine, text))
+    return np.concatenate(parts)
+
+
+def open_renderer(engine: Engine, path: Path) -> Renderer:
+    """Open a model's chat template for the conversations of a file. Raises UsageError where the model has none,
+    ModelError for one that is broken, InferenceError without Jinja."""
     source = engine.chat_template
     if source is None:
         raise UsageError(
             f"{engine.path} has no chat template.",
-            f"Give text with {option('text')}; rendered already, with {option('parse_special')}.",
+            f"Give text with {option('text')}, instead of conversations; planner imatrix reads text that is rendered "
+            f"already with {option('parse_special')}.",
         )
-    bos = engine.token_text(engine.bos) if engine.bos >= 0 else ""
-    eos = engine.token_text(engine.eos) if engine.eos >= 0 else ""
-    conversations = list(read_conversations(path))
-    # templates that write today's date: the file's own, so that it gives the same tomorrow
-    now = datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat()
-    parts = [np.empty(0, np.int32)]
-    with Renderer(str(engine.path), source, bos=bos, eos=eos, now=now) as renderer:
-        for each in conversations:
-            text = renderer.render(each.where, each.messages, each.tools)
-            # the tokenizer adds it; white space before it is a slip of the template's
-            if engine.adds_bos and bos and text.lstrip().startswith(bos):
-                text = text.lstrip().removeprefix(bos)
-            parts.append(engine.tokenize(text, parse_special=True))
-    return np.concatenate(parts)
+    bos, eos = _spelling(engine, engine.bos), _spelling(engine, engine.eos)
+    return Renderer(str(engine.path), source, bos=bos, eos=eos, now=time_of(path))
+
+
+def time_of(path: Path) -> str:
+    """Return what templates that write today's date are given, in ISO 8601: the file's own time, so that it gives the
+    same tomorrow."""
+    return datetime.datetime.fromtimestamp(path.stat().st_mtime).isoformat()
+
+
+def rendered_tokens(engine: Engine, text: str) -> NDArray[np.int32]:
+    """Tokenize what a template made, or the beginning of it, i32[n]."""
+    bos = _spelling(engine, engine.bos)
+    # the tokenizer adds it; white space before it is a slip of the template's
+    if engine.adds_bos and bos and text.lstrip().startswith(bos):
+        text = text.lstrip().removeprefix(bos)
+    return engine.tokenize(text, parse_special=True)
+
+
+def _spelling(engine: Engine, token: int) -> str:
+    return engine.token_text(token) if token >= 0 else ""
 
 
 def _conversation(where: str, line: str) -> Conversation:

@@ -69,10 +69,12 @@ class Renderer(Closing):
                     continue
         self._process.wait()
 
-    def render(self, where: str, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
-        """Render the conversation that stands at `where`. Raises UsageError where the template refuses it, ModelError
-        where it takes too long or too much."""
-        answer = self._ask({"messages": messages, "tools": tools}, where)
+    def render(
+        self, where: str, messages: list[dict[str, Any]], tools: list[Any] | None, *, asking: bool = False
+    ) -> str:
+        """Render the conversation that stands at `where`; if `asking`, up to where an answer begins. Raises UsageError
+        where the template refuses it, ModelError where it takes too long or too much."""
+        answer = self._ask({"messages": messages, "tools": tools, "asking": asking}, where)
         if (failure := answer.get("failure")) is not None:
             raise UsageError(
                 f"{where}: the model's chat template refuses it: {failure}.",

@@ -49,13 +49,13 @@ class Template:
         self._given = {"bos_token": bos, "eos_token": eos, "raise_exception": _refuse, "strftime_now": now.strftime}
         self._template = _environment().from_string(source)
 
-    def render(self, messages: list[dict[str, Any]], tools: list[Any] | None) -> str:
-        """Render a conversation, without a prompt for an answer. Raises whatever the template raises."""
+    def render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, asking: bool = False) -> str:
+        """Render a conversation; if `asking`, with what precedes an answer. Raises whatever the template raises."""
         failure: Exception | None = None
         # templates want arguments of tool calls as objects, most of them; OpenAI's form has JSON text
         for some in _with_arguments(messages), messages:
             try:
-                text = self._template.render(messages=some, tools=tools, add_generation_prompt=False, **self._given)
+                text = self._template.render(messages=some, tools=tools, add_generation_prompt=asking, **self._given)
                 return str(text).encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair is no text
             except (TooMuch, MemoryError, RecursionError):
                 raise
@@ -69,7 +69,7 @@ class Template:
 
 def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Render for another process: a line of JSON is a request or an answer. The first request is {source, bos, eos,
-    now}, the others are {messages, tools, most}; answers are {text} or {failure, much}."""
+    now}, the others are {messages, tools, asking, most}; answers are {text} or {failure, much}."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _limit_memory()
     answers.write(b"{}\n")  # all is loaded
@@ -85,7 +85,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
                 template = Template(request["source"], bos=request["bos"], eos=request["eos"], now=now)
                 answer = {"text": ""}
             else:
-                answer = {"text": template.render(request["messages"], request["tools"])}
+                answer = {"text": template.render(request["messages"], request["tools"], asking=request["asking"])}
                 if len(answer["text"]) > request["most"]:
                     raise TooMuch(f"{len(answer['text']):,} characters of text")
             data = json.dumps(answer).encode("ascii")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -25,7 +25,7 @@ from planner.llama.engine import Engine
 from planner.llama.evaluate import logprobs
 from planner.text import command
 
-__all__ = ["Baseline", "no_numbers", "record"]
+__all__ = ["Baseline", "no_numbers", "record", "write_rows"]
 
 _HEAD = len(BASELINE_MAGIC) + 12  # bytes before the tokens
 _LEAST_CONTEXT = 3  # below it, no token is scored
@@ -37,16 +37,30 @@ _ELEMENTS_AT_A_TIME = 1 << 22  # of logits, in each thread
 class Baseline(Closing):
     """An open file of log-probabilities; a context manager.
 
-    `tokens` are the windows, i32[windows, context]; `vocabulary` is how many words a row has.
+    `tokens` are the windows, i32[windows, context]; `vocabulary` is how many words a row has; `lengths` and
+    `predictions` are how many tokens and how many rows every window has.
     """
+
+    context: int
+    vocabulary: int
+    windows: int
+    lengths: list[int]
+    predictions: list[int]
+    tokens: NDArray[np.int32]
+    _first: int  # where rows begin, in bytes
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         """Read the head. Raises BaselineError for a file that is something else, or damaged."""
         self.path, self._file = path, file
+        self.size = os.fstat(file.fileno()).st_size
+        self._read_head(file)
+        self._ends = np.cumsum(self.predictions)
+
+    def _read_head(self, file: BinaryIO) -> None:
         head = file.read(_HEAD)
         if not head.startswith(BASELINE_MAGIC) or len(head) < _HEAD:
             raise BaselineError(
-                f"{path} does not hold log-probabilities: it begins with {head[:8]!r}.",
+                f"{self.path} does not hold log-probabilities: it begins with {head[:8]!r}.",
                 "Give a file of `planner evaluate` or `llama-perplexity --kl-divergence-base`.",
             )
         self.context, self.vocabulary, self.windows = np.frombuffer(head, "<i4", 3, len(BASELINE_MAGIC)).tolist()
@@ -56,20 +70,25 @@ class Baseline(Closing):
             )
         scored = logprobs.scored(self.context)
         self.scored: int = scored.stop - scored.start  # rows of a window
-        self._shape = self.scored, logprobs.row_width(self.vocabulary)
         self._first = _HEAD + 4 * self.windows * self.context
-        expected = self._first + 2 * self.windows * self._shape[0] * self._shape[1]
-        self.size = os.fstat(file.fileno()).st_size
+        self._check_size(self.windows * self.scored)
+        self.lengths, self.predictions = [self.context] * self.windows, [self.scored] * self.windows
+        self.tokens = self._read_tokens(file, self.windows * self.context).reshape(self.windows, self.context)
+
+    def _check_size(self, rows: int) -> None:
+        expected = self._first + 2 * rows * logprobs.row_width(self.vocabulary)
         if self.size != expected:
             raise self._damaged(f"it has {self.size:,} bytes, and its head promises {expected:,}")
-        tokens = np.frombuffer(file.read(4 * self.windows * self.context), "<i4")
-        if tokens.size != self.windows * self.context or tokens.min() < 0 or tokens.max() >= self.vocabulary:
+
+    def _read_tokens(self, file: BinaryIO, count: int) -> NDArray[np.int32]:
+        tokens = np.frombuffer(file.read(4 * count), "<i4")
+        if tokens.size != count or tokens.min() < 0 or tokens.max() >= self.vocabulary:
             raise self._damaged("it has tokens that are not in the vocabulary")
-        self.tokens: NDArray[np.int32] = tokens.astype(np.int32).reshape(self.windows, self.context)
+        return tokens.astype(np.int32)
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open a file. Raises BaselineError."""
+        """Open a file of windows. Raises BaselineError."""
         file = open_regular(path, BaselineError)
         try:
             return cls(path, file)
@@ -82,23 +101,37 @@ class Baseline(Closing):
         self._file.close()
 
     def rows(self, number: int) -> NDArray[np.uint16]:
-        """Read a window's rows, u16[scored, row_width(vocabulary)], for `logprobs.decode`. Raises BaselineError."""
-        nbytes = 2 * self._shape[0] * self._shape[1]
+        """Read a window's rows, u16[predictions, row_width(vocabulary)], for `logprobs.decode`. Raises
+        BaselineError."""
+        count, width = self.predictions[number], logprobs.row_width(self.vocabulary)
         # read, not mapped: a file that another process truncates is then an error, and no SIGBUS
-        self._file.seek(self._first + number * nbytes)
-        data = self._file.read(nbytes)
-        if len(data) != nbytes:
+        self._file.seek(self._first + 2 * width * int(self._ends[number] - count))
+        data = self._file.read(2 * width * count)
+        if len(data) != 2 * width * count:
             raise self._damaged("it ends too early")
-        rows = np.frombuffer(data, "<u2").reshape(self._shape)
+        rows = np.frombuffer(data, "<u2").reshape(count, width)
         scale, least = np.ascontiguousarray(rows[:, :4]).view("<f4").T
         if not ((scale >= 0) & (scale <= _STEEPEST) & (least <= 0) & (least >= _LOWEST)).all():
             raise self._damaged(f"window {number} has rows that are no log-probabilities")
         return rows
 
     def targets(self, number: int) -> NDArray[np.int32]:
-        """Return the tokens that a window's rows predict, i32[scored]."""
+        """Return the tokens that a window's rows predict, i32[predictions]."""
         scored = logprobs.scored(self.context)
         return self.tokens[number, scored.start + 1 : scored.stop + 1]
+
+    def run(self, engine: Engine) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Run a model on the windows, and yield each one's number and logits, f32[predictions, vocabulary], which are
+        valid until the next is asked for. Raises what the engine raises."""
+        for number, logits in engine.windows(self.tokens, first=logprobs.scored(self.context).start):
+            yield number, logits[: self.scored]
+
+    def prompts(self, count: int, room: int) -> list[NDArray[np.int32]]:
+        """Return the beginnings of at most `count` windows, spread evenly: half a window, so that `room` tokens can
+        follow, i32[n]."""
+        length = min(self.context // 2, self.context - room)
+        chosen = np.unique(np.linspace(0, self.windows, count, endpoint=False).astype(int))
+        return [self.tokens[number, :length] for number in chosen] if length > 0 else []
 
     def _damaged(self, what: str) -> BaselineError:
         return BaselineError(f"{self.path} is damaged: {what}.", "Make it again: whatever wrote it may have stopped.")
@@ -143,12 +176,17 @@ def _write(
     file.write(BASELINE_MAGIC + np.array([context, engine.vocabulary_size, count], "<i4").tobytes())
     file.write(windows.astype("<i4").tobytes())
     scored = logprobs.scored(context)
-    length, step = scored.stop - scored.start, max(1, _ELEMENTS_AT_A_TIME // engine.vocabulary_size)
     for number, logits in engine.windows(windows, first=scored.start):
-        parts = [logits[start:length][:step] for start in range(0, length, step)]
-        for rows in engine.workers.map(logprobs.encode, parts):
-            if not np.isfinite(np.ascontiguousarray(rows[:, :4]).view(np.float32)).all():
-                raise no_numbers(engine.path, f"window {number}")
-            file.write(rows.data)
+        write_rows(engine, logits[: scored.stop - scored.start], file, f"window {number}")
         if progress:
             progress((number + 1) * context, windows.size)
+
+
+def write_rows(engine: Engine, logits: NDArray[np.float32], file: BinaryIO, where: str) -> None:
+    """Write logits, f32[n, vocabulary], as rows. Raises InferenceError where they are not numbers."""
+    step = max(1, _ELEMENTS_AT_A_TIME // engine.vocabulary_size)
+    parts = [logits[start : start + step] for start in range(0, len(logits), step)]
+    for rows in engine.workers.map(logprobs.encode, parts):
+        if not np.isfinite(np.ascontiguousarray(rows[:, :4]).view(np.float32)).all():
+            raise no_numbers(engine.path, where)
+        file.write(rows.data)

@@ -7,9 +7,11 @@ and time. A file without a note that fits is somebody else's, and is not written
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +22,29 @@ from planner.digests import digest, stamp
 from planner.errors import BaselineError, OutputError, option
 from planner.files import write_atomically
 from planner.gguf import open_model
+from planner.llama.collect.chat import time_of
 from planner.llama.engine import Engine, cut
 from planner.llama.evaluate import logprobs
+from planner.llama.evaluate.answers import open_baseline, record_answers
 from planner.llama.evaluate.baseline import Baseline, record
+from planner.llama.evaluate.chats import answer_passages
 from planner.llama.evaluate.compare import Progress
 from planner.llama.library import llama_version
 from planner.text import command
 
-__all__ = ["BaselineRequest", "check_length", "kept", "obtain", "record_kept"]
+__all__ = [
+    "BaselineRequest",
+    "ChatRequest",
+    "check_room",
+    "keep_trajectories",
+    "kept",
+    "kept_trajectories",
+    "obtain",
+    "record_kept",
+]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BaselineRequest:
     """Log-probabilities of a model on a text: in windows of `context` tokens, at most `chunks` of them."""
 
@@ -39,25 +53,68 @@ class BaselineRequest:
     context: int
     chunks: int | None
 
+    @functools.cached_property
     def key(self) -> str:
-        """Return the SHA-256 (hex) of all that they depend on. Weights count by their files' sizes and times of
-        change."""
-        parts = [self.text, str(self.context), str(self.chunks), llama_version()]
+        """The SHA-256 (hex) of all that they depend on. Weights count by their files' sizes and times of change."""
+        parts = [*self._own(), self.text, str(self.context), str(self.chunks), llama_version()]
         with open_model(self.model) as model:
             parts.append(model.digest)
             for part in model.parts:
                 parts += map(str, stamp(part))
         return digest(*parts)
 
+    def _own(self) -> list[str]:
+        return []
 
-def check_length(request: BaselineRequest) -> None:
-    """Refuse a text that cannot fill a window, as a token is a byte at least, before there is memory for one.
+    def check(self) -> None:
+        """Refuse a text that cannot fill a window, as a token is a byte at least, before there is memory for one.
 
-    Raises BaselineError.
+        Raises BaselineError.
+        """
+        if len(self.text.encode()) + 1 < self.context:
+            with Engine(self.model, context=1, windows_at_a_time=1) as engine:
+                raise _too_short(engine.tokenize(self.text), self.context)
+
+    def record(self, engine: Engine, path: Path, progress: Progress | None = None) -> Baseline:
+        """Compute the log-probabilities, in a file at `path`. Raises BaselineError for a text that is too short,
+        OutputError where there is no room."""
+        tokens = engine.tokenize(self.text)
+        windows = cut(tokens, self.context, self.chunks)
+        if not len(windows):
+            raise _too_short(tokens, self.context)
+        scored = logprobs.scored(self.context)
+        check_room(path, len(windows) * (scored.stop - scored.start), engine.vocabulary_size)
+        return record(engine, windows, path, progress)
+
+
+@dataclass(frozen=True)
+class ChatRequest(BaselineRequest):
+    """Log-probabilities of a model on the answers in conversations, of which `text` is the file `chat`; a conversation
+    is cut after `context` tokens, and at most `chunks` of them are read.
+
+    `tell` is told what was cut.
     """
-    if len(request.text.encode()) + 1 < request.context:
-        with Engine(request.model, context=1, windows_at_a_time=1) as engine:
-            raise _too_short(engine.tokenize(request.text), request.context)
+
+    chat: Path
+    tell: Callable[[str], None]
+
+    def _own(self) -> list[str]:
+        return ["chat", time_of(self.chat)]
+
+    def check(self) -> None:
+        """Refuse nothing: how long conversations are is known when they are rendered."""
+
+    def record(self, engine: Engine, path: Path, progress: Progress | None = None) -> Baseline:
+        """Compute the log-probabilities, in a file at `path`. Raises what `answer_passages` raises, and OutputError
+        where there is no room."""
+        passages, longer = answer_passages(engine, self.chat, self.text, self.chunks)
+        if longer:
+            self.tell(
+                f"{self.chat}: what is beyond {self.context:,} tokens is left out, in {longer} of {len(passages)} "
+                f"conversations. They have four times as much as {option('ctx')} says."
+            )
+        check_room(path, sum(len(each.positions) for each in passages), engine.vocabulary_size)
+        return record_answers(engine, passages, path, progress)
 
 
 def kept(request: BaselineRequest, path: Path) -> Baseline | None:
@@ -75,18 +132,20 @@ def kept(request: BaselineRequest, path: Path) -> Baseline | None:
             f"`{command('planner', 'evaluate', path, 'QUANT')}`. Else name another file with "
             f"{option('kl_divergence_base')}.",
         )
-    return Baseline.open(path) if note.get("key") == request.key() else None
+    return open_baseline(path) if note.get("key") == request.key else None
 
 
 def record_kept(request: BaselineRequest, engine: Engine, path: Path, progress: Progress | None = None) -> Baseline:
-    """Compute the log-probabilities and keep them at `path`. Raises BaselineError for a text that is too short,
-    OutputError where there is no room."""
-    tokens = engine.tokenize(request.text)
-    windows = cut(tokens, request.context, request.chunks)
-    if not len(windows):
-        raise _too_short(tokens, request.context)
-    scored = logprobs.scored(request.context)
-    needed = 2 * len(windows) * (scored.stop - scored.start) * logprobs.row_width(engine.vocabulary_size)
+    """Compute the log-probabilities and keep them at `path`. Raises what `record` of the request raises."""
+    baseline = request.record(engine, path, progress)
+    note = {"key": request.key, "file": stamp(path), "model": str(request.model)}
+    write_atomically(_beside(path), (json.dumps(note, indent=2) + "\n").encode())
+    return baseline
+
+
+def check_room(path: Path, rows: int, vocabulary: int) -> None:
+    """Raise OutputError where the disk has no room for a file of so many rows."""
+    needed = 2 * rows * logprobs.row_width(vocabulary)
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(path.parent).free
         if free < needed:
@@ -95,24 +154,22 @@ def record_kept(request: BaselineRequest, engine: Engine, path: Path, progress: 
                 f"Take less text with {option('chunks')}, or name a file elsewhere with "
                 f"{option('kl_divergence_base')}.",
             )
-    key = request.key()
-    baseline = record(engine, windows, path, progress)
-    note = {"key": key, "file": stamp(path), "model": str(request.model)}
-    write_atomically(_beside(path), (json.dumps(note, indent=2) + "\n").encode())
-    return baseline
 
 
 def obtain(
-    request: BaselineRequest, path: Path, open_engine: Callable[[Path], Engine], progress: Progress | None = None
+    request: BaselineRequest,
+    path: Path,
+    open_engine: Callable[[Path], AbstractContextManager[Engine]],
+    progress: Progress | None = None,
 ) -> tuple[Baseline, bool]:
     """Return what is kept at `path` for this request, or else compute and keep it; and whether it had to be computed.
 
-    Raises what `kept`, `check_length` and `record_kept` raise.
+    Raises what `kept`, and `check` and `record` of the request raise.
     """
     found = kept(request, path)
     if found is not None:
         return found, False
-    check_length(request)
+    request.check()
     with open_engine(request.model) as engine:
         return record_kept(request, engine, path, progress), True
 
@@ -135,3 +192,19 @@ def _note(path: Path) -> dict[str, object]:
     except (OSError, ValueError, RecursionError):
         return {}
     return note if isinstance(note, dict) else {}
+
+
+def kept_trajectories(path: Path, prompts: int) -> list[list[int]] | None:
+    """Return the original's trajectories after so many prompts, if the note beside its log-probabilities has them."""
+    note = _note(path)
+    found = note.get("trajectories")
+    if note.get("file") != [*stamp(path)] or not isinstance(found, list) or len(found) != prompts:
+        return None
+    whole = all(isinstance(each, list) and each and all(isinstance(token, int) for token in each) for each in found)
+    return found if whole else None
+
+
+def keep_trajectories(path: Path, trajectories: Sequence[Sequence[int]]) -> None:
+    """Add the original's trajectories to the note beside its log-probabilities."""
+    note = {**_note(path), "trajectories": trajectories}
+    write_atomically(_beside(path), (json.dumps(note) + "\n").encode())

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from planner.errors import BaselineError
 from planner.llama.engine import Engine
-from planner.llama.evaluate import logprobs
 from planner.llama.evaluate.baseline import Baseline, no_numbers
 from planner.llama.evaluate.divergence import Divergence, compare, join
 
@@ -19,7 +18,7 @@ Progress = Callable[[int, int], None]  # tokens done, of how many
 
 
 def diverge(engine: Engine, baseline: Baseline, progress: Progress | None = None) -> Divergence:
-    """Run the baseline's windows of tokens and compare every scored prediction: windows * scored of them, in order.
+    """Run the baseline's windows of tokens and compare every scored prediction, in order.
 
     The engine's context has to be the baseline's. Raises BaselineError where the vocabularies differ, and
     InferenceError for a model whose output is not a number.
@@ -30,20 +29,20 @@ def diverge(engine: Engine, baseline: Baseline, progress: Progress | None = None
             f"with {baseline.vocabulary:,}.",
             "Compare files of one model.",
         )
-    scored, parts = logprobs.scored(baseline.context), []
-    length, total = scored.stop - scored.start, baseline.tokens.size
-    for number, logits in engine.windows(baseline.tokens, first=scored.start):
-        part = compare(logits[:length], baseline.rows(number), baseline.targets(number), engine.workers)
+    parts, done = [], 0
+    for number, logits in baseline.run(engine):
+        part = compare(logits, baseline.rows(number), baseline.targets(number), engine.workers)
         if np.isnan(part.nll).any():
             raise no_numbers(engine.path, f"window {number}")
         parts.append(part)
         if progress:
-            progress((number + 1) * baseline.context, total)
+            done += baseline.lengths[number]
+            progress(done, baseline.tokens.size)
     return join(parts)
 
 
 def base_nll(baseline: Baseline) -> NDArray[np.float32]:
-    """Return the negative log-likelihood (nats) of every scored token by the original itself, f32[windows * scored].
+    """Return the negative log-likelihood (nats) of every scored token by the original itself, f32[predictions].
 
     Raises BaselineError for a damaged file.
     """

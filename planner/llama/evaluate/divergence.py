@@ -23,9 +23,10 @@ class Divergence:
 
     `nll`, `nll_base` are the negative log-likelihoods (nats) of the token that came, by this model and the original;
     `kld` the Kullback-Leibler divergence (nats) of this model from the original; `top`, `top_base` the most likely
-    token by each, and `tokens` the one that came. Where logits are no numbers, `nll` is NaN; where this model never
-    says the token that came, infinite, unless the original does not say it either: that counts nothing, and `nll` is
-    `nll_base`. `kld` is infinite where this model never says what the original does.
+    token by each, `confidence` the probability that the original gives to its own, and `tokens` the one that came.
+    Where logits are no numbers, `nll` is NaN; where this model never says the token that came, infinite, unless the
+    original does not say it either: that counts nothing, and `nll` is `nll_base`. `kld` is infinite where this model
+    never says what the original does.
     """
 
     nll: NDArray[np.float32]
@@ -33,6 +34,7 @@ class Divergence:
     kld: NDArray[np.float32]
     top: NDArray[np.int32]
     top_base: NDArray[np.int32]
+    confidence: NDArray[np.float32]
     tokens: NDArray[np.int32]
 
     @property
@@ -87,5 +89,6 @@ def _compare(logits: NDArray[np.float32], base: NDArray[np.uint16], tokens: NDAr
         kld=terms.sum(axis=1, dtype=np.float64).astype(np.float32),
         top=logits.argmax(axis=1).astype(np.int32),
         top_base=base[:, 4 : 4 + vocabulary].argmax(axis=1).astype(np.int32),
+        confidence=np.exp(log_base.max(axis=1)),
         tokens=tokens.astype(np.int32),
     )

@@ -25,7 +25,7 @@ from planner.llama.evaluate.statistics import Estimate, Statistics, statistics
 
 __all__ = ["Compared", "Comparison", "Original", "add_result", "every_comparison", "kept_comparison", "result_of"]
 
-_VERSION = 1
+_VERSION = 2  # 1 had no divergence by confidence, and errors between tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,9 @@ def result_of(
     exact_activations: bool,
 ) -> Compared:  # fmt: skip
     """Sum up a divergence; `size` is of bytes and bits per weight."""
-    klds = divergence.kld.astype(np.float64).reshape(baseline.windows, baseline.scored).mean(axis=1)
-    return Compared(
-        name, key, *size, in_memory, exact_activations, statistics(divergence), tuple(map(float, klds.tolist()))
-    )
+    windows = baseline.predictions
+    klds = [float(part.mean()) for part in np.split(divergence.kld.astype(np.float64), np.cumsum(windows)[:-1])]
+    return Compared(name, key, *size, in_memory, exact_activations, statistics(divergence, windows), tuple(klds))
 
 
 def kept_comparison(path: Path, key: str) -> Comparison | None:
@@ -126,7 +125,7 @@ def _read(path: Path) -> _File:
     try:
         facts = json.loads(read_text(path, OutputError))
         if isinstance(facts, dict) and facts.get("compare_version", _VERSION) != _VERSION:
-            raise OutputError(f"{path} is of a later version of planner.", _another())
+            raise OutputError(f"{path} is of another version of planner.", _another())
         found = TypeAdapter(_File).validate_python(_with_infinity(facts))
     except (ValueError, ValidationError, RecursionError) as problem:
         raise OutputError(f"{path} is no file of results, and is not written over.", _another()) from problem

@@ -1,13 +1,19 @@
-"""The statistics of a model's predictions: those of `llama-perplexity --kl-divergence`, and flips.
+"""The statistics of a model's predictions: those of `llama-perplexity --kl-divergence`, flips, and divergence by the
+original's confidence.
 
 A field of `Statistics` is all that there is to a statistic: how it is computed, and its place in the tables. Its name
 is its name in JSON.
+
+Errors come from blocks of text, as neighbouring tokens are alike: the error of a mean over n_b tokens in each of B
+blocks is that of the ratio of sums, sqrt(B / (B - 1) sum_b (sum of the block's values - mean n_b)^2) / sum_b n_b
+(Cochran, Sampling Techniques, 6.3). With a block for every token it is llama-perplexity's.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
@@ -17,11 +23,13 @@ from numpy.typing import NDArray
 
 from planner.llama.evaluate.divergence import Divergence
 
-__all__ = ["Estimate", "Shown", "Statistics", "Table", "perplexity", "shown_in", "statistics"]
+__all__ = ["Bucket", "Estimate", "Shown", "Statistics", "Table", "block_starts", "perplexity", "shown_in", "statistics"]
 
 Table = Literal["change", "distribution"]
 
 _MOST = 700.0  # nats, whose exponential is still a float64
+_BLOCKS = 16  # at least: of fewer, an error is hardly known
+_EDGES = (0.0, 0.5, 0.9, 0.99, 1.0)  # of the probability of the original's most likely token
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,17 @@ class Estimate:
 
     value: float
     error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Mean divergence (nats) of the `tokens` predictions whose most likely token had, by the original, a probability
+    from `least` on and below `most` (1: and at most)."""
+
+    least: float
+    most: float
+    tokens: int
+    kld: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +64,10 @@ class Shown:
 
 
 class _Predictions:
-    """A divergence as statistics use it, each array [n] and computed once."""
+    """A divergence as statistics use it, each array [n] and computed once; `starts` are where blocks begin."""
 
-    def __init__(self, divergence: Divergence) -> None:
+    def __init__(self, divergence: Divergence, starts: NDArray[np.intp]) -> None:
+        self.starts, self.confidence = starts, divergence.confidence
         self.nll, self.nll_base = divergence.nll.astype(np.float64), divergence.nll_base.astype(np.float64)
         self.kld = divergence.kld
         self.p_diff = divergence.p_diff.astype(np.float64)
@@ -59,8 +79,24 @@ class _Predictions:
         """Divergences in ascending order."""
         return np.sort(self.kld)
 
+    def mean(self, values: NDArray[Any]) -> Estimate:
+        return _mean(values.astype(np.float64), self.starts)
 
-def _statistic(of: Callable[[_Predictions], Estimate | float], *shown: Any, **more: Any) -> Any:
+    def bucket(self, least: float, most: float) -> Bucket | None:
+        """Return the mean divergence in a range of confidence; None where nothing is in it."""
+        below = self.confidence <= most if most == 1 else self.confidence < most
+        inside = below & (self.confidence >= least)
+        count = int(inside.sum())
+        if not count:
+            return None
+        return Bucket(least, most, count, _mean(self.kld.astype(np.float64), self.starts, inside))
+
+    def buckets(self) -> tuple[Bucket, ...]:
+        found = itertools.starmap(self.bucket, itertools.pairwise(_EDGES))
+        return tuple(bucket for bucket in found if bucket is not None)
+
+
+def _statistic(of: Callable[[_Predictions], Any], *shown: Any, **more: Any) -> Any:
     """Declare a field of `Statistics`: its function, and the arguments of `Shown` if it has a column."""
     return field(metadata={"of": of, "shown": Shown(*shown, **more) if shown else None})
 
@@ -76,31 +112,28 @@ class Statistics:
     `ln_ppl_ratio` is ln(PPL / PPL of the original), its error that of the paired difference. `p_diff` is the change of
     the probability of the token that came. `same_top` is how often both find the same token most likely;
     `right_to_wrong` and `wrong_to_right` count where only the original, or only this model, had the token that came
-    on top.
+    on top. `kld_by_confidence` has only those ranges in which there is a token.
     """
 
     tokens: int = _statistic(lambda found: len(found.nll))
-    ppl: Estimate = _statistic(lambda found: perplexity(found.nll))
-    ppl_base: Estimate = _statistic(lambda found: perplexity(found.nll_base))
-    ln_ppl_ratio: Estimate = _statistic(lambda found: _mean(found.nll - found.nll_base), "change", "ln PPL ratio")
-    kld: Estimate = _statistic(lambda found: _mean(found.kld.astype(np.float64)))
+    ppl: Estimate = _statistic(lambda found: perplexity(found.nll, found.starts))
+    ppl_base: Estimate = _statistic(lambda found: perplexity(found.nll_base, found.starts))
+    ln_ppl_ratio: Estimate = _statistic(lambda found: found.mean(found.nll - found.nll_base), "change", "ln PPL ratio")
+    kld: Estimate = _statistic(lambda found: found.mean(found.kld))
     kld_median: float = _statistic(lambda found: float(np.median(found.ordered)), "distribution", "median", ".3g")
     kld_90: float = _kld_at(0.9, "90 %")
     kld_95: float = _kld_at(0.95, "95 %")
     kld_99: float = _kld_at(0.99, "99 %")
     kld_999: float = _kld_at(0.999, "99.9 %")
     kld_max: float = _statistic(lambda found: float(found.ordered[-1]), "distribution", "maximum", ".3g")
-    p_diff: Estimate = _statistic(lambda found: _mean(found.p_diff))
-    p_diff_rms: Estimate = _statistic(lambda found: _root_mean_square(found.p_diff), "change", "RMS Δp %", scale=100)
-    same_top: Estimate = _statistic(
-        lambda found: _mean(found.same_top.astype(np.float64)), "change", "same top %", scale=100
-    )
+    p_diff: Estimate = _statistic(lambda found: found.mean(found.p_diff))
+    p_diff_rms: Estimate = _statistic(lambda found: _root(found.mean(found.p_diff**2)), "change", "RMS Δp %", scale=100)
+    same_top: Estimate = _statistic(lambda found: found.mean(found.same_top), "change", "same top %", scale=100)
     right_to_wrong: int = _statistic(
-        lambda found: int((found.right_base & ~found.right).sum()), "change", "flips: worse", ","
+        lambda found: int((found.right_base & ~found.right).sum()), "change", "flips −", ","
     )
-    wrong_to_right: int = _statistic(
-        lambda found: int((found.right & ~found.right_base).sum()), "change", "better", ","
-    )
+    wrong_to_right: int = _statistic(lambda found: int((found.right & ~found.right_base).sum()), "change", "+", ",")
+    kld_by_confidence: tuple[Bucket, ...] = _statistic(lambda found: found.buckets())
 
 
 def shown_in(table: Table) -> dict[str, Shown]:
@@ -109,16 +142,33 @@ def shown_in(table: Table) -> dict[str, Shown]:
     return {name: shown for name, shown in columns.items() if shown is not None and shown.table == table}
 
 
-def statistics(divergence: Divergence) -> Statistics:
-    """Sum up a divergence of at least one token, by the definitions of `kl_divergence` in llama.cpp's
-    tools/perplexity/perplexity.cpp."""
-    found = _Predictions(divergence)
+def statistics(divergence: Divergence, windows: Sequence[int]) -> Statistics:
+    """Sum up a divergence of at least one token, in so many predictions of each window, by the definitions of
+    `kl_divergence` in llama.cpp's tools/perplexity/perplexity.cpp; errors are those between blocks."""
+    found = _Predictions(divergence, block_starts(windows))
     return Statistics(**{entry.name: entry.metadata["of"](found) for entry in fields(Statistics)})
 
 
-def perplexity(nll: NDArray[np.floating]) -> Estimate:
-    """Return the perplexity of negative log-likelihoods [n] in nats; its error is that of their mean, carried over."""
-    mean = _mean(nll.astype(np.float64))
+def block_starts(windows: Sequence[int]) -> NDArray[np.intp]:
+    """Return where blocks of predictions begin, given how many every window has. Windows are blocks; where they are
+    fewer than 16, each is cut into as many equal parts as make up for it.
+
+    >>> block_starts([40] * 20)[:3].tolist(), block_starts([64] * 8)[:3].tolist()
+    ([0, 40, 80], [0, 32, 64])
+    """
+    ends = np.cumsum(windows)
+    parts = -(-_BLOCKS // len(windows))
+    cuts = [
+        np.linspace(end - count, end, parts, endpoint=False).astype(np.intp)
+        for end, count in zip(ends, windows, strict=True)
+    ]
+    return np.unique(np.concatenate(cuts))
+
+
+def perplexity(nll: NDArray[np.floating], starts: NDArray[np.intp]) -> Estimate:
+    """Return the perplexity of negative log-likelihoods [n] in nats; its error is that of their mean, carried over,
+    between blocks that begin at `starts`."""
+    mean = _mean(nll.astype(np.float64), starts)
     if mean.value >= _MOST:
         return Estimate(math.inf, math.inf)
     value = math.exp(mean.value)
@@ -135,15 +185,21 @@ def _quantile(ordered: NDArray[np.float32], share: float) -> float:
     return float((1 - part) * low + part * high if part else low)  # 0 times infinity is NaN
 
 
-def _root_mean_square(values: NDArray[np.float64]) -> Estimate:
-    square = _mean(values**2)
+def _root(square: Estimate) -> Estimate:
     root = square.value**0.5
     return Estimate(root, 0.5 / root * square.error if root else 0.0)
 
 
-def _mean(values: NDArray[np.float64]) -> Estimate:
-    """Return the mean of [n] and its standard error (0 of a single value), tokens taken as independent."""
-    count = len(values)
+def _mean(values: NDArray[np.float64], starts: NDArray[np.intp], counted: NDArray[np.bool_] | None = None) -> Estimate:
+    """Return the mean of [n], or of those `counted`, and its standard error between blocks (0 of a single one)."""
+    weights = np.ones(len(values)) if counted is None else counted.astype(np.float64)
+    values = values if counted is None else np.where(counted, values, 0.0)
     if np.isinf(values).any():
         return Estimate(math.inf, math.inf)
-    return Estimate(float(values.mean()), float(values.std() / (count - 1) ** 0.5) if count > 1 else 0.0)
+    counts = np.add.reduceat(weights, starts)
+    mean = float(values.sum() / counts.sum())
+    beyond = np.add.reduceat(values, starts) - mean * counts
+    blocks = int((counts > 0).sum())
+    if blocks == 1:
+        return Estimate(mean, 0.0)
+    return Estimate(mean, float((blocks / (blocks - 1) * (beyond**2).sum()) ** 0.5 / counts.sum()))

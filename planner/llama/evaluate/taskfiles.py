@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from planner.inputs.reading import read_bytes, read_text
 __all__ = ["READERS", "Kind", "Task", "select"]
 
 Kind = Literal["multiple-choice", "hellaswag", "winogrande"]
+T = TypeVar("T")
 _ENDINGS = 4
 _MOST_ANSWERS = 100  # as in llama-perplexity
 
@@ -144,7 +145,7 @@ READERS: Mapping[Kind, Callable[[Path], list[Task]]] = {
 }
 
 
-def select(kind: Kind, tasks: Sequence[Task], count: int | None) -> list[Task]:
+def select(kind: Kind, tasks: Sequence[T], count: int | None) -> list[T]:
     """Draw `count` of the tasks at random, the same ones as llama-perplexity (built with GCC 11 or later)."""
     if count is None or count >= len(tasks):
         return list(tasks)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from planner.llama.evaluate.baseline import Baseline
 from planner.llama.passes.kld import by_window, mean_kld
-from planner.llama.passes.recipes import Bar, Followed, diverge_recipes
+from planner.llama.passes.recipes import Bar, Followed, diverging, run_recipes
 from planner.llama.passes.weights import Weights
 from planner.plan.rivals import Rival
 
@@ -47,8 +47,8 @@ class Checked:
 def check(
     weights: Weights, rivals: Sequence[tuple[Rival, Followed]], baseline: Baseline, bar: Bar
 ) -> Iterator[Checked]:
-    """Evaluate one after the other, and yield each. Raises what `diverge_recipes` raises."""
-    found = diverge_recipes(weights, [followed for _, followed in rivals], baseline, bar)
+    """Evaluate one after the other, and yield each. Raises what `run_recipes` raises."""
+    found = run_recipes(weights, [followed for _, followed in rivals], diverging(baseline, bar), bar)
     for (rival, _), divergence in zip(rivals, found, strict=True):
         yield Checked(rival, by_window(divergence.kld, baseline))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,16 @@ from planner.formats.registry import family_named, round_trip
 from planner.gguf import Imatrix, Model, Tensor
 from planner.gguf.quantize import resolve_formats
 from planner.gguf.refinement import LatestMetric, Refinement
+from planner.llama.engine import Engine
 from planner.llama.evaluate.baseline import Baseline
 from planner.llama.evaluate.compare import diverge
 from planner.llama.evaluate.divergence import Divergence
 from planner.llama.passes.weights import WEIGHTS_AT_A_TIME, Weights
 from planner.recipe import Recipe
 
-__all__ = ["Bar", "Followed", "diverge_recipes", "follow", "formats_to_follow"]
+__all__ = ["Bar", "Followed", "diverging", "follow", "formats_to_follow", "run_recipes"]
+
+T = TypeVar("T")
 
 Advance = Callable[[str, float, float], None]  # what was done last, how much is done, of how much
 Bar = Callable[[str], AbstractContextManager[Advance]]  # gives progress by its unit
@@ -94,19 +98,28 @@ def follow(
         progress(name, done, total)
 
 
-def diverge_recipes(
-    weights: Weights, recipes: Sequence[Followed], baseline: Baseline, bar: Bar
-) -> Iterator[Divergence]:
-    """Follow one recipe after the other, and yield the divergence of each. `bar` is asked for tokens, and for MB of
-    weights that are rounded. Raises what `follow` and `diverge` raise."""
+def run_recipes(
+    weights: Weights, recipes: Sequence[Followed], work: Callable[[Engine, str], T], bar: Bar
+) -> Iterator[T]:
+    """Follow one recipe after the other, and yield what `work` makes of the engine and the recipe's name. `bar` is
+    asked for MB of weights that are rounded. Raises what `follow` and `work` raise."""
     before: Followed | None = None
     for recipe in recipes:
         with bar("MB") as advance:
             follow(weights, recipe, before, functools.partial(_in_mb, advance))
         before = recipe
+        yield work(weights.engine, Path(recipe.where).name)
+
+
+def diverging(baseline: Baseline, bar: Bar) -> Callable[[Engine, str], Divergence]:
+    """Return the work of finding the divergence from `baseline`; `bar` is asked for tokens. It raises what `diverge`
+    raises."""
+
+    def work(engine: Engine, name: str) -> Divergence:
         with bar("tokens") as advance:
-            found = diverge(weights.engine, baseline, functools.partial(advance, Path(recipe.where).name))
-        yield found
+            return diverge(engine, baseline, functools.partial(advance, name))
+
+    return work
 
 
 def _in_mb(advance: Advance, tensor: str, done: int, total: int) -> None:

@@ -114,7 +114,7 @@ def _introduction(card: Card) -> list[str]:
 
 def _table(card: Card) -> str:
     evaluated = any(entry.result for entry in card.entries)
-    head = ["size", "bpw", *(["mean KLD", "99.9 %", "same top"] if evaluated else [])]
+    head = ["size", "bpw", *(["mean KLD", "99 %", "99.9 %", "same top"] if evaluated else [])]
     head += ["memory"] if card.room else []
     rows = [f"| file | {' | '.join(head)} |", f"|---|{'---:|' * len(head)}"]
     for entry in sorted(card.entries, key=lambda each: each.bytes):
@@ -125,13 +125,13 @@ def _table(card: Card) -> str:
     return "\n".join(rows)
 
 
-def _figures(entry: Entry) -> tuple[str, str, str]:
+def _figures(entry: Entry) -> tuple[str, str, str, str]:
     if entry.result is None:
-        return "", "", ""
+        return "", "", "", ""
     found = entry.result.statistics
     memory = "\\*" if entry.result.in_memory else ""
     return (
-        f"{measured(found.kld.value, found.kld.error)}{memory}", f"{found.kld_999:.3g}",
+        f"{measured(found.kld.value, found.kld.error)}{memory}", f"{found.kld_99:.3g}", f"{found.kld_999:.3g}",
         f"{100 * found.same_top.value:.2f} %",
     )  # fmt: skip
 
@@ -147,9 +147,9 @@ def _notes(card: Card) -> list[str]:
         said.append(_assumed(card.room))
     if any(entry.result for entry in card.entries):
         said.append(
-            "*KLD* is the Kullback-Leibler divergence of predictions from the original's, in nats a token, its mean "
-            f"and 99.9th percentile, over {card.windows:,} windows of {card.context:,} tokens; *same top* how often "
-            "both find the same token most likely."
+            "*KLD* is the Kullback-Leibler divergence of predictions from the original's, in nats a token, its mean, "
+            f"99th and 99.9th percentile, over {card.windows:,} windows of {card.context:,} tokens; *same top* how "
+            "often both find the same token most likely."
         )
     if any(entry.result and entry.result.in_memory for entry in card.entries):
         said.append("\\* The recipe was evaluated in memory, not its file.")

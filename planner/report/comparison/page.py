@@ -30,7 +30,7 @@ _LEGEND = (
     '<li><svg viewBox="-9 -9 18 18" aria-hidden="true"><path class="ours" d="M-9 4L9-4"/></svg> '
     "planner's best of every size, predicted by passes of the model on their own text</li>"
 )
-_HEADINGS = ("#", "file", "size", "bpw", "mean KLD", "99.9 %", "same top %", "ln PPL ratio", "PPL", "frontier")
+_HEADINGS = ("#", "file", "size", "bpw", "mean KLD", "99 %", "99.9 %", "same top %", "ln PPL ratio", "PPL", "frontier")
 
 
 def comparison_page(comparison: Comparison, curve: Curve | None = None) -> str:
@@ -77,7 +77,8 @@ def _data(every: Sequence[Line], curve: Curve | None) -> str:
             "place": line.place, "name": plain(line.name), "bytes": line.result.bytes, "bpw": line.result.bpw,
             "kld": _finite(line.result.statistics.kld.value), "error": _finite(line.result.statistics.kld.error) or 0,
             "stands": line.standing.kind, "shown": _kld(line), "more": [
-                f"99.9 %: {line.result.statistics.kld_999:.3g}; same top {_top(line)} %",
+                f"99 %: {line.result.statistics.kld_99:.3g}; 99.9 %: {line.result.statistics.kld_999:.3g}",
+                f"Same top {_top(line)} %",
                 f"On the frontier: {line.stands}",
                 *(["Evaluated in memory"] if line.result.in_memory else []),
                 *([f"Ours of that size: {line.ours.kld:.3g}, predicted"] if line.ours else []),
@@ -134,6 +135,7 @@ def _row(line: Line, *, predicted: bool) -> str:
         (format_size(result.bytes), result.bytes),
         (f"{result.bpw:.3f}", result.bpw),
         (_kld(line), found.kld.value),
+        (f"{found.kld_99:.3g}", found.kld_99),
         (f"{found.kld_999:.3g}", found.kld_999),
         (_top(line), found.same_top.value),
         (measured(found.ln_ppl_ratio.value, found.ln_ppl_ratio.error), found.ln_ppl_ratio.value),
@@ -151,8 +153,9 @@ def _row(line: Line, *, predicted: bool) -> str:
 def _notes(every: Sequence[Line], curve: Curve | None) -> str:
     said = [
         "Mean KLD is the Kullback-Leibler divergence of a file's predictions from the original's, in nats a token, "
-        "with its standard error; 99.9 % that of all but one token in a thousand at the most; same top how often both "
-        "find the same token most likely; ln PPL ratio the logarithm of the perplexity over the original's. "
+        "with its standard error; 99 % and 99.9 % that of all but one token in a hundred, or a thousand, at the most; "
+        "same top how often both find the same token most likely; ln PPL ratio the logarithm of the perplexity over "
+        "the original's. "
         "Files are told apart by paired differences of at least three standard errors."
     ]
     evaluated = [

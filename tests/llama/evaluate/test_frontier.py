@@ -26,7 +26,9 @@ def result(name, size, klds, *, exact=False):
     count = len(per_token)
     likelihood = np.ones(count, np.float32)
     tops = np.zeros(count, np.int32)
-    found = statistics(Divergence(likelihood, likelihood, per_token, tops, tops, tops))
+    found = statistics(
+        Divergence(likelihood, likelihood, per_token, tops, tops, likelihood, tops), [TOKENS] * len(klds)
+    )
     return Compared(name, f"key of {name}", size, 4.0, exact, exact, found, tuple(map(float, klds)))
 
 
@@ -129,8 +131,8 @@ def test_results_come_back_as_they_were(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", "not json", '{"compare_version": 1}', '{"compare_version": 1, "comparisons": {"a": {}}}',
-     "[" * 100_000, '{"compare_version": 2, "comparisons": {}}', '{"format_version": 1, "tensors": []}'],
+    ["", "[]", "{}", "not json", '{"compare_version": 2}', '{"compare_version": 2, "comparisons": {"a": {}}}',
+     "[" * 100_000, '{"compare_version": 1, "comparisons": {}}', '{"format_version": 1, "tensors": []}'],
 )  # fmt: skip
 def test_what_is_no_file_of_results_stays(tmp_path, text):
     path = tmp_path / "compare.json"

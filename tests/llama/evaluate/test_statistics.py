@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from planner.llama.evaluate import divergence as module
 from planner.llama.evaluate import logprobs
 from planner.llama.evaluate.divergence import compare
-from planner.llama.evaluate.statistics import Statistics, shown_in, statistics
+from planner.llama.evaluate.statistics import Statistics, block_starts, perplexity, shown_in, statistics
 from planner.llama.workers import Workers
 
 
@@ -51,7 +51,7 @@ def test_as_llama_perplexity_computes_them(seed):
     logits[:, 0] += 8  # a word that is often on top, and some that do not count beside it
     base = logprobs.encode((logits + 0.7 * rng.standard_normal(logits.shape)).astype(np.float32))
     tokens = np.where(rng.random(130) < 0.5, 0, rng.integers(40, size=130)).astype(np.int32)
-    found = statistics(compare(logits, base, tokens))
+    found = statistics(compare(logits, base, tokens), [1] * 130)  # a block for every token
     nll, nll_base, kld, same, p_diff = loops(logits, base, tokens)
 
     def close(value, expected):
@@ -88,6 +88,59 @@ def test_as_llama_perplexity_computes_them(seed):
     assert found.wrong_to_right == sum(right & ~right_base)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(0, 99))
+def test_errors_are_between_blocks(windows, seed):
+    """By a loop over blocks; and blocks are windows, or equal parts of them where these are few."""
+    rng, count = np.random.default_rng(seed), sum(windows)
+    nll = rng.gamma(2, size=count).astype(np.float32)
+    starts = block_starts(windows).tolist()
+    assert set(np.cumsum([0, *windows[:-1]]).tolist()) <= set(starts)
+    assert len(starts) >= min(16, count) or len(windows) < 16
+    if len(windows) >= 16:
+        assert len(starts) == len(windows)
+    mean = math.log(perplexity(nll, np.array(starts)).value)
+    assert mean == pytest.approx(float(nll.mean()), rel=1e-5)
+    square = 0.0
+    for begin, end in zip(starts, [*starts[1:], count], strict=True):
+        square += (float(nll[begin:end].sum()) - mean * (end - begin)) ** 2
+    blocks = len(starts)
+    expected = math.sqrt(square * blocks / (blocks - 1)) / count if blocks > 1 else 0
+    found = perplexity(nll, np.array(starts))
+    assert found.error == pytest.approx(found.value * expected, rel=1e-4, abs=1e-7)
+
+
+def test_tokens_that_are_alike_tell_less():
+    """Where all tokens of a window are the same, only windows count."""
+    each = np.random.default_rng(0).gamma(2, size=50)
+    tokens = np.repeat(each, 30).astype(np.float32)
+    alone, between = perplexity(tokens, np.arange(1500)), perplexity(tokens, block_starts([30] * 50))
+    assert between.value == alone.value
+    assert between.error / between.value == pytest.approx(each.std(ddof=1) / math.sqrt(50), rel=1e-5)
+    assert between.error > 5 * alone.error
+
+
+def test_divergence_by_confidence():
+    rng = np.random.default_rng(1)
+    logits = (3 * rng.standard_normal((200, 12))).astype(np.float32)
+    logits[:30, 5] += 9
+    base = logprobs.encode((logits + 0.2 * rng.standard_normal(logits.shape)).astype(np.float32))
+    found = compare(logits, base, np.zeros(200, np.int32))
+    buckets = statistics(found, [10] * 20).kld_by_confidence
+    assert [(bucket.least, bucket.most) for bucket in buckets] == [(0, 0.5), (0.5, 0.9), (0.9, 0.99), (0.99, 1)]
+    for bucket in buckets:
+        inside = [
+            float(kld)
+            for kld, row in zip(found.kld, logprobs.decode(base, 12), strict=True)
+            if bucket.least <= math.exp(max(row)) < bucket.most or (bucket.most == 1 <= math.exp(max(row)))
+        ]
+        assert bucket.tokens == len(inside) > 5
+        assert bucket.kld.value == pytest.approx(sum(inside) / len(inside), rel=1e-6)
+        assert 0 < bucket.kld.error < bucket.kld.value
+    unsure = compare(np.zeros((2, 4), np.float32), logprobs.encode(np.zeros((2, 4), np.float32)), np.zeros(2, np.int32))
+    assert [(bucket.most, bucket.tokens) for bucket in statistics(unsure, [2]).kld_by_confidence] == [(0.5, 2)]
+
+
 def test_parts_and_threads_change_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((50, 33)).astype(np.float32)
@@ -97,14 +150,14 @@ def test_parts_and_threads_change_nothing(monkeypatch):
     monkeypatch.setattr(module, "_ELEMENTS_AT_A_TIME", 100)
     with Workers(3, "test") as workers:
         parts = compare(logits, base, tokens, workers)
-    for field in ("nll", "nll_base", "kld", "top", "top_base", "tokens"):
+    for field in ("nll", "nll_base", "kld", "top", "top_base", "confidence", "tokens"):
         np.testing.assert_array_equal(getattr(whole, field), getattr(parts, field))
 
 
 def test_one_token_and_none_that_is_a_number():
     logits = np.full((1, 4), np.nan, np.float32)
     base = logprobs.encode(np.zeros((1, 4), np.float32))
-    found = statistics(compare(logits, base, np.zeros(1, np.int32)))
+    found = statistics(compare(logits, base, np.zeros(1, np.int32)), [1])
     assert math.isnan(found.kld.value)
     assert found.ppl_base.value == pytest.approx(4)
     assert found.ppl_base.error == 0
@@ -133,7 +186,7 @@ def test_words_that_nobody_says_count_nothing(seed, value):
     same = compare(
         silent(logits), logprobs.encode(silent(logits)), rng.integers(vocabulary, size=count).astype(np.int32)
     )
-    sums = statistics(same)
+    sums = statistics(same, [count])
     assert abs(sums.kld.value) < 1e-5
     assert abs(sums.ln_ppl_ratio.value) < 0.01 or value == np.float32(-104.5)
     assert sums.ppl.error < np.inf
@@ -147,10 +200,10 @@ def test_what_is_never_said_any_more_is_infinitely_far():
     found = compare(lost, base, tokens)
     assert np.isinf(found.kld).tolist() == [False, True, False]
     assert np.isfinite(found.nll).all()
-    sums = statistics(found)
+    sums = statistics(found, [3])
     assert (sums.kld.value, sums.kld.error, sums.kld_max, sums.kld_999) == (np.inf, np.inf, np.inf, np.inf)
     assert np.isfinite(sums.kld_median)
-    came = statistics(compare(lost, base, np.full(3, 2, np.int32)))
+    came = statistics(compare(lost, base, np.full(3, 2, np.int32)), [3])
     assert (came.ppl.value, came.ln_ppl_ratio.value) == (np.inf, np.inf)
     assert came.p_diff.value == pytest.approx((2 * (1 / 4 - 1 / 4) - 1 / 4) / 3, abs=1e-4)
 
