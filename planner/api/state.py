@@ -28,7 +28,7 @@ from planner.plan.plan import Plan, make_plan
 from planner.plan.request import PlanRequest
 from planner.plan.rules import parse_device, parse_rule, parse_tie, pinned_formats
 from planner.sizes import parse_bits
-from planner.terms import FamilyName, RunOn, Source
+from planner.terms import Draft, FamilyName, RunOn, Source
 from state import Store
 
 if TYPE_CHECKING:  # planning need not wait for what reads models
@@ -132,7 +132,7 @@ class State(Closing):
         min: Texts = (), max: Texts = (),  # noqa: A002 (as the command line calls them)
         types: Texts | None = None,
         sensitivity: Source | None = None,
-        run_on: RunOn = "cpu", family: FamilyName = "gguf",
+        run_on: RunOn = "cpu", draft: Draft = "auto", family: FamilyName = "gguf",
         method: str = "auto", gap: float = 1e-6, time_limit: float | None = 10.0,
     ) -> Plan:  # fmt: skip
         """Pick a format for every tensor so that all limits hold and the loss is as small as possible.
@@ -143,13 +143,15 @@ class State(Closing):
         and values, or "q8_0,q4_0" those of each; `parallel` sequences share the tokens; `mmproj` is an encoder's file;
         `margin` replaces what is estimated for all else). With `ctx`, devices hold their share of it too. Rules:
         tensors that `pin` ("REGEX=TYPE") gives a type, nothing smaller than `min` or larger than `max` ("TYPE" or
-        "REGEX=TYPE"), and one type for what a `tie` (a pattern, or "fused") finds in a block.
+        "REGEX=TYPE"), and one type for what a `tie` (a pattern, or "fused") finds in a block. `draft`: formats of draft
+        heads, "auto" for 4 bits at least, "keep" or "q8_0".
 
         Raises StateFileError where measurements are missing, UsageError for options that cannot be followed, and
         BudgetError for limits that no recipe meets.
         """
         check_choice("family", family, get_args(FamilyName))
         check_choice("run_on", run_on, get_args(RunOn))
+        check_choice("draft", draft, get_args(Draft))
         check_choice("sensitivity", sensitivity, get_args(Source))
         bounded = functools.partial(parse_rule, default_pattern="", family=family)
         request = PlanRequest(
@@ -171,6 +173,7 @@ class State(Closing):
             ties=tuple(part for text in several(tie) for part in parse_tie(text)),
             sensitivity=sensitivity,
             run_on=run_on,
+            draft=draft,
             method=method,
             gap=gap,
             time_limit=time_limit,

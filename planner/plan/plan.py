@@ -10,6 +10,7 @@ from typing import cast
 from planner.errors import BudgetError, StateFileError, UsageError, option
 from planner.formats.ggml import Format
 from planner.formats.registry import family_named
+from planner.names.gguf import ahead
 from planner.plan.accounting import compose_recipe, left_alone
 from planner.plan.candidates import Candidate, Candidates
 from planner.plan.cards import Card, cards_of, limits_on_cards
@@ -96,10 +97,15 @@ class Plan:
 
     @property
     def unplaced(self) -> list[str]:
-        """Tensors that `structure` was asked for and could not place."""
+        """Tensors that `structure` was asked for and could not place; not draft heads, which have none."""
         if self.recipe.sensitivity in ("prior", "uniform", "measured"):  # which place nothing
             return []
-        return [name for name, source in self.sources.items() if source == "prior"]
+        return [name for name, source in self.sources.items() if source == "prior" and name not in self.drafted]
+
+    @property
+    def drafted(self) -> list[str]:
+        """Tensors of draft heads that a format was chosen for."""
+        return sorted(ahead(self.sources))
 
     def tied_to(self, tensor: str) -> list[str]:
         """Return the other tensors that must have the same format."""
@@ -133,7 +139,7 @@ def make_plan(findings: Findings, request: PlanRequest, factors: Mapping[str, fl
     candidates = Candidates(
         inventory, counted if request.run_on == "cpu" else counted.without_rounding(), allowed=request.formats,
         pins=request.pins, floors=request.floors, caps=request.caps,
-        ties=(*request.ties, *fused_ties(inventory, request.family)),
+        ties=(*request.ties, *fused_ties(inventory, request.family)), draft=request.draft,
     )  # fmt: skip
     given = size_limits(
         inventory, candidates.fixed, budget=request.budget, bpw=request.bpw, devices=request.devices,
@@ -147,7 +153,7 @@ def make_plan(findings: Findings, request: PlanRequest, factors: Mapping[str, fl
     return Plan(
         recipe=recipe,
         limits=tuple(_uses(limits, solved)),
-        prediction=_prediction(findings, losses, recipe.loss),
+        prediction=_prediction(findings, losses, recipe),
         sources={name: losses.sensitivities[name].source for name in solved.groups},
         left_out=tuple(sorted(family_named(request.family).left_out(t.name for t in findings.inventory.tensors))),
         solved=solved,
@@ -294,12 +300,14 @@ def _uses(limits: Sequence[SizeLimit], solved: Solved) -> Iterator[LimitUse]:
         yield LimitUse(limit.name, int(use.used + limit.overhead), limit.capacity, use.price, binds=binds)
 
 
-def _prediction(findings: Findings, losses: Losses, loss: float | None) -> Prediction | None:
+def _prediction(findings: Findings, losses: Losses, recipe: Recipe) -> Prediction | None:
     """Return the divergence to expect of a recipe; None without passes. The files that it is fitted to were evaluated
-    on a CPU, so `losses` count rounded activations, wherever this recipe's file will run."""
-    if losses.source != "measured" or loss is None:
+    on a CPU, so `losses` count rounded activations, wherever this recipe's file will run. Draft heads do not count."""
+    if losses.source != "measured" or recipe.loss is None:
         return None
-    return fit_link(calibration(findings.passes, findings.inventory, losses)).predict(loss)
+    drafted = ahead(recipe.formats)
+    drafts = sum(choice.loss or 0.0 for choice in recipe.tensors if choice.name in drafted)
+    return fit_link(calibration(findings.passes, findings.inventory, losses)).predict(recipe.loss - drafts)
 
 
 def _choice(tensor: TensorRecord, entry: Candidate | None, pins: Mapping[str, Rule]) -> Choice:

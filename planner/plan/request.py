@@ -11,7 +11,7 @@ from planner.plan.cards import Fit, check_fit
 from planner.plan.limits import check_names
 from planner.plan.rules import Device, Rule, Tie
 from planner.sensitivity import Source
-from planner.terms import FamilyName, RunOn
+from planner.terms import Draft, FamilyName, RunOn
 
 __all__ = ["PlanRequest", "RunOn"]
 
@@ -21,7 +21,7 @@ class PlanRequest:
     """A request for a plan. At least one limit: `budget` (bytes of the file), `bpw` (bits of tensor data per element),
     `devices` (bytes of the tensors on each), `active` (bytes read to generate one token), `fit` (bytes of a card, with
     a context; or a context that devices hold beside their tensors). Formats and rules are of one `family`. The loss
-    from rounded activations counts for files that `run_on` a CPU."""
+    from rounded activations counts for files that `run_on` a CPU. `draft` is the choice of formats for draft heads."""
 
     budget: int | None = None
     bpw: Fraction | None = None
@@ -36,6 +36,7 @@ class PlanRequest:
     ties: tuple[Tie, ...] = ()
     sensitivity: Source | None = None
     run_on: RunOn = "cpu"
+    draft: Draft = "auto"
     method: str = "auto"
     gap: float = 1e-6
     time_limit: float | None = 10.0

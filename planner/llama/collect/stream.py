@@ -18,7 +18,7 @@ from planner.gguf.entry import StreamSums
 from planner.gguf.sums import Sums
 from planner.llama.collect.activations import Group, activations_of, values_of
 from planner.llama.graph import Node
-from planner.names.gguf import ATTENTION_WRITERS, FFN_WRITER, role_of
+from planner.names.gguf import ATTENTION_WRITERS, FFN_WRITERS, LAYER_WRITER, role_of
 
 __all__ = ["StreamCollector"]
 
@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 
 _F32 = 0  # enum ggml_type
 _NORMS = ("RMS_NORM", "NORM")
-_WRITERS = (*ATTENTION_WRITERS, FFN_WRITER)  # beginnings of roles
+_WRITERS = (*ATTENTION_WRITERS, *FFN_WRITERS, LAYER_WRITER)  # beginnings of roles
 
 
 @dataclass(frozen=True, slots=True)
