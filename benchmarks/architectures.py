@@ -11,12 +11,11 @@ import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +23,16 @@ import planner
 from planner.gguf import open_model
 from planner.names.gguf import ahead, role_of
 from planner.plan.findings import Findings
+from planner.plan.losses import error_parts
 from planner.plan.plan import make_plan
 from planner.plan.request import PlanRequest
-from state import Store
+from planner.sensitivity import SOURCES
+from planner.sizes import parse_bits
+from state import Pass, Store
 from tests.architectures import ARCHITECTURES, EXAMPLE, write_model
 from tests.models import delta_net, write_imatrix
 
-__all__ = ["HEADER", "PAGE", "Row", "draft_table", "row_of", "table"]
+__all__ = ["HEADER", "PAGE", "Row", "add_passes", "draft_table", "put", "row_of", "table"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/architectures.md"
@@ -41,6 +43,8 @@ HEADER = (
     "| architecture | models | left alone | placed | by role | imatrix | quantized | KLD |\n"
     "|---|---|---:|---:|---|---|---|---:|"
 )
+_BLOCKS, _SIZES = 12, ("2.2", "3", "4.5")
+_DRAFT_TYPES = "iq1_m,q2_K,q3_K,q4_K,q5_K,q6_K,q8_0"
 _REGION = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -63,8 +67,8 @@ class Row:
         kld = "" if self.kld is None else f"{self.kld:.3f}"
         written = "" if self.bpw is None else f"{self.bpw:.2f} bpw"
         return (
-            f"| {self.architecture} | {ARCHITECTURES[self.architecture]} | {self.left_alone} | {self.placed} of {self.free} "
-            f"| {roles} | {'made' if self.imatrix else ''} | {written} | {kld} |"
+            f"| {self.architecture} | {ARCHITECTURES[self.architecture]} | {self.left_alone} "
+            f"| {self.placed} of {self.free} | {roles} | {'made' if self.imatrix else ''} | {written} | {kld} |"
         )
 
 
@@ -101,22 +105,75 @@ def row_of(architecture: str, folder: Path) -> Row:
 
 
 def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a command of planner's there."""
     command = [sys.executable, "-m", "planner", *map(str, words)]
-    return subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False, text=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, check=False, text=True, capture_output=True)
 
 
 def must(folder: Path, *words: object) -> None:
+    """Run one that has to succeed."""
     done = run(folder, *words)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, words))}: {done.stdout}{done.stderr}")
 
 
 def table(rows: Iterable[Row]) -> str:
+    """Return the rows as the page has them."""
     return "\n".join((HEADER, *map(str, rows)))
 
 
+def draft_table(folder: Path) -> str:
+    """Return the types and bytes of a draft head, whatever sensitivities come from, in a made-up model of twelve blocks
+    whose imatrix has nothing of the head; `measured` has passes that say that it does not matter."""
+    head = ahead(delta_net(blocks=_BLOCKS).arrays)
+    model = delta_net(blocks=_BLOCKS).write(folder / "draft.gguf")
+    matrix = write_imatrix(model, folder / "draft.imatrix", skip=head)
+    with planner.open_state(folder / "draft.planner", create=True) as state:
+        state.measure(model, imatrix=matrix, types=_DRAFT_TYPES)
+    with Store.open(folder / "draft.planner") as store:
+        add_passes(store, head)
+        findings = Findings.read(store)
+    cells: dict[str, list[str]] = {}
+    columns = [(source, bpw) for source in SOURCES for bpw in _SIZES]
+    for source, bpw in columns:
+        plan = make_plan(findings, PlanRequest(bpw=parse_bits(bpw), sensitivity=source))
+        for choice in plan.recipe.tensors:
+            if choice.name in plan.drafted:
+                cells.setdefault(role_of(choice.name)[1], []).append(f"{choice.format} {choice.bytes:,}")
+    lines = ["| tensor | bpw | " + " | ".join(SOURCES) + " |", "|---|---:|" + "---|" * len(SOURCES)]
+    for role, found in cells.items():
+        for number, bpw in enumerate(_SIZES):
+            lines.append(f"| {role} | {bpw} | " + " | ".join(found[number :: len(_SIZES)]) + " |")
+    return "\n".join(lines)
+
+
+def add_passes(store: Store, head: Collection[str]) -> None:
+    """Add passes over single tensors, and one over all together, as others publish them: zeros for the draft head."""
+    findings = Findings.read(store)
+    errors = {name: error_parts(own) for (name, fmt), own in findings.measurements.items() if fmt == "q4_K"}
+    subject = findings.subject_of_passes()
+    store.add_passes(
+        Pass(
+            key=f"{number:064x}", subject=subject, label="made up", formats=dict.fromkeys(names, "q4_K"),
+            errors={name: tuple(errors[name]) for name in names}, kld=0.0 if {*names} <= set(head) else 0.01,
+            stderr=1e-5, tokens=1, seconds=0.0,
+        )
+        for number, names in enumerate([*([name] for name in errors), list(errors)])
+    )  # fmt: skip
+
+
+def put(text: str, tables: Mapping[str, str]) -> str:
+    """Return the page with these tables in their places."""
+
+    def one(found: re.Match[str]) -> str:
+        return f"{found[1]}{tables[found[2]]}\n{found[3]}" if found[2] in tables else found[0]
+
+    return _REGION.sub(one, text)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("architectures", nargs="*", help="default: all")
     parser.add_argument("--write", action="store_true", help="keep the tables in docs/architectures.md")
     options = parser.parse_args()
@@ -126,7 +183,9 @@ def main() -> None:
             rows.append(row_of(architecture, Path(folder)))
             print(rows[-1], flush=True)
     if options.write:
-        PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), {"rows": table(rows)}), encoding="utf-8")
+        with tempfile.TemporaryDirectory() as folder:
+            tables = {"rows": table(rows), "drafts": draft_table(Path(folder))}
+        PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
 if __name__ == "__main__":

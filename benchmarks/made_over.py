@@ -138,7 +138,8 @@ def make_over(architecture: str, path: Path) -> Path:
             writer.add_array(f"{architecture}.{key}", value)
     for key, field in gguf.GGUFReader(EXAMPLE).fields.items():
         if key.startswith("tokenizer."):
-            writer.add_key_value(key, field.contents(), field.types[0], field.types[1] if len(field.types) > 1 else None)
+            within = field.types[1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], within)
     for name, array in arrays.items():
         small = array.ndim == 1 or "conv1d" in name
         full = name if name.endswith((".bias", ".ssm_a")) else f"{name}.weight"

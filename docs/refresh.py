@@ -32,9 +32,9 @@ sys.path.insert(0, str(ROOT))
 PAGES = tuple(
     ROOT / name
     for name in (
-        "README.md", "docs/formats.md", "docs/limits.md", "docs/fit.md", "docs/recipe.md", "docs/dialects.md", "docs/state.md",
-        "docs/evaluate.md", "examples/README.md", "CONTRIBUTING.md", "docs/design.md", "docs/quality.md",
-        "benchmarks/README.md", "docs/imatrix.md", "docs/sensitivity.md",
+        "README.md", "docs/formats.md", "docs/limits.md", "docs/fit.md", "docs/recipe.md", "docs/dialects.md",
+        "docs/state.md", "docs/evaluate.md", "examples/README.md", "CONTRIBUTING.md", "docs/design.md",
+        "docs/quality.md", "benchmarks/README.md", "docs/imatrix.md", "docs/sensitivity.md",
     )
 )  # fmt: skip
 SCHEMA = ROOT / "docs/recipe.schema.json"

@@ -72,8 +72,9 @@ ARCHITECTURES: Mapping[str, str] = {
 _MORE: Mapping[str, dict[str, oracle.Value]] = {
     "deepseek4": {
         "swiglu_clamp_exp": 10.0, "attention.output_group_count": 2, "attention.output_lora_rank": 64,
-        "attention.compress_rope_freq_base": 1e4, "hyper_connection.count": 4, "hyper_connection.sinkhorn_iterations": 2,
-        "hyper_connection.epsilon": 1e-6, "hash_layer_count": 1, "attention.compress_ratios": [0, 4, 4, 4, 4, 4],
+        "attention.compress_rope_freq_base": 1e4, "hyper_connection.count": 4,
+        "hyper_connection.sinkhorn_iterations": 2, "hyper_connection.epsilon": 1e-6,
+        "hash_layer_count": 1, "attention.compress_ratios": [0, 4, 4, 4, 4, 4],
         "attention.key_length": 128, "attention.value_length": 128, "rope.dimension_count": 64,
         "attention.head_count_kv": 1, "leading_dense_block_count": 0, "expert_gating_func": 4,
     },

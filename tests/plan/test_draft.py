@@ -7,19 +7,19 @@ import dataclasses
 import pytest
 
 import planner
+from benchmarks.architectures import add_passes
 from planner.evidence.add import add_divergences
 from planner.evidence.kld_table import read_kld_table
 from planner.formats.ggml import formats
 from planner.gguf import open_model
 from planner.names.gguf import ahead
 from planner.plan.findings import Findings
-from planner.plan.losses import error_parts
 from planner.plan.plan import make_plan
 from planner.plan.request import PlanRequest
 from planner.plan.rules import parse_rule
 from planner.sensitivity import SOURCES
 from planner.sizes import parse_bits
-from state import Pass, Store
+from state import Store
 from tests.models import delta_net, write_imatrix
 
 TYPES = "iq1_m,q2_K,q3_K,q4_K,q5_K,q6_K,q8_0"
@@ -37,17 +37,7 @@ def folder(tmp_path_factory):
     with planner.open_state(folder / "s.planner", create=True) as state:
         state.measure(model, imatrix=matrix, types=TYPES)
     with Store.open(folder / "s.planner") as store:
-        found = Findings.read(store)
-        errors = {name: error_parts(own) for (name, fmt), own in found.measurements.items() if fmt == "q4_K"}
-        groups = [*([name] for name in errors), list(errors)]
-        store.add_passes(
-            Pass(
-                key=f"{number:064x}", subject=found.subject, label="made up", formats=dict.fromkeys(names, "q4_K"),
-                errors={name: tuple(errors[name]) for name in names}, kld=0.0 if {*names} <= HEAD else 0.01,
-                stderr=1e-5, tokens=1, seconds=0.0,
-            )
-            for number, names in enumerate(groups)
-        )  # fmt: skip
+        add_passes(store, HEAD)
     return folder
 
 
