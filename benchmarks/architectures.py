@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/architectures.md"
 TEXT = EXAMPLE.with_name("evaluation.txt")
 TYPES = "q4_0,q4_K,q6_K,q8_0"  # which need no tables, and of which some fit all rows
-SIZE = 0.6  # of the model's
+SIZE = 0.6  # of what is quantized, in the model
 HEADER = (
     "| architecture | models | left alone | placed | by role | imatrix | quantized | KLD |\n"
     "|---|---|---:|---:|---|---|---|---:|"
@@ -86,8 +86,10 @@ def row_of(architecture: str, folder: Path) -> Row:
     must(folder, "measure", model, "--imatrix", matrix, "--types", TYPES, "--state", state)
     with Store.open(state, read_only=True) as store:
         findings = Findings.read(store)
-    stored = sum(tensor.nbytes for tensor in findings.inventory.tensors)
-    plan = make_plan(findings, PlanRequest(budget=int(SIZE * stored), sensitivity="structure"))
+    inventory = findings.inventory
+    shares = [tensor.nbytes * (SIZE if tensor.left_alone is None else 1) for tensor in inventory.tensors]
+    budget = inventory.header_bytes + int(sum(shares)) + inventory.alignment * len(shares)
+    plan = make_plan(findings, PlanRequest(budget=budget, sensitivity="structure"))
     planner.quantize(model, plan.recipe, folder / "out.gguf")
     must(folder, "inspect", "out.gguf")
     evaluated = run(folder, "evaluate", model, "out.gguf", "--text", text, "--ctx", 64, "--json")

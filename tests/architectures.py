@@ -129,7 +129,7 @@ def tensors_of(architecture: str) -> Mapping[str, tuple[int, ...]]:
 
 
 def write_model(architecture: str, path: Path, *, seed: int = 0) -> Path:
-    """A model with random weights in F16 (F32 where llama.cpp leaves a tensor alone), and a vocabulary."""
+    """A model with random weights in F16 (F32 where they are few), and a vocabulary."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in pairs_of(architecture).items():
         _add(writer, f"{architecture}.{key}", value)
@@ -149,7 +149,8 @@ def _weights(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDA
         ones = "norm" in name or "scale" in name
         return (np.ones(rows) if ones else rng.normal(0, 0.02, rows)).astype(np.float32)
     values = rng.standard_normal(rows) / np.sqrt(shape[0])
-    return values.astype(np.float16 if name.endswith("weight") and shape[0] >= 32 else np.float32)
+    large = shape[0] >= 32 and np.prod(shape[1:]) >= 16
+    return values.astype(np.float16 if name.endswith("weight") and large else np.float32)
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: oracle.Value) -> None:
