@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["Design", "FamilyName", "RunOn", "Source"]
+__all__ = ["Design", "Draft", "FamilyName", "RunOn", "Source"]
 
 FamilyName = Literal["gguf", "mlx"]
 """Formats that one engine has: ggml's types, or MLX's affine formats."""
@@ -14,6 +14,9 @@ Source = Literal["uniform", "prior", "structure", "structure+prior", "measured"]
 
 Design = Literal["per-tensor", "factored"]
 """Passes of the model: over every tensor alone, or over blocks and roles."""
+
+Draft = Literal["auto", "keep", "q8_0"]
+"""Formats of draft heads: chosen as others are, but of 4 bits at least; as they are stored; or 8 bits."""
 
 RunOn = Literal["cpu", "gpu"]
 """Where a file will run."""

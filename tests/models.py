@@ -229,6 +229,85 @@ def state_space() -> Maker:
     return maker
 
 
+def per_layer() -> Maker:
+    """Gemma 4: per-layer embeddings; windows with shorter heads; a last block that uses another's keys and values, one
+    that takes its keys for values; what blocks leave is scaled."""
+    maker = Maker("gemma4")
+    lengths = (32, 64, 32)
+    _sizes(maker, 3, 256, 4, 2, **{
+        "embedding_length_per_layer_input": 64, "attention.shared_kv_layers": 1, "attention.key_length": 64,
+        "attention.value_length": 64, "attention.key_length_swa": 32, "attention.value_length_swa": 32,
+        "attention.sliding_window_pattern": [1, 0, 1],
+    })  # fmt: skip
+    maker.matrix("token_embd", 96, 256)
+    maker.matrix("per_layer_token_embd", 96, 3 * 64)
+    maker.matrix("per_layer_model_proj", 3 * 64, 256)
+    maker.norm("per_layer_proj_norm", 64)
+    for block, length in enumerate(lengths):
+        maker.norm(f"blk.{block}.attn_norm", 256)
+        _attention(maker, block, 256, 4, 2, length)
+        maker.norm(f"blk.{block}.attn_q_norm", length)
+        maker.norm(f"blk.{block}.attn_k_norm", length)
+        maker.norm(f"blk.{block}.post_attention_norm", 256, 0.5)
+        maker.norm(f"blk.{block}.ffn_norm", 256)
+        _feed_forward(maker, block, 256, 256)
+        maker.norm(f"blk.{block}.post_ffw_norm", 256, 0.25)
+        maker.matrix(f"blk.{block}.inp_gate", 64, 256)
+        maker.matrix(f"blk.{block}.proj", 256, 64)
+        maker.norm(f"blk.{block}.post_norm", 256, 0.5)
+        maker.norm(f"blk.{block}.layer_output_scale", 1, 0.5)
+    del maker.arrays["blk.1.attn_v.weight"]
+    for role in ("attn_k", "attn_k_norm", "attn_v"):
+        del maker.arrays[f"blk.2.{role}.weight"]
+    maker.norm("output_norm", 256)
+    return maker
+
+
+def convolution() -> Maker:
+    """LFM2: a short convolution, then attention."""
+    maker = Maker("lfm2")
+    _sizes(maker, 2, 256, 4, 2)
+    maker.pairs["attention.head_count_kv"] = [0, 2]
+    maker.matrix("token_embd", 96, 256)
+    for block in range(2):
+        maker.norm(f"blk.{block}.attn_norm", 256)
+        maker.norm(f"blk.{block}.ffn_norm", 256)
+        _feed_forward(maker, block, 256, 256)
+    maker.matrix("blk.0.shortconv.in_proj", 768, 256)
+    maker.matrix("blk.0.shortconv.conv", 256, 3, dtype=np.float32)
+    maker.matrix("blk.0.shortconv.out_proj", 256, 256)
+    _attention(maker, 1, 256, 4, 2, 64)
+    maker.norm("output_norm", 256)
+    return maker
+
+
+def delta_net(*, blocks: int = 2) -> Maker:
+    """Qwen 3.5: gated delta nets and attention with gated queries by turns, then a draft head."""
+    maker = Maker("qwen35")
+    _sizes(maker, blocks + 1, 256, 4, 2, nextn_predict_layers=1)
+    maker.matrix("token_embd", 96, 256)
+    for block in range(0, blocks, 2):
+        maker.matrix(f"blk.{block}.attn_qkv", 2 * 64 + 256, 256)
+        maker.matrix(f"blk.{block}.attn_gate", 256, 256)
+        maker.matrix(f"blk.{block}.ssm_conv1d", 384, 4, dtype=np.float32)
+        for role in ("alpha", "beta"):
+            maker.matrix(f"blk.{block}.ssm_{role}", 32, 256)
+        maker.matrix(f"blk.{block}.ssm_out", 256, 256)
+    for block in (*range(1, blocks, 2), blocks):
+        _attention(maker, block, 256, 4, 2, 64)
+        maker.matrix(f"blk.{block}.attn_q", 512, 256)
+    for block in range(blocks + 1):
+        maker.norm(f"blk.{block}.attn_norm", 256)
+        maker.norm(f"blk.{block}.post_attention_norm", 256)
+        _feed_forward(maker, block, 256, 256)
+    maker.matrix(f"blk.{blocks}.nextn.eh_proj", 256, 512)
+    maker.matrix(f"blk.{blocks}.nextn.embed_tokens", 96, 256)
+    maker.matrix(f"blk.{blocks}.nextn.shared_head_head", 96, 256)
+    maker.norm("output_norm", 256)
+    maker.matrix("output", 96, 256)
+    return maker
+
+
 def mixture(example: Path, path: Path) -> Path:
     """The example's first two blocks with four noisy copies of every feed-forward, of which a router picks two."""
     reader = gguf.GGUFReader(example)
@@ -269,6 +348,9 @@ MODELS: Mapping[str, Callable[[], Maker]] = {
     "post_norm": post_norm,
     "latent": latent,
     "state_space": state_space,
+    "per_layer": per_layer,
+    "convolution": convolution,
+    "delta_net": delta_net,
 }
 
 

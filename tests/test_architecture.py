@@ -56,8 +56,8 @@ ORDER = (
     ),
     (
         "planner.measure",
-        "anatomy activation_moments moments sampling survey experts energies metric loop inventory rounding targets "
-        "campaign __init__",
+        "anatomy activation_moments moments sampling survey experts inner energies metric loop inventory rounding "
+        "targets campaign __init__",
     ),
     ("planner.evidence", "bpw_state kld_table add __init__"),
     ("planner.importing", "source basis recipes measurements __init__"),

@@ -35,7 +35,7 @@ from planner.plan.rules import Rule, Tie, parse_device, parse_rule, parse_tie, p
 from planner.plan.target import Target
 from planner.recipe import Recipe, load_recipe
 from planner.sizes import parse_bits, parse_extent, parse_size
-from planner.terms import FamilyName, RunOn, Source
+from planner.terms import Draft, FamilyName, RunOn, Source
 from state import Store
 
 if TYPE_CHECKING:  # planning need not wait for what reads models
@@ -140,7 +140,7 @@ class State(Closing):
         min: Texts = (), max: Texts = (),  # noqa: A002 (as the command line calls them)
         types: Texts | None = None,
         sensitivity: Source | None = None,
-        run_on: RunOn = "cpu", family: FamilyName = "gguf",
+        run_on: RunOn = "cpu", draft: Draft = "auto", family: FamilyName = "gguf",
         method: str = "auto", gap: float = 1e-6, time_limit: float | None = 10.0,
     ) -> Plan:  # fmt: skip
         """Pick a format for every tensor so that all limits hold and the loss is as small as possible.
@@ -153,12 +153,14 @@ class State(Closing):
         way round, the smallest file whose predicted KL divergence is at most `kld`, whose loss is at most `loss`, or
         that loses no more `than` another: a GGUF, a recipe, or a mix of llama.cpp by its name. Rules: tensors
         that `pin` ("REGEX=TYPE") gives a type, nothing smaller than `min` or larger than `max` ("TYPE" or
-        "REGEX=TYPE"), and one type for what a `tie` (a pattern, or "fused") finds in a block.
+        "REGEX=TYPE"), and one type for what a `tie` (a pattern, or "fused") finds in a block. `draft`: formats of draft
+        heads, "auto" for 4 bits at least, "keep" or "q8_0".
 
         Raises StateFileError where measurements are missing, UsageError for options that cannot be followed,
         BudgetError for limits or targets that no recipe meets, and RecipeError for another file that is of no use.
         """
         _check_terms(family=family, run_on=run_on, sensitivity=sensitivity)
+        check_choice("draft", draft, get_args(Draft))
         request = PlanRequest(
             budget=size_in_bytes(budget),
             bpw=None if bpw is None else parse_bits(str(bpw)),
@@ -173,6 +175,7 @@ class State(Closing):
             **_rules(family, tie, pin, min, max),
             sensitivity=sensitivity,
             run_on=run_on,
+            draft=draft,
             method=method,
             gap=gap,
             time_limit=time_limit,

@@ -239,6 +239,9 @@ def _report(plan: Plan, output: Path, model: Path | None) -> None:
         click.echo(f"By role    {len(plan.unplaced)} tensors that structure cannot place have prior's sensitivity:")
         shown = ", ".join(plain(name) for name in plan.unplaced[:6]) + (", ..." if len(plan.unplaced) > 6 else "")
         click.echo(textwrap.indent(textwrap.fill(shown, 68, break_on_hyphens=False), " " * 11))
+    if plan.drafted:
+        drafts = sum(choice.bytes for choice in plan.recipe.tensors if choice.name in set(plan.drafted))
+        click.echo(f"Draft      {len(plan.drafted)} tensors of draft heads (nextn), {drafts:,} bytes; see --draft")
     if plan.left_out:
         click.echo(f"Left out   {len(plan.left_out)} tensors of nextn layers, which mlx-lm does not load")
     click.echo(f"Recipe     {output}")

@@ -11,7 +11,7 @@ import click
 from planner.cli.fitting import Fitting, make_fit
 from planner.cli.options import LiteralChoice, grouped
 from planner.errors import UsageError
-from planner.terms import FamilyName, RunOn, Source
+from planner.terms import Draft, FamilyName, RunOn, Source
 
 if TYPE_CHECKING:
     from planner.plan.request import PlanRequest
@@ -50,6 +50,7 @@ class Rules:
     pins: tuple[str, ...]
     floors: tuple[str, ...]
     caps: tuple[str, ...]
+    draft: Draft
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ rule_options = grouped(
                  help="Tensors that get this type, whatever it costs."),
     click.option("--min", "floors", multiple=True, metavar="[REGEX=]TYPE", help="Nothing smaller than this type."),
     click.option("--max", "caps", multiple=True, metavar="[REGEX=]TYPE", help="Nothing larger than this type."),
+    click.option("--draft", type=LiteralChoice(Draft), default="auto", show_default=True,
+                 help="Draft heads (nextn): chosen, but of 4 bits at least; as they are; or 8 bits."),
 )  # fmt: skip
 solver_options = grouped(
     "solver",
@@ -167,6 +170,7 @@ def make_request(
         ties=tuple(tie for text in rules.ties for tie in parse_tie(text)),
         sensitivity=sensitivity,
         run_on=run_on,
+        draft=rules.draft,
         method=solver.method,
         gap=solver.gap,
         time_limit=solver.time_limit,

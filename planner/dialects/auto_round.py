@@ -31,7 +31,8 @@ from planner.dialects.patterns import any_of, escaped, numbers
 from planner.dialects.regex import Regex
 from planner.errors import RecipeError, option
 from planner.formats.ggml import TYPES, formats
-from planner.names.transformers import Module, ahead, module_of, other_modules, spellings
+from planner.names.gguf import ahead
+from planner.names.transformers import Module, module_of, other_modules, spellings
 from planner.recipe import Choice, Recipe
 from planner.text import some
 

@@ -27,8 +27,9 @@ from planner.dialects.patterns import compacted, escaped
 from planner.errors import RecipeError
 from planner.formats.mlx import AFFINE, Affine
 from planner.formats.registry import all_formats
+from planner.names.gguf import ahead
 from planner.names.mlx import MODULE_PREFIXES, module_paths
-from planner.names.transformers import ahead, bare, other_modules
+from planner.names.transformers import bare, other_modules
 from planner.recipe import Choice, Recipe
 from planner.text import command, some
 

@@ -10,7 +10,7 @@ from planner.errors import RecipeError
 from planner.evidence.bpw_state import Tried
 from planner.evidence.kld_table import KldTable
 from planner.formats.ggml import formats, nearest_known
-from planner.names.gguf import role_of
+from planner.names.gguf import ahead, role_of
 from planner.plan.findings import Findings, not_measured
 from planner.plan.losses import error_parts
 from planner.text import some
@@ -87,8 +87,8 @@ def add_divergences(store: Store, inventory: Inventory, table: KldTable) -> list
     """Add KL divergences of single tensors as passes, for `--sensitivity measured`; return notes on them.
 
     Tensors of one block with the same number were dropped together and are one pass. The smallest divergence of a type
-    is taken as its noise. Raises StateFileError if errors to compare with are missing, RecipeError if the table is of
-    other tensors or types.
+    is taken as its noise. Numbers of draft heads, which the runs did not use, measure nothing. Raises StateFileError if
+    errors to compare with are missing, RecipeError if the table is of other tensors or types.
     """
     findings = Findings.read(store)
     subject = findings.subject_of_passes()
@@ -97,7 +97,14 @@ def add_divergences(store: Store, inventory: Inventory, table: KldTable) -> list
         raise not_measured(store.path, others=True)
     passes: list[Pass] = []
     notes = []
-    for kind, klds in table.klds.items():
+    drafted = ahead(tensor.name for tensor in inventory.tensors)
+    named = sorted({name for klds in table.klds.values() for name in klds} & drafted)
+    if named:
+        notes.append(f"{some(named)}: of draft heads, which were not run: not measured.")
+    for kind, every in table.klds.items():
+        klds = {name: kld for name, kld in every.items() if name not in drafted}
+        if not klds:
+            continue
         fmt = _stand_in(kind, {fmt for _, fmt in errors})
         if fmt.lower() != kind.lower():
             notes.append(f"Errors in {kind} are not known: those in {fmt} stand for them, for all tensors alike.")
@@ -120,7 +127,9 @@ def add_divergences(store: Store, inventory: Inventory, table: KldTable) -> list
     store.add_passes([entry for entry in passes if entry.key not in known])
     tensors = {name for entry in passes for name in entry.errors}
     unused = [
-        name for name in dict.fromkeys(name for klds in table.klds.values() for name in klds) if name not in tensors
+        name
+        for name in dict.fromkeys(name for klds in table.klds.values() for name in klds)
+        if name not in tensors and name not in drafted
     ]
     notes += _unused(unused, inventory)
     return [

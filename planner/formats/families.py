@@ -147,7 +147,7 @@ class _Mlx(Family):
         return can_quantize(name, architecture)
 
     def left_out(self, names: Iterable[str]) -> set[str]:
-        from planner.names.transformers import ahead
+        from planner.names.gguf import ahead
 
         return ahead(names)
 

@@ -46,6 +46,8 @@ _LEFT_ALONE_IN = {
         "indexer_compressor_ape", "ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight",
         "ssm_beta.weight", "attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight",
     ),
+    # not in llama.cpp: it would quantize these, and then multiplies as only floats can be
+    "qwen4exp": ("ple_norm_", "ple_conv1d"),
 }  # fmt: skip
 _WHOLE_NAMES = {"position_embd.weight": "a positional embedding", "token_types.weight": "a token type embedding"}
 

@@ -77,6 +77,11 @@ def _silu(g: Doubles) -> tuple[Doubles, Doubles]:
     return g * sigmoid, sigmoid * (1 + g * (1 - sigmoid))
 
 
+def _sigmoid(g: Doubles) -> tuple[Doubles, Doubles]:
+    sigmoid = 0.5 * (1 + np.tanh(g / 2))
+    return sigmoid, sigmoid * (1 - sigmoid)
+
+
 def _gelu(g: Doubles) -> tuple[Doubles, Doubles]:
     inner = np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)
     tanh = np.tanh(inner)
@@ -91,5 +96,5 @@ def _relu_squared(g: Doubles) -> tuple[Doubles, Doubles]:
 
 # g → act(g) and act'(g); gelu is ggml's, which takes tanh for erf
 ACTIVATIONS: Mapping[Activation, Callable[[Doubles], tuple[Doubles, Doubles]]] = MappingProxyType(
-    {"silu": _silu, "gelu": _gelu, "relu2": _relu_squared}
+    {"silu": _silu, "gelu": _gelu, "relu2": _relu_squared, "sigmoid": _sigmoid}
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import ModelError
-from planner.names.gguf import role_of
+from planner.names.gguf import LAYER_WRITER, role_of
 
 if TYPE_CHECKING:
     from planner.gguf import Model, Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Activation", "Anatomy", "BlockAnatomy", "read_anatomy"]
 
 Doubles = NDArray[np.float64]
-Activation = Literal["silu", "gelu", "relu2"]
+Activation = Literal["silu", "gelu", "relu2", "sigmoid"]
 
 # llama_model_rope_type in llama.cpp: these rotate neighbouring channels, all others those half a head apart
 _NEIGHBOUR_ROPE = frozenset(
@@ -28,37 +28,56 @@ _NEIGHBOUR_ROPE = frozenset(
     neo-bert smollm3 arcee ernie4_5 ernie4_5-moe mistral3 mistral4 llama-embed maincoder glm-dsa
     """.split()  # noqa: SIM905 - a list of literals would be three times as long
 )
+# What their graphs in llama.cpp do beyond their metadata: no 1/√length on logits, and values that are normalized
+_UNSCALED = frozenset({"gemma3n", "gemma4"})
+_PARTS = {"ffn_down": "post_ffw_norm_1", "ffn_down_exps": "post_ffw_norm_2"}
+_VECTORS = ("norm", "norm_1", "norm_2", "layer_output_scale")
+_LEAST = 1e-30  # of an energy that is divided by
 _RELU_SQUARED = frozenset({"nemotron", "nemotron_h", "nemotron_h_moe", "arcee"})
 _NO_GATE_SILU = frozenset({"mamba", "mamba2"})
 
 
 @dataclass(frozen=True)
 class BlockAnatomy:
-    """One block. `vectors` are its small float tensors by role (norms), float64."""
+    """One block. `vectors` are its small float tensors by role (norms), float64. `scale` multiplies the stream before
+    it, compared with one that no block has scaled (Gemma 4's layer_output_scale). `readers` is how often its keys and
+    values are used: by itself, and by later blocks without their own, each by the energy that it adds."""
 
     heads: int
     kv_heads: int
     key_length: int
     value_length: int
     vectors: Mapping[str, Doubles]
+    scale: float = 1.0
+    readers: float = 1.0
 
-    def norm_after(self, sublayer: Literal["attention", "ffn"]) -> Doubles | None:
-        """Return the weights of the norm that a sublayer's output passes before it is added to the stream, or None.
+    def energy_after_norms(self, role: str) -> float | None:
+        """Return the energy that norms give to what a writer of this role adds to the stream; None without norms.
 
         `post_attention_norm` alone, without an ffn_norm or a norm after the FFN, is the norm *before* the FFN
-        (Qwen3-Next).
+        (Qwen3-Next). Gemma 4 normalizes what its dense part and its experts make, and then the sum.
         """
-        if sublayer == "ffn":
-            return self.vectors.get("post_ffw_norm")
-        if "ffn_norm" in self.vectors or "post_ffw_norm" in self.vectors:
-            return self.vectors.get("post_attention_norm")
-        return None
+        if role == LAYER_WRITER:
+            return self._energy("post_norm")
+        if not role.startswith("ffn_"):
+            behind = "ffn_norm" in self.vectors or "post_ffw_norm" in self.vectors
+            return self._energy("post_attention_norm") if behind else None
+        last, parts = self._energy("post_ffw_norm"), [self._energy(name) for name in _PARTS.values()]
+        own = self._energy(_PARTS.get(role, ""))
+        if last is None or own is None or None in parts:
+            return last
+        return last * own / max(sum(filter(None, parts)), _LEAST)
+
+    def _energy(self, norm: str) -> float | None:
+        return float((self.vectors[norm] ** 2).sum()) if norm in self.vectors else None
 
 
 @dataclass(frozen=True)
 class Anatomy:
     """The whole model. `embedding_scale` and `residual_scale` multiply embeddings and what blocks write; `output_norm`
-    are the weights of the last norm, float64, where there are any."""
+    are the weights of the last norm, float64, where there are any, and `per_layer_norm` those of the norm of what the
+    embedding adds to per-layer embeddings. `attention_scale` multiplies logits, None for 1/√length; with `value_norm`
+    values are normalized, without weights."""
 
     architecture: str
     embedding_scale: float
@@ -69,6 +88,9 @@ class Anatomy:
     neighbour_rope: bool
     rotary: int
     output_norm: Doubles | None
+    per_layer_norm: Doubles | None
+    attention_scale: float | None
+    value_norm: bool
     blocks: Mapping[int, BlockAnatomy]
 
 
@@ -80,12 +102,10 @@ def read_anatomy(model: Model) -> Anatomy:
     vectors: dict[int, dict[str, Doubles]] = {}
     for tensor in model.tensors:
         block, role = role_of(tensor.name)
-        if block is not None and tensor.rows == 1 and role.endswith("norm") and model.format(tensor).for_weights:
+        if block is not None and tensor.rows == 1 and role.endswith(_VECTORS) and model.format(tensor).for_weights:
             vectors.setdefault(block, {})[role] = _vector(model, tensor)
     count = min(model.parameter("block_count") or 0, len(model.tensors))
     numbers = sorted(set(vectors) | set(range(count)))
-    last = model.by_name.get("output_norm.weight")
-    known = last is not None and last.rows == 1 and model.format(last).for_weights
 
     def per_block(key: str, default: int) -> list[int]:
         value = model.metadata.brief(f"{arch}.{key}")
@@ -96,17 +116,28 @@ def read_anatomy(model: Model) -> Anatomy:
 
     heads = per_block("attention.head_count", 1)
     kv_heads = per_block("attention.head_count_kv", 0)
-    blocks: dict[int, BlockAnatomy] = {}
+    windowed = _windowed(model, numbers)
+    readers = _readers(model, windowed, [vectors.get(number, {}) for number in numbers])
+    scale, blocks = 1.0, {}
     for index, number in enumerate(numbers):
         own = max(heads[min(index, len(heads) - 1)], 1)
-        length = width // own
+        lengths = [
+            (windowed[index] and model.parameter(f"attention.{kind}_length_swa"))
+            or model.parameter(f"attention.{kind}_length")
+            or width // own
+            for kind in ("key", "value")
+        ]
+        small = vectors.get(number, {})
         blocks[number] = BlockAnatomy(
             heads=own,
             kv_heads=kv_heads[min(index, len(kv_heads) - 1)] or own,
-            key_length=model.parameter("attention.key_length") or length,
-            value_length=model.parameter("attention.value_length") or length,
-            vectors=vectors.get(number, {}),
+            key_length=lengths[0],
+            value_length=lengths[1],
+            vectors=small,
+            scale=scale,
+            readers=readers[index],
         )
+        scale = scale * float(small["layer_output_scale"][0]) if "layer_output_scale" in small else scale
     return Anatomy(
         architecture=arch,
         embedding_scale=_embedding_scale(model, width),
@@ -115,10 +146,44 @@ def read_anatomy(model: Model) -> Anatomy:
         experts=model.parameter("expert_count") or 0,
         experts_used=model.parameter("expert_used_count") or 1,
         neighbour_rope=arch in _NEIGHBOUR_ROPE,
-        output_norm=_vector(model, last) if last is not None and known else None,
+        output_norm=_norm(model, "output_norm"),
+        per_layer_norm=_norm(model, "per_layer_proj_norm"),
+        attention_scale=1.0 if arch in _UNSCALED else _number(model, "attention.scale") or None,
+        value_norm=arch in _UNSCALED,
         rotary=model.parameter("rope.dimension_count") or 0,
         blocks=blocks,
     )
+
+
+def _norm(model: Model, name: str) -> Doubles | None:
+    tensor = model.by_name.get(f"{name}.weight")
+    if tensor is None or tensor.rows != 1 or not model.format(tensor).for_weights:
+        return None
+    return _vector(model, tensor)
+
+
+def _windowed(model: Model, numbers: Sequence[int]) -> list[bool]:
+    """Return which blocks attend to a window only, where that decides about more than which keys they see."""
+    if model.architecture == "gemma3n":  # hard-wired in llama.cpp
+        return [number % 5 < 4 for number in numbers]
+    pattern = model.metadata.brief(f"{model.architecture}.attention.sliding_window_pattern")
+    known = [bool(entry) for entry in pattern[: len(numbers)]] if isinstance(pattern, np.ndarray) else []
+    return known + [False] * (len(numbers) - len(known))
+
+
+def _readers(model: Model, windowed: Sequence[bool], vectors: Sequence[Mapping[str, Doubles]]) -> list[float]:
+    """Return how often the keys and values of each block are used: by itself, and by the last blocks, which in Gemma 3n
+    and 4 have none of their own. Those take them from the last but one block that has some where they attend to a
+    window, else from the last (llama_model::create_memory). Blocks count by the norm behind their attention."""
+    count, readers = len(windowed), [1.0] * len(windowed)
+    own = 20 if model.architecture == "gemma3n" else count - (model.parameter("attention.shared_kv_layers") or 0)
+    if not 2 <= own < count:
+        return readers
+    energy = [float((small.get("post_attention_norm", np.ones(1)) ** 2).sum()) for small in vectors]
+    for index in range(own, count):
+        donor = own - (2 if windowed[index] else 1)
+        readers[donor] += energy[index] / max(energy[donor], _LEAST)
+    return readers
 
 
 def _vector(model: Model, tensor: Tensor) -> Doubles:

@@ -156,9 +156,12 @@ class Campaign:
         anatomy = self._anatomy
         own = anatomy.blocks.get(block.number) if block.number is not None else None
         vectors = {name: vector.tobytes() for name, vector in own.vectors.items()} if own else {}
-        sizes = (own.heads, own.kv_heads, own.key_length, own.value_length) if own else ()
-        norm = b"" if block.number is not None or anatomy.output_norm is None else anatomy.output_norm.tobytes()
-        scales = (anatomy.embedding_scale, anatomy.residual_scale, anatomy.activation, anatomy.rotary, norm)
+        sizes = (own.heads, own.kv_heads, own.key_length, own.value_length, own.scale, own.readers) if own else ()
+        norms = () if block.number is not None else (anatomy.output_norm, anatomy.per_layer_norm)
+        scales = (
+            anatomy.embedding_scale, anatomy.residual_scale, anatomy.attention_scale, anatomy.activation,
+            anatomy.rotary, *(norm.tobytes() for norm in norms if norm is not None),
+        )  # fmt: skip
         return (anatomy.architecture, *scales, anatomy.experts, anatomy.experts_used, sizes, sorted(vectors.items()))
 
     def _entry_key(self, tensor: Tensor) -> str:

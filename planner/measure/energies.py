@@ -16,10 +16,18 @@ from numpy.typing import NDArray
 from planner.measure.activation_moments import activation_moments, logit_variance, normed_moments
 from planner.measure.anatomy import Anatomy, BlockAnatomy
 from planner.measure.experts import Part, stack_experts
+from planner.measure.inner import (
+    anchored,
+    convolution,
+    evenly,
+    gain,
+    latent_experts,
+    per_layer_inputs,
+    query_gates,
+)
 from planner.measure.survey import Survey
-from planner.names.gguf import ATTENTION_WRITERS, FFN_WRITER, role_of
+from planner.names.gguf import ATTENTION_WRITERS, FFN_WRITERS, LAYER_WRITER, NGRAM_WRITER, PER_LAYER_EMBEDDING, role_of
 from planner.sensitivity import ErrorParts, Facts
-from planner.sensitivity.prior import role_value
 
 __all__ = ["block_facts", "global_facts"]
 
@@ -33,8 +41,11 @@ LOGITS_HALF = 3.0
 OUTPUT = 12.0
 OUTPUT_BLIND = 5.0  # its error is then taken without an imatrix, and comes out larger
 
-_ATTENTION, _FFN = 0, 1
-_WRITERS = {**dict.fromkeys(ATTENTION_WRITERS, _ATTENTION), FFN_WRITER: _FFN}
+_BEFORE, _ATTENTION, _FFN, _LAYER = -1, 0, 1, 2
+_WRITERS = {
+    **dict.fromkeys(ATTENTION_WRITERS, _ATTENTION), **dict.fromkeys(FFN_WRITERS, _FFN), LAYER_WRITER: _LAYER,
+    NGRAM_WRITER: _BEFORE,
+}  # fmt: skip
 
 
 def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
@@ -45,9 +56,21 @@ def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
     if name == "token_embd.weight":
         energy = survey.energy / max(survey.tensor.rows, 1) * anatomy.embedding_scale**2
         facts = Facts(ErrorParts(energy, energy, 0.0), write=energy, stage=-1)
+    if name == PER_LAYER_EMBEDDING:
+        facts = Facts(gathered=_gathered(survey, anatomy.per_layer_norm))
     if name == "output.weight" or (tied and facts.added is not None):
         facts = replace(facts, output=OUTPUT if survey.moments.known else OUTPUT_BLIND)
     return facts
+
+
+def _gathered(survey: Survey, norm: Doubles | None) -> float:
+    """Return the share of the table of per-layer embeddings in the energy of what a block gets: rows alone, or, in
+    Gemma 3n and 4, the block's part of a row, scaled by the root of its length, plus a projection of the embedding
+    behind a norm of these weights."""
+    if norm is None:
+        return 1.0
+    per_layer = survey.energy / max(survey.tensor.rows, 1) * len(norm) ** 2 / survey.tensor.row_length
+    return per_layer / (per_layer + float((norm**2).sum())) if per_layer > 0 else 0.0
 
 
 def block_facts(
@@ -66,12 +89,17 @@ def block_facts(
         stage = _WRITERS.get(base if kind == "" else role)
         if stage is not None:
             facts[role] = _writer(survey, block, anatomy, stage)
+    latent_experts(known, facts)
     _attention(known, facts, block, anatomy)
+    query_gates(known, facts, block)
     for suffix in ("", "_exps", "_shexp", "_chexps"):
         _feed_forward(known, facts, suffix, anatomy)
-    _anchored(known, facts)
+    convolution(known, facts)
+    per_layer_inputs(known, facts, anatomy)
+    anchored(known, facts)
     names = {role: survey.tensor.name for role, survey in known.items()}
-    found = {names[role]: own for role, own in facts.items() if own.is_finite()}
+    found = {names[role]: own.scaled(1 / block.scale) for role, own in facts.items()}
+    found = {name: own for name, own in found.items() if own.is_finite()}
     for stack, members in parts.items():
         whole = found.pop(stack, None)
         found |= {part.name: _part_of(whole, part) for part in members if whole is not None}
@@ -96,33 +124,22 @@ def _share(survey: Survey, anatomy: Anatomy) -> float:
 def _writer(survey: Survey, block: BlockAnatomy, anatomy: Anatomy, stage: int) -> Facts:
     share = _share(survey, anatomy) * anatomy.residual_scale**2
     energy, massive = survey.energy * share, survey.energy_massive * share
-    norm = block.norm_after("attention" if stage == _ATTENTION else "ffn")
-    if norm is not None and energy + massive > 0:
+    normed = block.energy_after_norms(role_of(survey.tensor.name)[1])
+    if normed is not None and energy + massive > 0:
         # The norm sets the energy of the output, and scales errors with it
-        scale = float((norm**2).sum()) * anatomy.residual_scale**2 / (energy + massive)
+        scale = normed * anatomy.residual_scale**2 / (energy + massive)
         energy, massive = energy * scale, massive * scale
     return Facts(ErrorParts(energy, energy, massive), write=energy, stage=stage, stream=survey.moments.stream)
-
-
-def _evenly(energy: float, stage: int) -> Facts:
-    """Return the facts of an inner tensor whose error adds as much in its varying as in its mean part."""
-    return Facts(ErrorParts(energy, energy, 0.0), stage=stage)
-
-
-def _gain(survey: Survey, facts: Facts) -> float:
-    """Return the ratio of the energy that reaches the stream to the writer's own (scales and norms are behind it)."""
-    return facts.write / survey.energy if survey.energy > 0 else 0.0
 
 
 def _attention(known: Mapping[str, Survey], facts: dict[str, Facts], block: BlockAnatomy, anatomy: Anatomy) -> None:
     output = known.get("attn_output")
     if output is None:
         return
-    gain = _gain(output, facts["attn_output"])
-    columns = output.columns[0] * gain
+    columns = output.columns[0] * gain(output, facts["attn_output"])
     varying = columns * output.moments.variance[0]  # energy of each channel of the attention's output
     facts["attn_output"] = replace(facts["attn_output"], varying=float(varying.sum()))
-    parts = _projections(known, block)
+    parts = _projections(known, block, value_norm=anatomy.value_norm)
     if parts is None or len(columns) != block.heads * block.value_length:
         return
     for part, role, mean, var in parts:
@@ -132,10 +149,11 @@ def _attention(known: Mapping[str, Survey], facts: dict[str, Facts], block: Bloc
             source = (head[:, None] * block.value_length + np.arange(block.value_length)).reshape(-1)
             spread = float((columns * var[source]).sum())
             rho = min(1.0, float(varying.sum()) / spread) if spread > 0 else 1.0
-            energy = ATTENTION_VALUE * float((columns * (var + mean**2)[source]).sum())
+            energy = ATTENTION_VALUE * block.readers * float((columns * (var + mean**2)[source]).sum())
             added = ErrorParts(rho * energy, energy, 0.0)
         else:
             energy = ATTENTION_LOGITS * _sharp_energy(parts, block, anatomy, varying)
+            energy *= block.readers if part == "k" else 1.0
             added = ErrorParts(energy, energy, 0.0)
         if role in facts and (so_far := facts[role].added) is not None:  # a fused attn_qkv collects its three parts
             added = ErrorParts(so_far.variance + added.variance, so_far.mean + added.mean, so_far.massive)
@@ -145,8 +163,9 @@ def _attention(known: Mapping[str, Survey], facts: dict[str, Facts], block: Bloc
 _Part = tuple[Literal["q", "k", "v"], str, Doubles, Doubles]
 
 
-def _projections(known: Mapping[str, Survey], block: BlockAnatomy) -> list[_Part] | None:
-    """Return means and variances of queries, keys and values, each with the role of the tensor that makes it."""
+def _projections(known: Mapping[str, Survey], block: BlockAnatomy, *, value_norm: bool) -> list[_Part] | None:
+    """Return means and variances of queries, keys and values, each with the role of the tensor that makes it. Where
+    nothing makes values, with `value_norm`, they are keys (Gemma 4)."""
     widths = {
         "q": block.heads * block.key_length,
         "k": block.kv_heads * block.key_length,
@@ -165,16 +184,19 @@ def _projections(known: Mapping[str, Survey], block: BlockAnatomy) -> list[_Part
             start += widths[part]
         return parts
     for part in each:
-        survey = known.get(f"attn_{part}")
+        maker = "k" if part == "v" and value_norm and "attn_v" not in known else part
+        survey = known.get(f"attn_{maker}")
         if survey is None:
             continue
         mean, var = survey.out_mean.reshape(-1), survey.out_var.reshape(-1)
         if part == "q" and len(mean) == 2 * widths["q"]:
-            # Qwen3-Next puts a gate behind each head's query
+            # Qwen3-Next puts a gate behind each head's query, which `query_gates` looks at
             mean, var = (x.reshape(block.heads, 2, -1)[:, 0].reshape(-1) for x in (mean, var))
         if len(mean) != widths[part]:
             return None
-        parts.append((part, f"attn_{part}", mean, var))
+        if part == "v" and value_norm:
+            mean, var = normed_moments(mean, var, np.ones(block.value_length), block.value_length)
+        parts.append((part, f"attn_{maker}", mean, var))
     return parts
 
 
@@ -192,6 +214,8 @@ def _sharp_energy(parts: list[_Part], block: BlockAnatomy, anatomy: Anatomy, var
         q_mean**2 + q_var, k_var, heads=block.heads, kv_heads=block.kv_heads,
         rotary=min(anatomy.rotary or length, length), neighbours=anatomy.neighbour_rope,
     )  # fmt: skip
+    if anatomy.attention_scale is not None:
+        logits = logits * anatomy.attention_scale**2 * length
     return float((per_head * logits / (logits + LOGITS_HALF)).sum())
 
 
@@ -200,7 +224,7 @@ def _feed_forward(known: Mapping[str, Survey], facts: dict[str, Facts], suffix: 
     up = up or known.get(f"ffn_gate_up{suffix}")
     if down is None or up is None:
         return
-    scale = FEED_FORWARD * _gain(down, facts[f"ffn_down{suffix}"])
+    scale = FEED_FORWARD * gain(down, facts[f"ffn_down{suffix}"])
     columns = np.where(down.massive, 0.0, down.columns)
     up_energy = gate_energy = 0.0
     for matrix in range(down.tensor.matrices):
@@ -226,23 +250,6 @@ def _feed_forward(known: Mapping[str, Survey], facts: dict[str, Facts], suffix: 
     fused = gate is None and gate_energy > 0
     role = role_of(up.tensor.name)[1]
     total = scale * (up_energy + (gate_energy if fused else 0.0))
-    facts[role] = _evenly(total, _FFN)
+    facts[role] = evenly(total, _FFN)
     if gate is not None:
-        facts[f"ffn_gate{suffix}"] = _evenly(scale * gate_energy, _FFN)
-
-
-# Inner tensors of latent attention and of state-space layers, whose path to the writer is not worked out: the
-# writer's own energy, times what published measurements say of the role beside it (prior.json)
-_ANCHORED = ("attn_q", "attn_k", "attn_v", "attn_gate", "ssm_")
-
-
-def _anchored(known: Mapping[str, Survey], facts: dict[str, Facts]) -> None:
-    anchors = [role for role in ("attn_output", "ssm_out") if role in facts]
-    if not anchors:
-        return
-    for role in known:
-        if role in facts or not role.startswith(_ANCHORED):
-            continue
-        anchor = anchors[-1] if role.startswith("ssm_") else anchors[0]
-        energy = facts[anchor].write * role_value(role) / role_value(anchor)
-        facts[role] = _evenly(energy, _ATTENTION)
+        facts[f"ffn_gate{suffix}"] = evenly(scale * gate_energy, _FFN)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 __all__ = [
-    "ATTENTION_WRITERS", "FFN_WRITER", "FUSED", "Name", "block_prefix", "has_massive_channels", "is_expert",
-    "parse_name", "role_of",
+    "ATTENTION_WRITERS", "FFN_WRITERS", "FUSED", "LAYER_WRITER", "NGRAM_WRITER", "PER_LAYER_EMBEDDING", "Name", "ahead",
+    "block_prefix", "has_massive_channels", "is_expert", "parse_name", "role_of",
 ]  # fmt: skip
 
 _NAME = re.compile(r"(?:(?P<tower>(?:.*?\.)??)blk\.(?P<number>[0-9]+)\.)?(?P<rest>.+)", re.DOTALL)
 _EXPERT = re.compile(r"(ffn_(?:gate|down|up))\.[0-9]+")  # one of those that some files do not stack
 _LONGEST_NUMBER = 9  # digits; no model has so many blocks
 
-# Roles, or their beginnings, of what writes to the residual stream
-ATTENTION_WRITERS = ("attn_output", "attn_out", "ssm_out")
-FFN_WRITER = "ffn_down"
+# Roles of what writes to the residual stream: mixers of tokens, feed-forwards, per-layer embeddings (Gemma 3n and 4),
+# and the n-gram table of Qwen 4
+ATTENTION_WRITERS = ("attn_output", "attn_out", "ssm_out", "shortconv.out_proj", "time_mix_output")
+FFN_WRITERS = ("ffn_down", "channel_mix_value", "ffn_latent_up")
+LAYER_WRITER, NGRAM_WRITER = "proj", "ple_value"
+PER_LAYER_EMBEDDING = "per_layer_token_embd.weight"
 
 # Tensors that fused kernels (ik_llama.cpp and others) read together
 FUSED = (
@@ -111,3 +115,15 @@ def has_massive_channels(name: str) -> bool:
     (True, False)
     """
     return parse_name(name).role.startswith("ffn_down")
+
+
+def ahead(names: Iterable[str]) -> set[str]:
+    """Return the tensors of draft heads: of blocks that predict several tokens ahead (`nextn`, MTP), which nothing
+    runs through when the model reads a text.
+
+    >>> sorted(ahead(["blk.7.attn_q.weight", "blk.8.attn_q.weight", "blk.8.nextn.eh_proj.weight"]))
+    ['blk.8.attn_q.weight', 'blk.8.nextn.eh_proj.weight']
+    """
+    parsed = {name: parse_name(name) for name in names}
+    blocks = {entry.prefix for entry in parsed.values() if entry.block is not None and entry.rest.startswith("nextn.")}
+    return {name for name, entry in parsed.items() if entry.prefix in blocks}

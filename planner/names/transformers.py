@@ -7,13 +7,13 @@ which of them a model of an architecture has, and a test holds them against that
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from planner.errors import RecipeError
 from planner.names.gguf import parse_name, role_of
 
-__all__ = ["ARCHITECTURES", "Module", "ahead", "bare", "module_of", "other_modules", "spellings"]
+__all__ = ["ARCHITECTURES", "Module", "bare", "module_of", "other_modules", "spellings"]
 
 # Role → module of a decoder layer in transformers, for models after Llama's plan
 _DENSE = {
@@ -131,10 +131,3 @@ def other_modules(names: Collection[str], architecture: str) -> set[str]:
     blocks = 1 + max(numbered, default=0)
     places = gguf.get_tensor_name_map(kinds[architecture], blocks).mapping.items()
     return {bare(path) for path, (_, name) in places if not known.isdisjoint((f"{name}.weight", f"{name}.bias"))}
-
-
-def ahead(names: Iterable[str]) -> set[str]:
-    """Return tensors of the blocks that predict several tokens ahead (`nextn`): transformers and mlx-lm load none."""
-    parsed = {name: parse_name(name) for name in names}
-    blocks = {entry.prefix for entry in parsed.values() if entry.block is not None and entry.rest.startswith("nextn.")}
-    return {name for name, entry in parsed.items() if entry.prefix in blocks}

@@ -37,6 +37,7 @@ def arrange(findings: Findings, request: PlanRequest, factors: Mapping[str, floa
     candidates = Candidates(
         inventory, counted, allowed=request.formats, pins=request.pins, floors=request.floors, caps=request.caps,
         ties=(*request.ties, *fused_ties(inventory, request.family)), unlimited=_unlimited(inventory, request),
+        draft=request.draft,
     )  # fmt: skip
     return Arranged(inventory, losses, candidates)
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from planner.errors import UsageError, option
 from planner.formats.ggml import Format
 from planner.formats.registry import all_formats
+from planner.names.gguf import ahead
 from planner.plan.losses import Losses
 from planner.plan.rules import Rule, Tie, match_rules, tied
+from planner.terms import Draft
 from state import Inventory, TensorRecord
 
 __all__ = ["MOST_UNLIMITED", "Candidate", "Candidates", "TiedGroup"]
@@ -61,9 +63,11 @@ class Candidates:
         caps: Sequence[Rule],
         ties: Sequence[Tie],
         unlimited: Collection[str] = (),
+        draft: Draft = "auto",
     ) -> None:
         self.fixed = [tensor for tensor in inventory.tensors if tensor.left_alone is not None]
         by_name = {tensor.name: tensor for tensor in inventory.tensors}
+        self._draft, self._drafted = draft, ahead(by_name)
         self.pins = {name: rules[0] for name, rules in match_rules(pins, inventory, "pin", exclusive=True).items()}
         self._bounds = match_rules(floors, inventory, "min"), match_rules(caps, inventory, "max")
         self._allowed = None if allowed is None else {fmt.name for fmt in allowed}
@@ -123,7 +127,25 @@ class Candidates:
                 f"there are {_listed(candidates)}.",
                 f"Widen {option('min')} or {option('max')}, or allow more {option('types')}.",
             )
-        return within
+        return _of_draft_head(within, tensor, self._draft) if tensor.name in self._drafted else within
+
+
+# The least that a draft head gets, as nobody knows what its errors cost: an imatrix does not see it, and the model's
+# divergence does not depend on it. Drafts that are rejected cost time, not quality.
+_DRAFT_BITS, _MOST_DRAFT_BITS = 4.0, 8.0
+
+
+def _of_draft_head(candidates: list[Candidate], tensor: TensorRecord, draft: Draft) -> list[Candidate]:
+    """Return the formats that a draft head's tensor may take, of those that other rules allow; these go first. Where no
+    8 bits fit the rows, `q8_0` is the next larger format."""
+    if draft == "keep":
+        fit = [entry for entry in candidates if entry.format.name == tensor.source_format]
+    elif draft == "q8_0":
+        fit = [entry for entry in candidates if entry.format.bpw >= _MOST_DRAFT_BITS]
+        fit = sorted(fit, key=lambda entry: entry.nbytes)[:1]
+    else:
+        fit = [entry for entry in candidates if entry.format.bpw >= _DRAFT_BITS]
+    return fit or candidates
 
 
 def _pinned(tensor: TensorRecord, rule: Rule, candidates: Sequence[Candidate]) -> Candidate:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from planner.formats.registry import all_formats, block_of_activations, family_named
+from planner.names.gguf import ahead
 from planner.sensitivity import NOT_ROUNDED, ErrorParts, Observation, Point, Source, TensorSensitivity
 from planner.terms import FamilyName, RunOn
 from state import Energies, Inventory, Measurement, Pass
@@ -101,8 +102,9 @@ def _content(facts: Energies) -> str:
 
 def calibration(passes: Sequence[Pass], inventory: Inventory, losses: Losses) -> list[Point]:
     """Return the evaluated files with the losses that present sensitivities give their recipes, leaving out files with
-    a format that was not measured."""
-    free = [tensor for tensor in inventory.tensors if tensor.left_alone is None]
+    a format that was not measured. Draft heads do not count, as nothing runs through them."""
+    drafted = ahead(tensor.name for tensor in inventory.tensors)
+    free = [tensor for tensor in inventory.tensors if tensor.left_alone is None and tensor.name not in drafted]
     points = []
     for entry in passes:
         if not entry.errors:

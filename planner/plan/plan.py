@@ -10,6 +10,7 @@ from typing import cast
 
 from planner.errors import BudgetError, StateFileError, UsageError, option
 from planner.formats.registry import family_named
+from planner.names.gguf import ahead
 from planner.plan.accounting import compose_recipe, left_alone
 from planner.plan.arrangement import arrange
 from planner.plan.candidates import Candidate, Candidates
@@ -113,10 +114,15 @@ class Plan:
 
     @property
     def unplaced(self) -> list[str]:
-        """Tensors that `structure` was asked for and could not place."""
+        """Tensors that `structure` was asked for and could not place; not draft heads, which have none."""
         if self.recipe.sensitivity in ("prior", "uniform", "measured"):  # which place nothing
             return []
-        return [name for name, source in self.sources.items() if source == "prior"]
+        return [name for name, source in self.sources.items() if source == "prior" and name not in self.drafted]
+
+    @property
+    def drafted(self) -> list[str]:
+        """Tensors of draft heads that a format was chosen for."""
+        return sorted(ahead(self.sources))
 
     def tied_to(self, tensor: str) -> list[str]:
         """Return the other tensors that must have the same format."""
@@ -170,7 +176,7 @@ def make_plan(findings: Findings, request: PlanRequest, factors: Mapping[str, fl
     return Plan(
         recipe=recipe,
         limits=tuple(_uses(limits, solved)),
-        prediction=None if link is None or recipe.loss is None else link.predict(recipe.loss),
+        prediction=None if link is None or recipe.loss is None else link.predict(_but_drafts(recipe)),
         sources={name: losses.sensitivities[name].source for name in solved.groups},
         left_out=tuple(sorted(family_named(request.family).left_out(t.name for t in findings.inventory.tensors))),
         solved=solved,
@@ -308,6 +314,12 @@ def _uses(limits: Sequence[SizeLimit], solved: Solved) -> Iterator[LimitUse]:
     for limit, use in zip(limits, solved.solution.usage, strict=True):
         binds = limit.capacity < limit.overhead + solved.problem.extremes(limit.name)[1]
         yield LimitUse(limit.name, int(use.used + limit.overhead), limit.capacity, use.price, binds=binds)
+
+
+def _but_drafts(recipe: Recipe) -> float:
+    """Return the loss of a recipe without that of draft heads, which no divergence shows."""
+    drafted = ahead(recipe.formats)
+    return (recipe.loss or 0.0) - sum(choice.loss or 0.0 for choice in recipe.tensors if choice.name in drafted)
 
 
 def _choice(tensor: TensorRecord, entry: Candidate | None, pins: Mapping[str, Rule]) -> Choice:

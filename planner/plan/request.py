@@ -12,7 +12,7 @@ from planner.plan.limits import check_names
 from planner.plan.rules import Device, Rule, Tie
 from planner.plan.target import Target
 from planner.sensitivity import Source
-from planner.terms import FamilyName, RunOn
+from planner.terms import Draft, FamilyName, RunOn
 
 __all__ = ["PlanRequest", "RunOn"]
 
@@ -23,7 +23,7 @@ class PlanRequest:
     `devices` (bytes of the tensors on each), `active` (bytes read to generate one token), `fit` (bytes of a card, with
     a context; or a context that devices hold beside their tensors); or a `target`, for the smallest file that reaches
     it, within the limits that stand beside it. Formats and rules are of one `family`. The loss from rounded activations
-    counts for files that `run_on` a CPU."""
+    counts for files that `run_on` a CPU. `draft` is the choice of formats for draft heads."""
 
     budget: int | None = None
     bpw: Fraction | None = None
@@ -38,6 +38,7 @@ class PlanRequest:
     ties: tuple[Tie, ...] = ()
     sensitivity: Source | None = None
     run_on: RunOn = "cpu"
+    draft: Draft = "auto"
     method: str = "auto"
     gap: float = 1e-6
     time_limit: float | None = 10.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from planner.sensitivity.parts import ErrorParts
@@ -13,6 +13,8 @@ from planner.sensitivity.rounding import NOT_ROUNDED, Rounding
 __all__ = ["Facts"]
 
 _PLACED = ("var", "mean", "massive", "write", "stage")  # known together or not at all
+_ENERGIES = ("write", "varying", "stream", "gathers")
+_OPTIONAL = ("varying", "output", "stream", "gathers", "gathered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,9 @@ class Facts:
     `added` is what a relative error of 1 in each part adds to the residual stream (None: the tensor is not placed) and
     `write` what the tensor itself adds to it; `stage` orders writes within a block. `varying` is the varying part of an
     attention's output, `output` the energy that an error adds to the logits, in energies of the final stream; `stream`
-    the energy of the residual stream after the tensor's own write, as it was seen.
+    the energy of the residual stream after the tensor's own write, as it was seen. `gathers` is what a relative error
+    of 1 in what a block gets of per-layer embeddings adds by this writer; `gathered`, of the table of these, its share
+    in that.
     """
 
     added: ErrorParts | None = None
@@ -31,6 +35,8 @@ class Facts:
     varying: float | None = None
     output: float | None = None
     stream: float | None = None
+    gathers: float | None = None
+    gathered: float | None = None
     rounding: Rounding = NOT_ROUNDED
 
     @classmethod
@@ -44,9 +50,7 @@ class Facts:
             added=ErrorParts(values["var"], values["mean"], values["massive"]) if "var" in values else None,
             write=values.get("write", 0.0),
             stage=int(values.get("stage", 0)),
-            varying=values.get("varying"),
-            output=values.get("output"),
-            stream=values.get("stream"),
+            **{name: values.get(name) for name in _OPTIONAL},
             rounding=Rounding(values.get("fine", 0.0), values.get("coarse", 0.0)),
         )
 
@@ -56,13 +60,17 @@ class Facts:
         if self.added is not None:
             energies = (*self.added, self.write, float(self.stage))
             values |= dict(zip(_PLACED, energies, strict=True))
-        if self.varying is not None:
-            values["varying"] = self.varying
-        if self.output is not None:
-            values["output"] = self.output
-        if self.stream is not None:
-            values["stream"] = self.stream
+        values |= {name: value for name in _OPTIONAL if (value := getattr(self, name)) is not None}
         return values | {"fine": self.rounding.fine, "coarse": self.rounding.coarse}
+
+    def scaled(self, amplitude: float) -> Self:
+        """Return the facts with the stream, and all that is added to it, multiplied by an amplitude."""
+        if amplitude == 1:
+            return self
+        energy = amplitude**2
+        own = {name: value * energy for name in _ENERGIES if (value := getattr(self, name)) is not None}
+        added = None if self.added is None else ErrorParts(*(part * energy for part in self.added))
+        return replace(self, added=added, **own)
 
     def is_finite(self) -> bool:
         """Return whether all numbers are finite."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
-from planner.names.gguf import is_expert, role_of
+from planner.names.gguf import ahead, is_expert, role_of
 
 __all__ = [
     "BLOCK_MEAN",
@@ -41,6 +41,9 @@ _RELATIVES = tuple(
     (re.compile(pattern), relative)
     for pattern, relative in (
         (r"_norm|^norm|ffn_gate_inp", BLOCK_MEAN),
+        (r"nextn\.(?:eh_proj|embed_tokens)", "token_embd"),  # all that a draft head starts from
+        (r"nextn\.shared_head_head", "output"),
+        (r"indexer", "attn_k"),  # which choose the keys
         (r"^token_embd \(tied\)$|^cls", "output"),
         (r"token_embd", "token_embd"),  # Gemma's per_layer_token_embd
         (r"ffn_gate_up_exps|ffn_gate_up", "ffn_up_exps"),
@@ -114,9 +117,8 @@ def ffn_family(role: str) -> str | None:
 
 
 def last_block(names: Sequence[str], blocks: int) -> int:
-    """Return the index of the last block used in inference; blocks for multi-token prediction (`nextn`) come after
-    it."""
-    draft = {block for block, role in map(role_of, names) if role.startswith("nextn.")}
+    """Return the index of the last block used in inference; those of draft heads (`nextn`) come after it."""
+    draft = {role_of(name)[0] for name in ahead(names)}
     last = blocks - 1
     while last in draft:
         last -= 1
@@ -127,12 +129,14 @@ def prior(names: Sequence[str], *, blocks: int) -> dict[str, Prior]:
     """Return the sensitivity of every tensor by its role.
 
     `names` are all tensors of the model (a model without `output.weight` counts as tied); `blocks` is its block count.
+    Draft heads count as the last block does: what they make is the next prediction.
     """
     table = load_table()
+    drafted = ahead(names)
     tied = "output.weight" not in names
     last = last_block(names, blocks)
     experts = Counter(role_of(name) for name in names if is_expert(name))
-    found = {name: _look_up(name, table, tied, last) for name in names}
+    found = {name: _look_up(name, table, tied, role_of(name)[0] if name in drafted else last) for name in names}
     # values are of all experts together
     return {
         name: replace(entry, value=entry.value / experts[role_of(name)]) if is_expert(name) else entry
@@ -140,14 +144,14 @@ def prior(names: Sequence[str], *, blocks: int) -> dict[str, Prior]:
     }
 
 
-def _look_up(name: str, table: Table, tied: bool, last: int) -> Prior:
+def _look_up(name: str, table: Table, tied: bool, last: int | None) -> Prior:
     block, role = role_of(name)
     wanted = found = TIED if tied and name == "token_embd.weight" else role
     while found not in table.values and found != BLOCK_MEAN:
         found = nearest(found)
     value = table.values.get(found, 1.0)
     kind = ffn_family(role)
-    if block == last and kind is not None and kind in table.last_block:
+    if block is not None and block == last and kind is not None and kind in table.last_block:
         value *= table.last_block[kind]
         return Prior(value, f"{found} (last block)", found == wanted)
     return Prior(value, found, found == wanted)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from planner.names.gguf import role_of
+from planner.names.gguf import ahead, role_of
 from planner.sensitivity.facts import Facts
 from planner.sensitivity.measured import Observation, posterior, prior_covariance
 from planner.sensitivity.parts import ErrorParts
@@ -59,14 +59,16 @@ def sensitivities(
     """Return the sensitivities of tensors `names` (all of the model) from `facts`, by name.
 
     Not for `measured`: see `measured_sensitivities`. Tensors that `structure` cannot place get `prior`, scaled so that
-    both agree on average where both are known.
+    both agree on average where both are known. So do draft heads, always: they add nothing to the stream of the model.
     """
     assert source != "measured", "it corrects one of the others"
     by_role = {name: entry.value for name, entry in prior(names, blocks=blocks).items()}
     if source == "uniform":
         one = TensorSensitivity(ErrorParts(1.0, 1.0, 0.0), "uniform")
         return {name: replace(one, rounding=_rounding(facts, name)) for name in names}
-    shares = stream_shares(facts) if source != "prior" else {}
+    drafted = ahead(names)
+    run = {name: fact for name, fact in facts.items() if name not in drafted}
+    shares = stream_shares(run) if source != "prior" else {}
     scale = _common_scale(shares, by_role)
     result: dict[str, TensorSensitivity] = {}
     for name in names:
@@ -89,15 +91,28 @@ def measured_sensitivities(
     reference: Mapping[str, TensorSensitivity], passes: Sequence[Observation]
 ) -> dict[str, TensorSensitivity]:
     """Correct the sensitivities `reference` by passes of the model (see `measured`); the result is in nats per
-    token."""
-    names = list(reference)
-    covariance = prior_covariance(names, {name: entry.source != "prior" for name, entry in reference.items()})
-    corrections = posterior(names, covariance, passes)
-    result = {}
-    for name, entry in reference.items():
-        correction = corrections[name]
-        result[name] = replace(entry.times(correction.factor), source="measured", log_std=correction.log_std)
-    return result
+    token.
+
+    Passes do not run through draft heads: what they say of these is left out, whatever it is, and the heads' reference
+    is corrected as that of the blocks is on average.
+    """
+    drafted = ahead(reference)
+    names = [name for name in reference if name not in drafted]
+    covariance = prior_covariance(names, {name: reference[name].source != "prior" for name in names})
+    covered = set(names)
+    run = [
+        replace(entry, losses={name: loss for name, loss in entry.losses.items() if name in covered})
+        for entry in passes
+    ]
+    corrections = posterior(names, covariance, run)
+    logs = [math.log(own.factor) for name, own in corrections.items() if role_of(name)[0] is not None]
+    typical = math.exp(sum(logs) / len(logs)) if logs else 1.0
+    return {
+        name: replace(entry.times(own.factor), source="measured", log_std=own.log_std)
+        if (own := corrections.get(name))
+        else entry.times(typical)
+        for name, entry in reference.items()
+    }
 
 
 def _between(share: ErrorParts, known: float) -> ErrorParts:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from planner.names.gguf import role_of
+from planner.names.gguf import PER_LAYER_EMBEDDING, role_of
 from planner.sensitivity.facts import Facts
 from planner.sensitivity.parts import ErrorParts
 
 __all__ = ["STRUCTURE_VERSION", "stream_shares"]
 
-STRUCTURE_VERSION = 5  # part of the key under which facts are kept: raise it when a number would change
+STRUCTURE_VERSION = 6  # part of the key under which facts are kept: raise it when a number would change
 
 # Fitted on the sensitivities measured in benchmarks/data/measured_sensitivity, as the constants of
 # planner.measure.energies
@@ -39,7 +39,7 @@ def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
     embedding = facts.get("token_embd.weight", Facts())
     if not embedding.write:
         return {}
-    written, massive = embedding.write, 0.0
+    written, massive, gathers = embedding.write, 0.0, 0.0
     seen = any(fact.stream for fact in facts.values())
     shares: dict[str, ErrorParts] = {}
     steps: dict[tuple[int, int], list[tuple[str, Facts, ErrorParts]]] = {}
@@ -59,6 +59,10 @@ def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
         stream = math.sqrt(next((fact.stream for _, fact, _ in step if fact.stream), written) * written)
         # A massive channel rules the stream's norm once it exceeds the bulk; before, it is a channel like others
         against = max(massive / MASSIVE, stream)
-        for name, _, added in step:
+        for name, fact, added in step:
             shares[name] = ErrorParts(added.variance / stream, added.mean / stream, added.massive / against)
+            gathers += (fact.gathers or 0.0) / stream
+    table = facts.get(PER_LAYER_EMBEDDING, Facts()).gathered
+    if table is not None and gathers > 0:
+        shares[PER_LAYER_EMBEDDING] = ErrorParts(table * gathers, table * gathers, 0.0)
     return shares

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.dialects.patterns import compacted, escaped
-from planner.names.gguf import Name, block_prefix, has_massive_channels, is_expert, parse_name, role_of
-from planner.names.transformers import ahead
+from planner.names.gguf import Name, ahead, block_prefix, has_massive_channels, is_expert, parse_name, role_of
 from planner.report.columns import role_name
 
 towers = st.sampled_from(["", "v.", "enc.", "mm.a."])

@@ -119,7 +119,8 @@ def test_draft_blocks_do_not_count_as_last() -> None:
     names = [*dense(4), "blk.3.nextn.eh_proj.weight"]
     assert last_block(names, 4) == 2
     got = prior(names, blocks=4)
-    assert got["blk.2.ffn_down.weight"].value > got["blk.3.ffn_down.weight"].value
+    assert got["blk.2.ffn_down.weight"].value > got["blk.1.ffn_down.weight"].value
+    assert got["blk.3.ffn_down.weight"] == got["blk.2.ffn_down.weight"]  # but as it
     assert last_block(["blk.0.nextn.eh_proj.weight"], 1) == -1
     assert last_block([], 0) == -1
 
@@ -131,7 +132,9 @@ def test_draft_blocks_do_not_count_as_last() -> None:
         ("blk.3.ffn_gate_up_exps.weight", "ffn_up_exps", False),
         ("blk.3.attn_kv_b.weight", "attn_v", False),
         ("blk.3.attn_q_b.weight", "attn_q_b", True),
-        ("blk.3.indexer.attn_q_b.weight", "attn_q", False),
+        ("blk.3.indexer.attn_q_b.weight", "attn_k", False),
+        ("blk.3.nextn.eh_proj.weight", "token_embd", False),
+        ("blk.3.nextn.shared_head_head.weight", "output", False),
         ("blk.3.cross_attn_k.weight", "attn_k", False),
         ("blk.3.shortconv.out_proj.weight", "attn_output", False),
         ("blk.3.ssm_in.weight", "attn_qkv", False),

@@ -3,7 +3,8 @@
 What a write's error costs depends on how large the stream is that it is added to, token by token: the first token of a
 text may have 10⁴ times the energy of the others, and rules every mean over tokens while it says nothing of them. So
 each token counts by 1/|s|², `s` being the stream after the write. In the graph the stream is the last sum of two
-matrices of its shape before a norm reads it.
+matrices of its shape before a norm reads it, or those of its rows that are predicted from; perhaps multiplied by a
+number that the block has.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from planner.gguf.entry import StreamSums
 from planner.gguf.sums import Sums
 from planner.llama.collect.activations import Group, activations_of, values_of
 from planner.llama.graph import Node
-from planner.names.gguf import ATTENTION_WRITERS, FFN_WRITER, role_of
+from planner.names.gguf import ATTENTION_WRITERS, FFN_WRITERS, LAYER_WRITER, role_of
 
 __all__ = ["StreamCollector"]
 
 Floats = NDArray[np.float32]
 
 _F32 = 0  # enum ggml_type
-_NORMS = ("RMS_NORM", "NORM")
-_WRITERS = (*ATTENTION_WRITERS, FFN_WRITER)  # beginnings of roles
+_READS = ("RMS_NORM", "NORM", "GET_ROWS")
+_WRITERS = (*ATTENTION_WRITERS, *FFN_WRITERS, LAYER_WRITER)  # beginnings of roles
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,11 @@ class StreamCollector:
         wait."""
         if not self._writes:
             return False
-        if node.operation in _NORMS and node.sources[0].address == self._address:
+        reads = bool(node.sources) and node.sources[0].address == self._address
+        if reads and node.operation in _READS:
             self._add()
+        elif reads and node.operation == "MUL" and node.sources[1].shape == (1, 1, 1, 1):
+            self._address = node.result.address
         return node.operation == "ADD" and self._may_be_stream(node)
 
     def see(self, node: Node) -> None:
@@ -75,10 +79,11 @@ class StreamCollector:
     def note(self, node: Node, *, first: bool) -> None:
         """Keep what goes into a weight, if it is one that writes to the stream; `first`: before any of its sums."""
         weight, routed = node.sources[0], node.operation == "MUL_MAT_ID"
-        if not role_of(weight.name)[1].startswith(_WRITERS):
+        block, role = role_of(weight.name)
+        if not role.startswith(_WRITERS):
             return
-        if weight.name in self._writes:  # another batch, and the last one's stream was never read
-            self._writes.clear()
+        if weight.name in self._writes or any((role_of(name)[0] or 0) > (block or 0) for name in self._writes):
+            self._writes.clear()  # another batch, and the last one's stream was never read
         self._channels, self._address = weight.shape[1], 0
         groups = [Group(group.matrix, group.rows.copy(), group.tokens) for group in activations_of(node)]
         matrices = weight.shape[2] * weight.shape[3]

@@ -20,6 +20,7 @@ from planner.llama.evaluate.baseline import Baseline, record
 from planner.llama.evaluate.compare import Progress, diverge
 from planner.llama.passes.kld import by_window, mean_kld, pass_key
 from planner.llama.passes.perturb import Perturber
+from planner.names.gguf import ahead
 from planner.plan.findings import Findings
 from planner.plan.losses import error_parts
 from planner.sensitivity import Design, factored, prior_covariance, select_passes
@@ -50,7 +51,8 @@ def plan_trials(findings: Findings, design: Design | None, passes: int | None, *
     for (tensor, fmt), entry in findings.measurements.items():
         if fmt in _MIDDLING:
             losses.setdefault(tensor, {})[fmt] = reference[tensor].loss(error_parts(entry))
-    names = [record.name for record in inventory.tensors if record.name in losses]
+    drafted = ahead(record.name for record in inventory.tensors)  # which no pass runs through
+    names = [record.name for record in inventory.tensors if record.name in losses and record.name not in drafted]
     if passes is not None:
         covariance = prior_covariance(names, {name: reference[name].source != "prior" for name in names})
         elements = {record.name: record.elements for record in inventory.tensors}

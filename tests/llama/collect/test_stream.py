@@ -14,8 +14,11 @@ from planner.gguf.sums import Sums, merge_imatrices
 from planner.llama.collect.collector import Collector, Text, collect
 from planner.llama.engine import Engine, cut
 from planner.measure import moments
+from planner.names.gguf import ATTENTION_WRITERS, FFN_WRITERS, role_of
+from tests.architectures import write_model
 from tests.models import mixture
 
+WRITERS = (*ATTENTION_WRITERS, *FFN_WRITERS, "proj")
 CONTEXT, WINDOWS = 64, 6
 
 
@@ -140,3 +143,20 @@ def test_a_token_with_a_huge_stream_says_nothing_of_the_others(collected, exampl
     assert after.token_second.sum() > 10 * before.token_second.sum()
     np.testing.assert_allclose(after.second, before.second, rtol=0.05)
     assert after.stream == pytest.approx(before.stream, rel=0.05)
+
+
+@pytest.mark.parametrize("architecture", ["gpt-oss", "gemma4", "qwen35", "lfm2"])
+def test_all_writers_have_seen_all_tokens(architecture, example, tmp_path):
+    """In models that choose rows, or scale the stream, before the last norm; in batches of two lengths."""
+    path = write_model(architecture, tmp_path / "m.gguf")
+    sums = Sums(CONTEXT, datasets=["a text"])
+    with Engine(path, context=CONTEXT, threads=2, observer=Collector(sums), predicts=False) as engine:
+        text = engine.tokenize(example.model.with_name("calibration.txt").read_text()[:4000])
+        windows = cut(text, CONTEXT, engine.windows_at_a_time + 1)
+        for _ in collect(engine, [Text("a text", windows)]):
+            pass
+    seen = {name: entry.stream for name, entry in sums.tensors.items() if role_of(name)[1].startswith(WRITERS)}
+    assert {role_of(name)[0] for name in seen} >= set(range(6))
+    for name, stream in seen.items():
+        assert stream is not None, name
+        assert stream.stream[1] == windows.size, name
