@@ -74,7 +74,7 @@ _MORE: Mapping[str, dict[str, oracle.Value]] = {
         "swiglu_clamp_exp": 10.0, "attention.output_group_count": 2, "attention.output_lora_rank": 64,
         "attention.compress_rope_freq_base": 1e4, "hyper_connection.count": 4,
         "hyper_connection.sinkhorn_iterations": 2, "hyper_connection.epsilon": 1e-6,
-        "hash_layer_count": 1, "attention.compress_ratios": [0, 4, 4, 4, 4, 4],
+        "hash_layer_count": 0, "attention.compress_ratios": [0, 4, 128, 4, 128, 4],
         "attention.key_length": 128, "attention.value_length": 128, "rope.dimension_count": 64,
         "attention.head_count_kv": 1, "leading_dense_block_count": 0, "expert_gating_func": 4,
     },
@@ -145,6 +145,8 @@ def write_model(architecture: str, path: Path, *, seed: int = 0) -> Path:
 
 def _weights(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.generic]:
     rows = shape[::-1]
+    if name.endswith(".ssm_a"):  # states decay
+        return np.full(rows, -1, np.float32)
     if len(shape) == 1 or "norm" in name:
         ones = "norm" in name or "scale" in name
         return (np.ones(rows) if ones else rng.normal(0, 0.02, rows)).astype(np.float32)

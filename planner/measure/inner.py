@@ -96,6 +96,7 @@ def latent_experts(known: Mapping[str, Survey], facts: dict[str, Facts]) -> None
         facts["ffn_latent_down"] = evenly(writer.write, writer.stage)
 
 
+_ATTENTION_PARTS = ("attn_q", "attn_k", "attn_v", "attn_gate", "attn_output_a", "attn_compressor", "indexer")
 # Tensors whose path to the writer is not worked out, by the beginnings of their roles, and the writers of each, the
 # first of which is there: the writer's own energy, times what published measurements say of the role beside it
 # (prior.json)
@@ -104,7 +105,7 @@ _ANCHORED = {
     "time_mix_": ("time_mix_output",),
     "channel_mix_": ("channel_mix_value",),
     "ple_": (NGRAM_WRITER,),
-    **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_gate", "indexer."), ATTENTION_WRITERS),
+    **dict.fromkeys(_ATTENTION_PARTS, ATTENTION_WRITERS),
 }
 
 

@@ -17,7 +17,7 @@ _LONGEST_NUMBER = 9  # digits; no model has so many blocks
 
 # Roles of what writes to the residual stream: mixers of tokens, feed-forwards, per-layer embeddings (Gemma 3n and 4),
 # and the n-gram table of Qwen 4
-ATTENTION_WRITERS = ("attn_output", "attn_out", "ssm_out", "shortconv.out_proj", "time_mix_output")
+ATTENTION_WRITERS = ("attn_output", "attn_out", "attn_output_b", "ssm_out", "shortconv.out_proj", "time_mix_output")
 FFN_WRITERS = ("ffn_down", "channel_mix_value", "ffn_latent_up")
 LAYER_WRITER, NGRAM_WRITER = "proj", "ple_value"
 PER_LAYER_EMBEDDING = "per_layer_token_embd.weight"
