@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,8 +167,8 @@ def standard_error(spreads: Sequence[Spread], count: int, share: float) -> float
     """Return the standard error of the mean of `count` draws as a share of it: a third of the half width of a 99.73 %
     interval.
 
-    Formats spread their errors over rows alike. So no format is taken to spread less than all do on average, whatever
-    its own draws say: among few draws the heavy ones can be missing, and draws end when they seem to be enough.
+    Formats spread their errors over rows alike. So no format is taken to spread less than the median of them, whatever
+    its own draws say: among few draws the heavy ones can be missing, and drawing ends when draws seem to be enough.
 
     Small samples: Student's t by its Cornish-Fisher expansion at z = 3. Skew: the second-order term
     |γ| (2 z² + 1) / (6 √n) of the quantile (Johnson, "Modified t tests and confidence intervals for asymmetrical
@@ -176,9 +176,9 @@ def standard_error(spreads: Sequence[Spread], count: int, share: float) -> float
     is the share of rows that were not drawn. Systematic draws are taken as independent, which errs to the safe side.
     """
     own = spreads[0]
-    pooled = Spread(fmean(each.variance for each in spreads), fmean(each.skew for each in spreads))
-    deviation = math.sqrt(max(own.variance, pooled.variance))
-    skewness = max(own.skewness, pooled.skewness)
+    usual = Spread(median(each.variance for each in spreads), median(each.skew for each in spreads))
+    deviation = math.sqrt(max(own.variance, usual.variance))
+    skewness = max(own.skewness, usual.skewness)
     z, root, freedom = 3.0, math.sqrt(count), count - 1
     student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     return deviation / root * (student + skewness * (2 * z**2 + 1) / (6 * root)) / z * math.sqrt(1 - share)
