@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from planner.formats.ggml import Format, has_tables, prepare_tables, tables_ready
 from planner.gguf import Model, Tensor
-from planner.measure.metric import Estimate, Spread, Tally, estimate, row_errors
+from planner.measure.metric import Estimate, Spread, Tally, corrected, estimate, row_errors
 from planner.measure.sampling import first_draws, stages
 from planner.measure.survey import Stopped, Survey
 
@@ -87,7 +87,7 @@ def measure_job(model: Model, job: Job, settings: Settings, stop: Callable[[], b
 def _measured(model: Model, job: Job, settings: Settings, stop: Callable[[], bool]) -> Measured:
     survey, tensor = job.survey, job.survey.tensor
     usage = survey.moments.usage[:, None]
-    expected = (usage * survey.expected_error).reshape(-1)
+    expected = (usage * survey.expected_error).reshape(-1, tensor.rows)
     massive = (usage * survey.expected_massive_error).reshape(-1)
     names = [fmt.name for fmt in job.formats]
     result = Measured(tensor, {}, dict.fromkeys(names, 0.0), dict.fromkeys(names, 0), {})
@@ -109,11 +109,13 @@ def _measured(model: Model, job: Job, settings: Settings, stop: Callable[[], boo
         if stage.exhaustive:
             result.estimates.update((fmt.name, tallies[fmt].exact()) for fmt in left)
             return result
-        draws = {fmt: tallies[fmt].draws(stage.rows, stage.weights) for fmt in left}
-        spreads |= {fmt: (Spread.of(var + mean), Spread.of(heavy)) for fmt, (var, mean, heavy) in draws.items()}
+        draws = {fmt: corrected(tallies[fmt].draws(stage.rows, stage.weights), stage.known) for fmt in left}
+        free = len(stage.rows) - len(stage.known)
+        for fmt, (var, mean, heavy) in draws.items():
+            spreads[fmt] = Spread.of(var + mean, free), Spread.of(heavy, free)
         for fmt in left:
             others = [both for other, both in spreads.items() if other != fmt]
-            result.estimates[fmt.name] = estimate(draws[fmt], [spreads[fmt], *others], stage.share)
+            result.estimates[fmt.name] = estimate(draws[fmt], [spreads[fmt], *others], free, stage.share)
         left = tuple(fmt for fmt in left if not _precise(result.estimates[fmt.name], settings.tolerance))
         if not left:
             return result

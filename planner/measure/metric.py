@@ -22,6 +22,7 @@ __all__ = [
     "Estimate",
     "Spread",
     "Tally",
+    "corrected",
     "errors_of",
     "estimate",
     "relative",
@@ -132,6 +133,23 @@ class Tally:
         return Estimate(ErrorParts(*parts), stderr=0.0, stderr_massive=0.0)
 
 
+def corrected(draws: Doubles, known: Doubles) -> Doubles:
+    """Return draws, float64 [m, n], without what is due to rows that stand for more or less than they should: `known`,
+    float64 [k, n], is what the same draws say of k sums that are known to be 1.
+
+    The mean of what is returned is the regression estimator, draws are taken with a mixture of probabilities, and the
+    mixed are what is known: so it is about as good as if draws had been taken with the best mixture for each format
+    (Owen and Zhou, "Safe and effective importance sampling", JASA 95, 2000).
+    """
+    luck = known - 1
+    apart = luck - luck.mean(axis=1, keepdims=True)
+    # A mixture's parts depend on each other; what hardly scatters explains nothing
+    gram = np.einsum("in,jn->ij", apart, apart) + 1e-6 * draws.shape[1] * np.eye(len(luck))
+    slopes = np.linalg.solve(gram, np.einsum("in,mn->im", apart, draws))
+    rest: Doubles = draws - np.einsum("im,in->mn", slopes, luck)
+    return rest
+
+
 @dataclass(frozen=True)
 class Spread:
     """How far the draws of one format lie from their mean: `variance` and third moment `skew`, as shares of the mean
@@ -141,13 +159,13 @@ class Spread:
     skew: float
 
     @classmethod
-    def of(cls, draws: Doubles) -> Spread:
-        """Return the spread of draws, float64 [n]."""
+    def of(cls, draws: Doubles, free: int) -> Spread:
+        """Return the spread of draws, float64 [n], of which `free` are independent of all that was estimated."""
         mean = float(draws.mean())
-        if mean == 0:
+        if mean <= 0:
             return cls(0.0, 0.0)
         apart = draws / mean - 1
-        return cls(float((apart**2).sum() / (len(draws) - 1)), float((apart**3).mean()))
+        return cls(float((apart**2).sum() / free), float((apart**3).mean()))
 
     @property
     def skewness(self) -> float:
@@ -155,15 +173,16 @@ class Spread:
         return abs(self.skew) / self.variance**1.5 if self.variance > 0 else 0.0
 
 
-def estimate(draws: Doubles, spreads: Sequence[tuple[Spread, Spread]], share: float) -> Estimate:
-    """Return the mean over draws, float64 [3, n], which took a `share` of all rows. `spreads` are those, of the total
-    and of the massive part, of all formats that were measured on these rows, this one's first."""
-    var, mean, heavy = map(float, draws.mean(axis=1))
-    total, massive = (standard_error(each, draws.shape[1], share) for each in zip(*spreads, strict=True))
+def estimate(draws: Doubles, spreads: Sequence[tuple[Spread, Spread]], free: int, share: float) -> Estimate:
+    """Return the mean over draws, float64 [3, n], of which `free` are independent of all that was estimated, and which
+    took a `share` of all rows. `spreads` are those, of the total and of the massive part, of all formats that were
+    measured on these rows, this one's first."""
+    var, mean, heavy = np.maximum(draws.mean(axis=1), 0.0).tolist()
+    total, massive = (standard_error(each, draws.shape[1], free, share) for each in zip(*spreads, strict=True))
     return Estimate(ErrorParts(var, mean, heavy), stderr=(var + mean) * total, stderr_massive=heavy * massive)
 
 
-def standard_error(spreads: Sequence[Spread], count: int, share: float) -> float:
+def standard_error(spreads: Sequence[Spread], count: int, free: int, share: float) -> float:
     """Return the standard error of the mean of `count` draws as a share of it: a third of the half width of a 99.73 %
     interval.
 
@@ -179,6 +198,6 @@ def standard_error(spreads: Sequence[Spread], count: int, share: float) -> float
     usual = Spread(median(each.variance for each in spreads), median(each.skew for each in spreads))
     deviation = math.sqrt(max(own.variance, usual.variance))
     skewness = max(own.skewness, usual.skewness)
-    z, root, freedom = 3.0, math.sqrt(count), count - 1
-    student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    z, root = 3.0, math.sqrt(count)
+    student = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
     return deviation / root * (student + skewness * (2 * z**2 + 1) / (6 * root)) / z * math.sqrt(1 - share)

@@ -30,7 +30,8 @@ _MOST_DRAWS = 16  # a row: where draws hardly ever reach most rows, to measure t
 class Stage:
     """What is drawn when a stage begins. `fresh` are the rows that no stage before had, ascending, int64 [k]; `rows`
     the row of every draw so far, int64 [n], ascending; `weights` what a draw's error counts for in the sum over all
-    rows, n times over, float64 [n]; `share` the rows drawn so far as a share of all that have energy.
+    rows, n times over, float64 [n]; `known` what draws say of sums that are known to be 1, of every kind of error that
+    is expected, float64 [k, n]; `share` the rows drawn so far as a share of all that have energy.
 
     In the last stage, `exhaustive`, every row that has energy is in, once, and counts for itself.
     """
@@ -38,6 +39,7 @@ class Stage:
     fresh: NDArray[np.int64]
     rows: NDArray[np.int64]
     weights: NDArray[np.float64]
+    known: NDArray[np.float64]
     share: float
     exhaustive: bool
 
@@ -61,13 +63,16 @@ def stages(
 ) -> Iterator[Stage]:
     """Yield stages of draws until all rows are in; `first` is the number of draws of the first.
 
-    `expected` and `massive` are the rows' expected errors in ordinary and massive channels, float64 [rows], up to a
-    factor. Where there are massive channels, half of the probability goes to each. Rows expected to have none are
-    left out.
+    `expected`, float64 [kinds, rows], are the rows' expected errors in ordinary channels, for kinds of formats, and
+    `massive`, float64 [rows], those in massive ones, up to factors. Kinds share the probability; where there are
+    massive channels, half of it goes to them. Rows expected to have none are left out.
     """
-    probability = _normalized(expected)
+    parts = [_normalized(each) for each in expected]
+    probability: NDArray[np.float64] = np.mean(parts, axis=0)
     if massive.any():
-        probability = (probability + _normalized(massive)) / 2
+        parts.append(_normalized(massive))
+        probability = (probability + parts[-1]) / 2
+    known = np.divide(parts, probability, out=np.ones((len(parts), len(probability))), where=probability > 0)
     cumulated = np.cumsum(probability)
     cumulated /= cumulated[-1]
     positive = np.flatnonzero(probability > 0)
@@ -75,12 +80,14 @@ def stages(
     drawn, seen = first, np.zeros(0, dtype=np.int64)
     while True:
         positions = (offset + np.arange(drawn) / drawn) % 1.0
-        rows = np.sort(np.minimum(np.searchsorted(cumulated, positions, side="right"), len(expected) - 1))
+        rows = np.sort(np.minimum(np.searchsorted(cumulated, positions, side="right"), len(probability) - 1))
         distinct = np.union1d(seen, rows)
         if 2 * len(distinct) > len(positive) or drawn > _MOST_DRAWS * len(positive):
-            yield Stage(np.setdiff1d(positive, seen), positive, np.ones(len(positive)), 1.0, True)
+            once = np.ones(len(positive))
+            yield Stage(np.setdiff1d(positive, seen), positive, once, known[:, positive], 1.0, True)
             return
-        yield Stage(np.setdiff1d(rows, seen), rows, 1.0 / probability[rows], len(distinct) / len(positive), False)
+        fresh, share = np.setdiff1d(rows, seen), len(distinct) / len(positive)
+        yield Stage(fresh, rows, 1.0 / probability[rows], known[:, rows], share, False)
         drawn, seen = 2 * drawn, distinct
 
 

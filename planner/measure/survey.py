@@ -38,10 +38,11 @@ class Survey:
     `out_mean` = Σ_j m_j W_ij and `out_var` = Σ_j var_j W_ij², float64 [matrices, rows_per_matrix], without massive
     channels: mean and variance of the tensor's outputs. `massive` marks massive input channels, bool [matrices, n];
     `massive_energy` is the rows' energy in those alone. `columns` = Σ_i W_ij², float64 [matrices, n], is over all.
-    `expected_error` and `expected_massive_error`, float64 [matrices, rows_per_matrix], are proportional to the error to
-    be expected of a row. Formats spread their error evenly over a block, so it is what each block loses times its mean
-    E[a²]. Some formats lose a share of a block's energy, and some of its largest square: in ordinary channels it is the
-    mean of both, each as a share of the tensor. `digest` is the SHA-256 of the tensor's data.
+    `expected_error`, float64 [2, matrices, rows_per_matrix], and `expected_massive_error`, float64 [matrices,
+    rows_per_matrix], are proportional to the error to be expected of a row. Formats spread their error evenly over a
+    block, so it is what each block loses times its mean E[a²]: a share of the block's energy in some formats (the
+    first, and in massive channels), of its largest square in others (the second). `digest` is the SHA-256 of the
+    tensor's data.
     """
 
     tensor: Tensor
@@ -140,7 +141,6 @@ def _pass(
         model.release(tensor, start, end)
     _check_finite(tensor, columns, flat.values())
     shape = (tensor.matrices, tensor.rows_per_matrix)
-    expected = [_share(flat[name].reshape(shape), moments.usage) for name in ("expected", "peaks")]
     return Survey(
         tensor=tensor,
         moments=moments,
@@ -150,7 +150,7 @@ def _pass(
         columns=columns,
         massive=massive,
         massive_energy=flat["massive"].reshape(shape),
-        expected_error=(expected[0] + expected[1]) / 2,
+        expected_error=np.stack([flat["expected"], flat["peaks"]]).reshape(2, *shape),
         expected_massive_error=flat["expected_massive"].reshape(shape),
     )
 
@@ -178,9 +178,3 @@ def _smooth(values: Doubles) -> NDArray[np.float32]:
 
 def _width(row_length: int) -> int:
     return _BLOCK if row_length % _BLOCK == 0 else 1
-
-
-def _share(values: Doubles, usage: Doubles) -> Doubles:
-    """Return rows' values, float64 [matrices, rows_per_matrix], as shares of their sum, weighted by usage."""
-    total = float((usage @ values).sum())
-    return values / total if total > 0 else values

@@ -10,7 +10,8 @@ import pytest
 from planner.formats.ggml import select_formats
 from planner.gguf import open_model, read_imatrix
 from planner.measure import Job, Settings, loop, measure_jobs, moments, survey_tensor
-from planner.measure.metric import Spread, row_errors, standard_error
+from planner.measure.metric import Spread, corrected, row_errors, standard_error
+from planner.measure.sampling import stages
 from tests.models import FEW, Maker, dense, write_imatrix
 
 FORMATS = select_formats(FEW)
@@ -91,10 +92,10 @@ def test_no_draw_weighs_much_whether_energy_or_range_rules_errors(outlier, tmp_p
         errors = {
             fmt: row_errors(survey, fmt, 0, model.rows(model["blk.0.attn_q.weight"])).sum(axis=0) for fmt in chosen
         }
-    probability = survey.expected_error[0] / survey.expected_error.sum()
-    assert probability.sum() == pytest.approx(1)
-    for fmt, each in errors.items():
-        assert (each / each.sum() < 2 * probability).all(), fmt.name
+    for seed in range(20):
+        stage = next(stages(survey.expected_error.reshape(2, -1), np.zeros(1024), seed, "x", 64))
+        for fmt, each in errors.items():
+            assert (each[stage.rows] * stage.weights < 2 * each.sum()).all(), fmt.name
 
 
 def test_each_format_is_measured_until_it_is_precise_and_no_row_twice(tmp_path, monkeypatch):
@@ -121,20 +122,43 @@ def test_each_format_is_measured_until_it_is_precise_and_no_row_twice(tmp_path, 
         assert len(sums) == len(set(sums)) == count
 
 
+def test_what_is_known_of_draws_is_taken_off():
+    """Errors that are any mixture of what is expected are exact from any draws, and the rest is as it was."""
+    rng = np.random.default_rng(0)
+    guesses = rng.lognormal(0, 1, (2, 3000))
+    massive = np.where(rng.random(3000) < 0.02, 5.0, 0.0)
+    mixed = 3 * guesses[0] + 2 * guesses[1] + massive
+    noisy = mixed * rng.lognormal(0, 0.1, 3000)
+    apart = []
+    for seed in range(300):
+        stage = next(stages(guesses, massive, seed, "x", 64))
+        assert stage.known.shape == (3, 64)
+        found = corrected(np.stack([mixed, noisy, np.ones(3000)])[:, stage.rows] * stage.weights, stage.known)
+        assert found[0].mean() == pytest.approx(mixed.sum(), rel=1e-4)
+        apart.append([found[1].mean() / noisy.sum() - 1, (noisy[stage.rows] * stage.weights).mean() / noisy.sum() - 1])
+    better, plain = np.std(apart, axis=0)
+    assert better < 0.2 * plain
+    assert abs(np.mean(apart, axis=0)[0]) < 4 * better / np.sqrt(300)
+    # where rows are alike there is nothing to explain
+    stage = next(stages(np.ones((2, 3000)), np.zeros(3000), 0, "x", 64))
+    draws = noisy[None, stage.rows] * stage.weights
+    assert corrected(draws, stage.known) == pytest.approx(draws)
+
+
 def test_standard_errors_of_few_draws():
     draws = np.random.default_rng(0).lognormal(0, 0.3, (9, 32))
-    spreads = [Spread.of(row) for row in draws]
+    spreads = [Spread.of(row, 31) for row in draws]
     plain = [row.std(ddof=1) / row.mean() / np.sqrt(32) for row in draws]
-    alone = [standard_error([spread], 32, 0.0) for spread in spreads]
+    alone = [standard_error([spread], 32, 31, 0.0) for spread in spreads]
     assert all(1 < wide / narrow < 1.5 for wide, narrow in zip(alone, plain, strict=True))
     together = [
-        standard_error([spread, *spreads[:at], *spreads[at + 1 :]], 32, 0.0) for at, spread in enumerate(spreads)
+        standard_error([spread, *spreads[:at], *spreads[at + 1 :]], 32, 31, 0.0) for at, spread in enumerate(spreads)
     ]
     assert all(more >= less for more, less in zip(together, alone, strict=True))
     assert together[int(np.argmin(plain))] > 1.05 * min(alone)  # the luckiest is not believed
     # one format that is unlike the others does not touch them
     odd = [*spreads, Spread(1e6, 1e9)]
-    assert standard_error(odd, 32, 0.0) < 1.2 * standard_error(spreads, 32, 0.0)
-    assert standard_error(spreads, 32, 0.75) == pytest.approx(standard_error(spreads, 32, 0.0) / 2)
-    assert standard_error([Spread.of(np.ones(16))], 16, 0.0) == 0
-    assert standard_error([Spread.of(np.zeros(16))], 16, 0.0) == 0
+    assert standard_error(odd, 32, 31, 0.0) < 1.2 * standard_error(spreads, 32, 31, 0.0)
+    assert standard_error(spreads, 32, 31, 0.75) == pytest.approx(standard_error(spreads, 32, 31, 0.0) / 2)
+    assert standard_error([Spread.of(np.ones(16), 15)], 16, 15, 0.0) == 0
+    assert standard_error([Spread.of(np.zeros(16), 15)], 16, 15, 0.0) == 0

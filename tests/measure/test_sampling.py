@@ -28,7 +28,7 @@ def guesses(draw, most=3000):
 def test_stages_nest_double_and_end_with_all(pair, seed, first):
     guess, massive = pair
     seen, before = set(), np.zeros(0)
-    *steps, last = stages(guess, massive, seed, "blk.0.ffn_up.weight", first)
+    *steps, last = stages([guess], massive, seed, "blk.0.ffn_up.weight", first)
     energy = guess + massive
     expected = set(np.flatnonzero(energy).tolist()) if energy.any() else set(range(len(guess)))
     for number, step in enumerate(steps):
@@ -60,7 +60,7 @@ def test_stages_nest_double_and_end_with_all(pair, seed, first):
 def test_all_draws_so_far_are_one_systematic_sample(pair, seed):
     """After any stage the draws are equidistant points of the cumulated probability."""
     guess, massive = pair
-    for step in stages(guess, massive, seed, "x", 64):
+    for step in stages([guess], massive, seed, "x", 64):
         if step.exhaustive:
             return
         rows, where, counts = np.unique(step.rows, return_index=True, return_counts=True)
@@ -86,7 +86,7 @@ def test_estimates_are_right_on_average(spread, stage, monkeypatch):
     estimates = []
     for number in range(offsets):
         monkeypatch.setattr(sampling, "_uniform", lambda seed, name, number=number: (number + 0.5) / offsets)
-        for index, step in enumerate(stages(guess, massive, 0, "x", 64)):
+        for index, step in enumerate(stages([guess], massive, 0, "x", 64)):
             if step.exhaustive:
                 pytest.skip("so many stages there are not")
             if index == stage:
@@ -101,7 +101,7 @@ def test_draws_depend_on_seed_and_name_alone():
     none = np.zeros(5000)
 
     def first(seed, name):
-        return next(iter(stages(guess, none, seed, name, 64))).rows.tolist()
+        return next(iter(stages([guess], none, seed, name, 64))).rows.tolist()
 
     assert first(0, "a") == first(0, "a")
     assert first(0, "a") != first(0, "b")
@@ -114,7 +114,7 @@ def test_draws_depend_on_seed_and_name_alone():
 
 def test_rows_too_unequal_to_be_drawn_do_not_go_on_for_ever():
     guess = 10.0 ** -np.arange(300)
-    *before, last = stages(guess, np.zeros(300), 0, "x", 64)
+    *before, last = stages([guess], np.zeros(300), 0, "x", 64)
     assert last.exhaustive
     assert len(last.rows) == 300
     assert len(before[-1].rows) <= 32 * 300
@@ -125,6 +125,6 @@ def test_no_heavy_row_is_missed():
     guess[77_777] = 1e4  # a tenth of the whole
     massive = np.zeros(100_000)
     massive[[5, 99_999]] = 1.0
-    step = next(iter(stages(guess, massive, 0, "x", 64)))
+    step = next(iter(stages([guess], massive, 0, "x", 64)))
     assert {77_777, 5, 99_999} <= set(step.rows.tolist())
     assert np.count_nonzero(step.rows == 5) >= 64 // 4 - 1  # half of the draws go to massive channels
