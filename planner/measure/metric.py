@@ -162,8 +162,8 @@ class Spread:
     def of(cls, draws: Doubles, free: int) -> Spread:
         """Return the spread of draws, float64 [n], of which `free` are independent of all that was estimated."""
         mean = float(draws.mean())
-        if mean <= 0:
-            return cls(0.0, 0.0)
+        if mean <= 0:  # nothing at all, or corrected beyond what the draws can tell
+            return cls(math.inf if draws.any() else 0.0, 0.0)
         apart = draws / mean - 1
         return cls(float((apart**2).sum() / free), float((apart**3).mean()))
 

@@ -162,3 +162,5 @@ def test_standard_errors_of_few_draws():
     assert standard_error(spreads, 32, 31, 0.75) == pytest.approx(standard_error(spreads, 32, 31, 0.0) / 2)
     assert standard_error([Spread.of(np.ones(16), 15)], 16, 15, 0.0) == 0
     assert standard_error([Spread.of(np.zeros(16), 15)], 16, 15, 0.0) == 0
+    # less than nothing on the whole: they tell nothing
+    assert standard_error([Spread.of(draws[0] - 2, 31), *spreads], 32, 31, 0.0) == np.inf
