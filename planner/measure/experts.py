@@ -75,7 +75,7 @@ def _stacked(members: Sequence[Survey], usage: Doubles, like: Survey) -> Survey:
         columns=np.concatenate([member.columns for member in members]),
         massive=np.concatenate([member.massive for member in members]),
         massive_energy=np.concatenate([member.massive_energy for member in members]),
-        expected_error=np.concatenate([member.expected_error for member in members]),
+        expected_error=np.concatenate([member.expected_error for member in members], axis=1),
         expected_massive_error=np.concatenate([member.expected_massive_error for member in members]),
     )
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from planner.formats.ggml import Format, has_tables, prepare_tables, tables_ready
 from planner.gguf import Model, Tensor
-from planner.measure.metric import Estimate, Tally, row_errors
-from planner.measure.sampling import Stage, stages
+from planner.measure.metric import Estimate, Spread, Tally, corrected, estimate, row_errors
+from planner.measure.sampling import first_draws, stages
 from planner.measure.survey import Stopped, Survey
 
 __all__ = ["Job", "Measured", "Settings", "in_threads", "measure_jobs"]
@@ -76,7 +76,7 @@ def measure_jobs(model: Model, jobs: Iterable[Job], settings: Settings, *, threa
 
 
 def measure_job(model: Model, job: Job, settings: Settings, stop: Callable[[], bool] = lambda: False) -> Measured:
-    """Measure one tensor in the job's formats: the same rows for all, more until each is within the tolerance."""
+    """Measure one tensor in the job's formats, on the same rows, each until it is within the tolerance."""
     try:
         return _measured(model, job, settings, stop)
     finally:
@@ -87,26 +87,37 @@ def measure_job(model: Model, job: Job, settings: Settings, stop: Callable[[], b
 def _measured(model: Model, job: Job, settings: Settings, stop: Callable[[], bool]) -> Measured:
     survey, tensor = job.survey, job.survey.tensor
     usage = survey.moments.usage[:, None]
-    expected = (usage * survey.expected_error).reshape(-1)
+    expected = (usage * survey.expected_error).reshape(-1, tensor.rows)
     massive = (usage * survey.expected_massive_error).reshape(-1)
-    tallies = {fmt: Tally(survey.energy, survey.energy_massive) for fmt in job.formats}
     names = [fmt.name for fmt in job.formats]
     result = Measured(tensor, {}, dict.fromkeys(names, 0.0), dict.fromkeys(names, 0), {})
-    for stage in stages(expected, massive, settings.seed, tensor.name):
-        errors = _stage_errors(model, survey, list(tallies), stage, result.seconds, stop)
-        for fmt in list(tallies):
+    tallies = {fmt: Tally(survey.energy, survey.energy_massive) for fmt in job.formats}
+    spreads: dict[Format, tuple[Spread, Spread]] = {}
+    left = job.formats
+    first = first_draws(tensor.rows, len(job.formats))
+    for stage in stages(expected, massive, settings.seed, tensor.name, first):
+        errors = _errors_of_rows(model, survey, left, stage.fresh, result.seconds, stop)
+        for fmt in left:
+            result.rows[fmt.name] += len(stage.fresh)
             if not np.isfinite(errors[fmt]).all():
                 result.unusable[fmt.name] = f"{fmt.name} turns weights of {tensor.name} into NaN or Inf"
                 result.estimates.pop(fmt.name, None)
-                del tallies[fmt]
-                continue
-            if stage.exhaustive:
-                tallies[fmt].settle(errors[fmt])
+                spreads.pop(fmt, None)
             else:
-                tallies[fmt].add(errors[fmt], stage.weights, stage.draws)
-            result.estimates[fmt.name] = tallies[fmt].estimate()
-            result.rows[fmt.name] = len(stage.rows) + (0 if stage.exhaustive else result.rows[fmt.name])
-        if stage.exhaustive or all(_precise(estimate, settings.tolerance) for estimate in result.estimates.values()):
+                tallies[fmt].add(stage.fresh, errors[fmt])
+        left = tuple(fmt for fmt in left if fmt.name not in result.unusable)
+        if stage.exhaustive:
+            result.estimates.update((fmt.name, tallies[fmt].exact()) for fmt in left)
+            return result
+        draws = {fmt: corrected(tallies[fmt].draws(stage.rows, stage.weights), stage.known) for fmt in left}
+        free = len(stage.rows) - len(stage.known)
+        for fmt, (var, mean, heavy) in draws.items():
+            spreads[fmt] = Spread.of(var + mean, free), Spread.of(heavy, free)
+        for fmt in left:
+            others = [both for other, both in spreads.items() if other != fmt]
+            result.estimates[fmt.name] = estimate(draws[fmt], [spreads[fmt], *others], free, stage.share)
+        left = tuple(fmt for fmt in left if not _precise(result.estimates[fmt.name], settings.tolerance))
+        if not left:
             return result
     raise AssertionError("stages end with an exhaustive one")
 
@@ -119,26 +130,25 @@ def _precise(estimate: Estimate, tolerance: float) -> bool:
     )
 
 
-def _stage_errors(
+def _errors_of_rows(
     model: Model,
     survey: Survey,
     fmts: Sequence[Format],
-    stage: Stage,
+    rows: NDArray[np.int64],
     seconds: dict[str, float],
     stop: Callable[[], bool],
 ) -> dict[Format, NDArray[np.float64]]:
-    """Return the errors of the stage's rows in each format, float64 [3, rows], weighted by usage; adds to `seconds`."""
-    errors = {fmt: np.zeros((3, len(stage.rows))) for fmt in fmts}
-    for matrix, where in _chunks(survey.tensor, stage.rows):
-        numbers = stage.rows[where].tolist()
-        rows = np.concatenate([model.rows(survey.tensor, row, row + 1) for row in numbers])
+    """Return the errors of rows, int64 [k], in each format, float64 [3, k], weighted by usage; adds to `seconds`."""
+    errors = {fmt: np.zeros((3, len(rows))) for fmt in fmts}
+    for matrix, where in _chunks(survey.tensor, rows):
+        weights = np.concatenate([model.rows(survey.tensor, row, row + 1) for row in rows[where].tolist()])
         for fmt in fmts:
             while not tables_ready(fmt):
                 _check(stop)
                 time.sleep(0.02)
             _check(stop)
             began = time.thread_time()
-            errors[fmt][:, where] = survey.moments.usage[matrix] * row_errors(survey, fmt, matrix, rows)
+            errors[fmt][:, where] = survey.moments.usage[matrix] * row_errors(survey, fmt, matrix, weights)
             seconds[fmt.name] += time.thread_time() - began
     return errors
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +17,21 @@ from planner.measure.moments import Moments
 from planner.measure.survey import Survey
 from planner.sensitivity import ErrorParts
 
-__all__ = ["METRIC_VERSION", "Estimate", "Tally", "errors_of", "relative", "rounded", "row_errors"]
+__all__ = [
+    "METRIC_VERSION",
+    "Estimate",
+    "Spread",
+    "Tally",
+    "corrected",
+    "errors_of",
+    "estimate",
+    "relative",
+    "rounded",
+    "row_errors",
+    "standard_error",
+]
 
-METRIC_VERSION = 2  # part of every measurement's key: raise it when a number would change
+METRIC_VERSION = 3  # part of every measurement's key: raise it when a number would change
 
 Doubles = NDArray[np.float64]
 
@@ -91,62 +105,99 @@ def relative(error: float, energy: float) -> float:
     return error / energy if energy > 0 else float(error > 0)
 
 
-@dataclass
 class Tally:
-    """Draws of one tensor in one format, as they come in; `energy` and `massive` are its total energies."""
+    """Errors of the rows of one tensor that were measured in one format; `energy` and `massive` are the tensor's total
+    energies."""
 
-    energy: float
-    massive: float
-    samples: list[Doubles] = field(default_factory=list)
-    exact: Estimate | None = None
+    def __init__(self, energy: float, massive: float) -> None:
+        self._scale = np.array([[energy], [energy], [massive]])
+        self._rows = np.zeros(0, dtype=np.int64)
+        self._errors = np.zeros((3, 0))
 
-    def add(self, errors: Doubles, weights: Doubles, draws: NDArray[np.int64]) -> None:
-        """Add drawn rows: `errors` float64 [3, k] of the rows, usage included; `weights` 1 / probability;
-        `draws` how often."""
-        self.samples.append(np.repeat(errors * weights, draws, axis=1))
+    def add(self, rows: NDArray[np.int64], errors: Doubles) -> None:
+        """Add rows, int64 [k], none of them there yet, and their errors, float64 [3, k], usage included."""
+        rows, errors = np.concatenate([self._rows, rows]), np.concatenate([self._errors, errors], axis=1)
+        order = np.argsort(rows)
+        self._rows, self._errors = rows[order], errors[:, order]
 
-    def settle(self, errors: Doubles) -> None:
-        """Replace the sample by the errors of all rows, float64 [3, rows]."""
-        var, mean, massive = errors.sum(axis=1).tolist()
-        energy, heavy = self.energy, self.massive
-        parts = ErrorParts(relative(var, energy), relative(mean, energy), relative(massive, heavy))
-        self.exact = Estimate(parts, stderr=0.0, stderr_massive=0.0)
+    def draws(self, rows: NDArray[np.int64], weights: Doubles) -> Doubles:
+        """Return what each draw says the relative error is, float64 [3, n]: the errors of `rows`, int64 [n], which
+        were added, times `weights`."""
+        errors: Doubles = self._errors[:, np.searchsorted(self._rows, rows)] * weights
+        shares: Doubles = np.divide(errors, self._scale, out=(errors > 0).astype(np.float64), where=self._scale > 0)
+        return shares
 
-    def estimate(self) -> Estimate:
-        """Return the mean over draws, with the standard error of systematic draws taken as independent (which errs to
-        the safe side).
-
-        It is widened so that three of them hold with the probability of three standard deviations, although draws are
-        few and skewed: see `_standard_error`.
-        """
-        if self.exact is not None:
-            return self.exact
-        draws = np.concatenate(self.samples, axis=1)
-        scale = np.array([[self.energy], [self.energy], [self.massive]])
-        draws = np.divide(draws, scale, out=(draws > 0).astype(np.float64), where=scale > 0)
-        var, mean, massive = draws.mean(axis=1)
-        return Estimate(
-            ErrorParts(float(var), float(mean), float(massive)),
-            stderr=_standard_error(draws[0] + draws[1]),
-            stderr_massive=_standard_error(draws[2]),
-        )
+    def exact(self) -> Estimate:
+        """Return the error, if all rows were added."""
+        parts = map(relative, self._errors.sum(axis=1).tolist(), self._scale[:, 0].tolist())
+        return Estimate(ErrorParts(*parts), stderr=0.0, stderr_massive=0.0)
 
 
-def _standard_error(draws: Doubles) -> float:
-    """Return the standard error of the mean of `draws`, float64 [n], as a third of the half width of a 99.73 %
+def corrected(draws: Doubles, known: Doubles) -> Doubles:
+    """Return draws, float64 [m, n], without what is due to rows that stand for more or less than they should: `known`,
+    float64 [k, n], is what the same draws say of k sums that are known to be 1.
+
+    The mean of what is returned is the regression estimator, draws are taken with a mixture of probabilities, and the
+    mixed are what is known: so it is about as good as if draws had been taken with the best mixture for each format
+    (Owen and Zhou, "Safe and effective importance sampling", JASA 95, 2000).
+    """
+    luck = known - 1
+    apart = luck - luck.mean(axis=1, keepdims=True)
+    # A mixture's parts depend on each other; what hardly scatters explains nothing
+    gram = np.einsum("in,jn->ij", apart, apart) + 1e-6 * draws.shape[1] * np.eye(len(luck))
+    slopes = np.linalg.solve(gram, np.einsum("in,mn->im", apart, draws))
+    rest: Doubles = draws - np.einsum("im,in->mn", slopes, luck)
+    return rest
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far the draws of one format lie from their mean: `variance` and third moment `skew`, as shares of the mean
+    and of its cube."""
+
+    variance: float
+    skew: float
+
+    @classmethod
+    def of(cls, draws: Doubles, free: int) -> Spread:
+        """Return the spread of draws, float64 [n], of which `free` are independent of all that was estimated."""
+        mean = float(draws.mean())
+        if mean <= 0:  # nothing at all, or corrected beyond what the draws can tell
+            return cls(math.inf if draws.any() else 0.0, 0.0)
+        apart = draws / mean - 1
+        return cls(float((apart**2).sum() / free), float((apart**3).mean()))
+
+    @property
+    def skewness(self) -> float:
+        """The third moment in standard deviations."""
+        return abs(self.skew) / self.variance**1.5 if self.variance > 0 else 0.0
+
+
+def estimate(draws: Doubles, spreads: Sequence[tuple[Spread, Spread]], free: int, share: float) -> Estimate:
+    """Return the mean over draws, float64 [3, n], of which `free` are independent of all that was estimated, and which
+    took a `share` of all rows. `spreads` are those, of the total and of the massive part, of all formats that were
+    measured on these rows, this one's first."""
+    var, mean, heavy = np.maximum(draws.mean(axis=1), 0.0).tolist()
+    total, massive = (standard_error(each, draws.shape[1], free, share) for each in zip(*spreads, strict=True))
+    return Estimate(ErrorParts(var, mean, heavy), stderr=(var + mean) * total, stderr_massive=heavy * massive)
+
+
+def standard_error(spreads: Sequence[Spread], count: int, free: int, share: float) -> float:
+    """Return the standard error of the mean of `count` draws as a share of it: a third of the half width of a 99.73 %
     interval.
+
+    Formats spread their errors over rows alike. So no format is taken to spread less than the median of them, whatever
+    its own draws say: among few draws the heavy ones can be missing, and drawing ends when draws seem to be enough.
 
     Small samples: Student's t by its Cornish-Fisher expansion at z = 3. Skew: the second-order term
     |γ| (2 z² + 1) / (6 √n) of the quantile (Johnson, "Modified t tests and confidence intervals for asymmetrical
-    populations", JASA 73, 1978); errors that are squares of single sums have much of it.
+    populations", JASA 73, 1978); errors that are squares of single sums have much of it. Of the variance, what is left
+    is the share of rows that were not drawn. Systematic draws are taken as independent, which errs to the safe side.
     """
-    z, count = 3.0, len(draws)
-    centred = draws - draws.mean()
-    deviation = float(np.sqrt((centred**2).sum() / (count - 1)))
-    if deviation == 0:
-        return 0.0
-    freedom = count - 1
-    student = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    skew = abs(float((centred**3).mean())) / deviation**3
-    root = math.sqrt(count)
-    return deviation / root * (student + skew * (2 * z**2 + 1) / (6 * root)) / z
+    own = spreads[0]
+    usual = Spread(median(each.variance for each in spreads), median(each.skew for each in spreads))
+    deviation = math.sqrt(max(own.variance, usual.variance))
+    skewness = max(own.skewness, usual.skewness)
+    z, root = 3.0, math.sqrt(count)
+    student = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    return deviation / root * (student + skewness * (2 * z**2 + 1) / (6 * root)) / z * math.sqrt(1 - share)

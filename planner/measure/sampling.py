@@ -1,9 +1,9 @@
 """Draw the rows to measure.
 
 Rows are drawn systematically, with probability proportional to the error that each is expected to have
-(`Survey.expected_error`). Drawn rows then weigh about the same in the sum, so a few hundred suffice even where energies
+(`Survey.expected_error`). Drawn rows then weigh about the same in the sum, so a few suffice even where energies
 span decades, and no heavy row can be missed. Draws nest: each stage doubles them and keeps the former. They depend on
-the seed, the tensor's name and its rows alone.
+the seed, the tensor's name, its rows and how many are drawn at first.
 
 Hansen and Hurwitz, "On the theory of sampling from finite populations", Ann. Math. Statist. 14 (1943).
 """
@@ -11,60 +11,84 @@ Hansen and Hurwitz, "On the theory of sampling from finite populations", Ann. Ma
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FIRST_DRAWS", "Stage", "stages"]
+__all__ = ["Stage", "first_draws", "stages"]
 
-FIRST_DRAWS = 64  # fewer give standard errors that cannot be believed; 2^18 weights in rows of 4,096
-
+# Fewer give standard errors that cannot be believed: of a format, and of all together that tell each other's spread
+_LEAST_DRAWS = 16
+_LEAST_TOGETHER = 64
 _MOST_DRAWS = 16  # a row: where draws hardly ever reach most rows, to measure them all costs less than to go on
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Rows that a stage adds. `rows` are distinct row numbers, int64 [k]; `weights` are what a row's energy
-    counts for in the sum over all rows, float64 [k]; `draws` how often each was drawn.
+    """What is drawn when a stage begins. `fresh` are the rows that no stage before had, ascending, int64 [k]; `rows`
+    the row of every draw so far, int64 [n], ascending; `weights` what a draw's error counts for in the sum over all
+    rows, n times over, float64 [n]; `known` what draws say of sums that are known to be 1, of every kind of error that
+    is expected, float64 [k, n]; `share` the rows drawn so far as a share of all that have energy.
 
-    In the last stage, `exhaustive`, every row that has energy is measured, once, and counts for itself.
+    In the last stage, `exhaustive`, every row that has energy is in, once, and counts for itself.
     """
 
+    fresh: NDArray[np.int64]
     rows: NDArray[np.int64]
     weights: NDArray[np.float64]
-    draws: NDArray[np.int64]
+    known: NDArray[np.float64]
+    share: float
     exhaustive: bool
 
 
-def stages(expected: NDArray[np.float64], massive: NDArray[np.float64], seed: int, name: str) -> Iterator[Stage]:
-    """Yield stages of draws until all rows are in.
+def first_draws(rows: int, formats: int) -> int:
+    """Return how many of a tensor's rows to draw at first, a power of two, for a number of formats that are measured
+    on the same.
 
-    `expected` and `massive` are the rows' expected errors in ordinary and massive channels, float64 [rows], up to a
-    factor. Where there are massive channels, half of the probability goes to each. Rows expected to have none are
-    left out.
+    At the best recipe a tensor's loss goes with its number of weights, and what is lost by a mistaken error is that
+    times the square of the mistake, as 1 / draws. The least of it for the work, draws times the length of a row, is
+    where draws go with the root of the number of rows. Half of that root does (benchmarks/tolerance.py).
     """
-    probability = _normalized(expected)
+    draws = _LEAST_DRAWS
+    while draws * formats < _LEAST_TOGETHER or 2 * draws < math.sqrt(rows):
+        draws *= 2
+    return draws
+
+
+def stages(
+    expected: NDArray[np.float64], massive: NDArray[np.float64], seed: int, name: str, first: int
+) -> Iterator[Stage]:
+    """Yield stages of draws until all rows are in; `first` is the number of draws of the first.
+
+    `expected`, float64 [kinds, rows], are the rows' expected errors in ordinary channels, for kinds of formats, and
+    `massive`, float64 [rows], those in massive ones, up to factors. Kinds share the probability; where there are
+    massive channels, half of it goes to them. Rows expected to have none are left out.
+    """
+    parts = [_normalized(each) for each in expected]
+    probability: NDArray[np.float64] = np.mean(parts, axis=0)
     if massive.any():
-        probability = (probability + _normalized(massive)) / 2
+        parts.append(_normalized(massive))
+        probability = (probability + parts[-1]) / 2
+    known = np.divide(parts, probability, out=np.ones((len(parts), len(probability))), where=probability > 0)
     cumulated = np.cumsum(probability)
     cumulated /= cumulated[-1]
     positive = np.flatnonzero(probability > 0)
-    offset = _uniform(seed, name)
-    drawn, step = FIRST_DRAWS, 1
-    seen: set[int] = set()
+    offset = _uniform(seed, name) / first
+    drawn, seen = first, np.zeros(0, dtype=np.int64)
     while True:
-        # step 1 at first: k = 0, 1, 2 …; later only odd k are new among k / drawn
-        positions = (offset / FIRST_DRAWS + np.arange(step - 1, drawn, step) / drawn) % 1.0
-        rows, draws = np.unique(np.searchsorted(cumulated, positions, side="right"), return_counts=True)
-        rows = np.minimum(rows, len(expected) - 1)
-        seen.update(rows.tolist())
-        if 2 * len(seen) > len(positive) or drawn > _MOST_DRAWS * len(positive):
-            yield Stage(positive, np.ones(len(positive)), np.ones(len(positive), dtype=np.int64), True)
+        positions = (offset + np.arange(drawn) / drawn) % 1.0
+        rows = np.sort(np.minimum(np.searchsorted(cumulated, positions, side="right"), len(probability) - 1))
+        distinct = np.union1d(seen, rows)
+        if 2 * len(distinct) > len(positive) or drawn > _MOST_DRAWS * len(positive):
+            once = np.ones(len(positive))
+            yield Stage(np.setdiff1d(positive, seen), positive, once, known[:, positive], 1.0, True)
             return
-        yield Stage(rows, 1.0 / probability[rows], draws, False)
-        drawn, step = 2 * drawn, 2
+        fresh, share = np.setdiff1d(rows, seen), len(distinct) / len(positive)
+        yield Stage(fresh, rows, 1.0 / probability[rows], known[:, rows], share, False)
+        drawn, seen = 2 * drawn, distinct
 
 
 def _normalized(expected: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -38,9 +38,11 @@ class Survey:
     `out_mean` = Σ_j m_j W_ij and `out_var` = Σ_j var_j W_ij², float64 [matrices, rows_per_matrix], without massive
     channels: mean and variance of the tensor's outputs. `massive` marks massive input channels, bool [matrices, n];
     `massive_energy` is the rows' energy in those alone. `columns` = Σ_i W_ij², float64 [matrices, n], is over all.
-    `expected_error` and `expected_massive_error`, float64 [matrices, rows_per_matrix], are proportional to the error to
-    be expected of a row: formats spread their error evenly over a block, so it is each block's energy times its mean
-    E[a²]. `digest` is the SHA-256 of the tensor's data.
+    `expected_error`, float64 [2, matrices, rows_per_matrix], and `expected_massive_error`, float64 [matrices,
+    rows_per_matrix], are proportional to the error to be expected of a row. Formats spread their error evenly over a
+    block, so it is what each block loses times its mean E[a²]: a share of the block's energy in some formats (the
+    first, and in massive channels), of its largest square in others (the second). `digest` is the SHA-256 of the
+    tensor's data.
     """
 
     tensor: Tensor
@@ -105,13 +107,14 @@ def _pass(
     stop: Callable[[], bool],
     digest: Callable[[memoryview], None],
 ) -> Survey:
-    flat = {name: np.zeros(tensor.rows) for name in ("mean", "var", "massive", "expected", "expected_massive")}
+    flat = {name: np.zeros(tensor.rows) for name in ("mean", "var", "massive", "expected", "peaks", "expected_massive")}
     columns = np.zeros(moments.mean.shape)
     # float32 keeps this at the speed of memory: sums of n squares are good to about 1e-7 √n
     mean = np.where(massive, 0.0, moments.mean).astype(np.float32)
     variance = np.where(massive, 0.0, moments.variance).astype(np.float32)
     second = _smooth(np.where(massive, 0.0, moments.second))
     massive_second = _smooth(np.where(massive, moments.second, 0.0))
+    blocks = np.arange(0, tensor.row_length, _width(tensor.row_length))
     for matrix, start, end in tensor.slices(_CHUNK):
         if stop():
             raise Stopped
@@ -125,6 +128,8 @@ def _pass(
             flat["var"][here] = np.einsum("ij,j->i", squares, variance[matrix])
             if moments.has_mean:
                 flat["mean"][here] = np.einsum("ij,j->i", rows, mean[matrix])
+            peaks = np.maximum.reduceat(squares, blocks, axis=1)  # massive channels too: they share the scales
+            flat["peaks"][here] = np.einsum("ij,j->i", peaks, second[matrix, blocks])
             which = np.flatnonzero(massive[matrix])
             if len(which):
                 few = rows[:, which].astype(np.float64)
@@ -145,7 +150,7 @@ def _pass(
         columns=columns,
         massive=massive,
         massive_energy=flat["massive"].reshape(shape),
-        expected_error=flat["expected"].reshape(shape),
+        expected_error=np.stack([flat["expected"], flat["peaks"]]).reshape(2, *shape),
         expected_massive_error=flat["expected_massive"].reshape(shape),
     )
 
@@ -166,6 +171,10 @@ def _check_finite(tensor: Tensor, columns: Doubles, others: Iterable[Doubles]) -
 
 def _smooth(values: Doubles) -> NDArray[np.float32]:
     """Replace each channel's value by the mean of its block, float32 [matrices, n]."""
-    width = _BLOCK if values.shape[1] % _BLOCK == 0 else 1
+    width = _width(values.shape[1])
     means: Doubles = values.reshape(len(values), -1, width).mean(axis=2)
     return means.repeat(width, axis=1).astype(np.float32)
+
+
+def _width(row_length: int) -> int:
+    return _BLOCK if row_length % _BLOCK == 0 else 1

@@ -9,7 +9,6 @@ from planner.errors import ModelError
 from planner.formats.ggml import dequantize_rows, formats, quantize_rows, select_formats
 from planner.gguf import open_model, read_imatrix
 from planner.measure import Job, Settings, measure_jobs, moments, survey_tensor
-from planner.measure.metric import row_errors
 from planner.measure.survey import Stopped, massive_channels
 from tests.models import FEW, Maker, dense, experts, write_imatrix
 
@@ -213,59 +212,6 @@ def test_surveys_stop_when_told(tmp_path):
         tensor = model["output.weight"]
         with pytest.raises(Stopped):
             survey_tensor(model, tensor, moments(tensor, None), find_massive=False, stop=lambda: True)
-
-
-def test_a_looser_tolerance_needs_fewer_rows(tmp_path):
-    path = dense(width=256, vocabulary=4096, blocks=1).write(tmp_path / "model.gguf")
-    imatrix = read_imatrix(write_imatrix(path, tmp_path / "x"))
-    with open_model(path) as model:
-        survey = surveyed(model, imatrix, "output.weight")
-        rows, errors = [], []
-        for tolerance in (0.2, 0.02, 0.005):
-            (found,) = measure_jobs(model, [Job(survey, FORMATS)], Settings(tolerance=tolerance), threads=1)
-            rows.append(found.rows["q4_K"])
-            for estimate in found.estimates.values():
-                assert estimate.stderr <= tolerance * estimate.error.total
-            errors.append(found.estimates["q4_K"])
-        assert rows == sorted(rows)
-        assert rows[0] < rows[-1] <= 4096
-        assert errors[0].error.total == pytest.approx(errors[-1].error.total, rel=0.5)
-
-
-def exact(model, survey, fmt):
-    """The error over all rows, by the tested function, without any sampling."""
-    usage, tensor = survey.moments.usage, survey.tensor
-    total = np.zeros(3)
-    for matrix in range(tensor.matrices):
-        begin = matrix * tensor.rows_per_matrix
-        rows = model.rows(tensor, begin, begin + tensor.rows_per_matrix)
-        total += usage[matrix] * row_errors(survey, fmt, matrix, rows).sum(axis=1)
-    heavy = survey.energy_massive
-    return (total[0] + total[1]) / survey.energy, total[2] / heavy if heavy > 0 else 0.0
-
-
-def test_sampled_errors_are_within_their_standard_errors(example):
-    """At three standard errors, at least 99 % of tensor x format, over several seeds."""
-    chosen = select_formats("q2_K,q3_K,q4_0,q6_K,q8_0")
-    imatrix = read_imatrix(example.sums)
-    inside = sampled = 0
-    with open_model(example.model) as model:
-        names = [tensor.name for tensor in model.tensors if tensor.rows > 1 and tensor.name != "token_embd.weight"]
-        for name in names:
-            survey = surveyed(model, imatrix, name, find_massive="ffn_down" in name)
-            truth = {fmt.name: exact(model, survey, fmt) for fmt in chosen}
-            for seed in range(5):
-                settings = Settings(seed=seed, tolerance=0.08)
-                (found,) = measure_jobs(model, [Job(survey, chosen)], settings, threads=1)
-                for fmt, estimate in found.estimates.items():
-                    if estimate.stderr > 0:
-                        sampled += 1
-                        close = abs(estimate.error.total - truth[fmt][0]) <= 3 * estimate.stderr
-                        inside += close and abs(estimate.error.massive - truth[fmt][1]) <= 3 * estimate.stderr_massive
-                    else:
-                        assert estimate.error.total == pytest.approx(truth[fmt][0], rel=1e-6)
-    assert sampled > 300
-    assert inside >= 0.99 * sampled
 
 
 def test_rows_that_no_usual_block_divides(tmp_path):

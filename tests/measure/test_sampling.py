@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.measure import sampling
-from planner.measure.sampling import FIRST_DRAWS, stages
+from planner.measure.sampling import first_draws, stages
 
 FAST = settings(max_examples=60, deadline=None)
 
@@ -24,26 +24,31 @@ def guesses(draw, most=3000):
 
 
 @FAST
-@given(guesses(), st.integers(0, 99))
-def test_stages_nest_double_and_end_with_all(pair, seed):
+@given(guesses(), st.integers(0, 99), st.sampled_from([16, 64]))
+def test_stages_nest_double_and_end_with_all(pair, seed, first):
     guess, massive = pair
-    drawn, seen = 0, set()
-    steps = list(stages(guess, massive, seed, "blk.0.ffn_up.weight"))
-    for number, step in enumerate(steps[:-1]):
-        assert not step.exhaustive
-        assert np.array_equal(step.rows, np.unique(step.rows))
-        assert step.draws.min() >= 1
-        drawn += int(step.draws.sum())
-        assert drawn == FIRST_DRAWS * 2**number
-        seen |= set(step.rows.tolist())
-    last = steps[-1]
-    assert last.exhaustive
-    assert np.array_equal(last.weights, np.ones(len(last.rows)))
-    assert len(last.rows) == len(set(last.rows.tolist()))
-    assert seen <= set(last.rows.tolist())
-    # every row that may have an error is in the last stage
+    seen, before = set(), np.zeros(0)
+    *steps, last = stages([guess], massive, seed, "blk.0.ffn_up.weight", first)
     energy = guess + massive
     expected = set(np.flatnonzero(energy).tolist()) if energy.any() else set(range(len(guess)))
+    for number, step in enumerate(steps):
+        assert not step.exhaustive
+        assert len(step.rows) == first * 2**number
+        assert np.array_equal(step.rows, np.sort(step.rows))
+        assert not np.setdiff1d(before, step.rows).size  # earlier draws are kept
+        assert np.array_equal(step.fresh, np.unique(step.fresh))
+        assert not seen & set(step.fresh.tolist())  # no row is measured twice
+        seen |= set(step.fresh.tolist())
+        assert seen == set(step.rows.tolist())
+        assert step.share <= 0.5
+        if guess.any() or not massive.any():
+            assert step.share == pytest.approx(len(seen) / len(expected))
+        before = step.rows
+    assert last.exhaustive
+    assert np.array_equal(last.weights, np.ones(len(last.rows)))
+    assert seen | set(last.fresh.tolist()) == set(last.rows.tolist())
+    assert len(seen) + len(last.fresh) == len(last.rows)
+    # every row that may have an error is in the last stage
     if guess.any() or not massive.any():
         assert set(last.rows.tolist()) == expected
     else:
@@ -53,19 +58,20 @@ def test_stages_nest_double_and_end_with_all(pair, seed):
 @FAST
 @given(guesses(), st.integers(0, 99))
 def test_all_draws_so_far_are_one_systematic_sample(pair, seed):
-    """After any stage the draws are FIRST_DRAWS · 2^k equidistant points of the cumulated probability."""
+    """After any stage the draws are equidistant points of the cumulated probability."""
     guess, massive = pair
-    counts = np.zeros(len(guess), dtype=np.int64)
-    for step in stages(guess, massive, seed, "x"):
+    for step in stages([guess], massive, seed, "x", 64):
         if step.exhaustive:
             return
-        counts[step.rows] += step.draws
-        total = int(counts.sum())
-        expected = np.zeros(len(guess))
-        expected[step.rows] = 1 / step.weights  # probabilities of those just drawn
-        drawn = step.rows
+        rows, where, counts = np.unique(step.rows, return_index=True, return_counts=True)
+        expected = len(step.rows) / step.weights[where]
         # a systematic sample gives each row its share of the draws, rounded down or up
-        assert (np.abs(counts[drawn] - total * expected[drawn]) < 1 + 1e-6).all()
+        assert (np.abs(counts - expected) < 1 + 1e-6).all(), rows
+
+
+def test_the_first_draws_go_with_the_root_of_the_rows():
+    assert [first_draws(256, formats) for formats in (1, 2, 3, 4, 19)] == [64, 32, 32, 16, 16]
+    assert [first_draws(rows, 10) for rows in (1, 1024, 1025, 4096, 150_000)] == [16, 16, 32, 32, 256]
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
@@ -80,15 +86,12 @@ def test_estimates_are_right_on_average(spread, stage, monkeypatch):
     estimates = []
     for number in range(offsets):
         monkeypatch.setattr(sampling, "_uniform", lambda seed, name, number=number: (number + 0.5) / offsets)
-        total, draws = 0.0, 0
-        for index, step in enumerate(stages(guess, massive, 0, "x")):
+        for index, step in enumerate(stages([guess], massive, 0, "x", 64)):
             if step.exhaustive:
                 pytest.skip("so many stages there are not")
-            total += float((errors[step.rows] * step.weights * step.draws).sum())
-            draws += int(step.draws.sum())
             if index == stage:
+                estimates.append(float((errors[step.rows] * step.weights).mean()))
                 break
-        estimates.append(total / draws)
     assert np.mean(estimates) == pytest.approx(errors.sum(), rel=2e-3)
     assert min(estimates) < errors.sum() < max(estimates)
 
@@ -98,7 +101,7 @@ def test_draws_depend_on_seed_and_name_alone():
     none = np.zeros(5000)
 
     def first(seed, name):
-        return next(iter(stages(guess, none, seed, name))).rows.tolist()
+        return next(iter(stages([guess], none, seed, name, 64))).rows.tolist()
 
     assert first(0, "a") == first(0, "a")
     assert first(0, "a") != first(0, "b")
@@ -111,10 +114,10 @@ def test_draws_depend_on_seed_and_name_alone():
 
 def test_rows_too_unequal_to_be_drawn_do_not_go_on_for_ever():
     guess = 10.0 ** -np.arange(300)
-    *before, last = stages(guess, np.zeros(300), 0, "x")
+    *before, last = stages([guess], np.zeros(300), 0, "x", 64)
     assert last.exhaustive
     assert len(last.rows) == 300
-    assert sum(int(step.draws.sum()) for step in before) <= 32 * 300
+    assert len(before[-1].rows) <= 32 * 300
 
 
 def test_no_heavy_row_is_missed():
@@ -122,6 +125,6 @@ def test_no_heavy_row_is_missed():
     guess[77_777] = 1e4  # a tenth of the whole
     massive = np.zeros(100_000)
     massive[[5, 99_999]] = 1.0
-    step = next(iter(stages(guess, massive, 0, "x")))
+    step = next(iter(stages([guess], massive, 0, "x", 64)))
     assert {77_777, 5, 99_999} <= set(step.rows.tolist())
-    assert step.draws[step.rows == 5] >= FIRST_DRAWS // 4 - 1  # half of the draws go to massive channels
+    assert np.count_nonzero(step.rows == 5) >= 64 // 4 - 1  # half of the draws go to massive channels
