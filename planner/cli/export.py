@@ -16,7 +16,10 @@ __all__ = ["export"]
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--to", "dialect", type=click.Choice(writable()), required=True, help="Whose input to write.")
+@click.option(
+    "--to", "dialect", type=click.Choice(writable()), metavar="DIALECT", required=True,
+    help=f"Whose input to write: {', '.join(writable())}.",
+)  # fmt: skip
 @click.option("--compact", is_flag=True, help="Merge tensors into few patterns that match the same.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: RECIPE's name, other suffix]"

