@@ -25,6 +25,7 @@ __all__ = ["obituary", "start_watched", "watch"]
 _CHILD = "import sys; sys.path[:] = {path!r}; from planner.cli import main; main()"
 _STATUSES = frozenset({0, 1, 2, 130})  # those that a command ends with by itself
 _SAME_KEY = 0.5  # seconds: Ctrl-C reaches the child from the terminal and from the parent
+_SOON = 0.02  # seconds until a Ctrl-C that could not be raised comes again
 _PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGUSR1")
 _DEADLY = ("SIGTERM", "SIGHUP", "SIGQUIT")  # of those, what is sent to end a process and says nothing of llama.cpp
 _SHOW_CURSOR = "\r\x1b[2K\x1b[?25h"  # a progress bar hides it
@@ -265,7 +266,10 @@ def _end_with(lifeline: int, notes: str | None) -> None:
 
 
 def _hear_once() -> None:
-    """Take a Ctrl-C for one, although it comes twice: from the terminal and from the parent."""
+    """Take a Ctrl-C for one, although it comes twice: from the terminal and from the parent; and do not lose one that
+    comes while C code is calling Python, such as for a line of llama.cpp's log, where nothing can be raised."""
+    import _thread
+    import threading
     import time
 
     last = -_SAME_KEY
@@ -277,6 +281,15 @@ def _hear_once() -> None:
             last = now
             raise KeyboardInterrupt
 
+    def lost(what: sys.UnraisableHookArgs) -> None:
+        nonlocal last
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(what)
+            return
+        last = -_SAME_KEY
+        threading.Timer(_SOON, _thread.interrupt_main).start()
+
+    sys.unraisablehook = lost
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
     _block(signal.SIG_UNBLOCK)

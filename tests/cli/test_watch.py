@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from planner.cli.child import needs_watch
+from planner.cli.child import VARIABLE, needs_watch
 from planner.cli.watch import obituary
 from planner.lastwords import LastWords, read_last_words
 from planner.recipe import load_recipe
@@ -158,6 +158,36 @@ def test_ctrl_c_at_any_moment_of_the_start(here, start, example):
         assert process.returncode == 130, err
         assert "Traceback" not in out + err
         assert "Stopped" in err
+
+
+IN_A_CALLBACK = """
+import ctypes, signal, time
+from planner.cli.watch import start_watched
+
+start_watched()
+times = []
+
+@ctypes.CFUNCTYPE(None)
+def called_by_c():
+    if not times:
+        times.append(1)
+        signal.raise_signal(signal.SIGINT)
+
+try:
+    called_by_c()
+    print("nothing was raised")
+    for _ in range(1000):
+        called_by_c()
+        time.sleep(0.01)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_is_not_lost_in_a_callback():
+    environment = {**os.environ, VARIABLE: json.dumps([None, None])}
+    done = subprocess.run([sys.executable, "-c", IN_A_CALLBACK], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("nothing was raised\ninterrupted\n", "")
 
 
 def test_the_child_does_not_outlive_its_parent(notes, here, start, example):

@@ -52,7 +52,7 @@ def test_a_new_dialect_is_a_module_and_a_line(line, model, here, run):
         assert done.status == 0, done.text
         assert load_recipe(here / "back.json").formats == load_recipe(here / "recipe.json").formats
     assert "evopress, csv, pretend" in " ".join(run("import", "--help").out.split())
-    assert "|csv|pretend]" in run("export", "--help").out
+    assert "evopress, csv, pretend." in " ".join(run("export", "--help").out.split())
     (here / "x.txt").write_text("Dear reader\n")
     assert "csv, pretend" in run("import", "x.txt", "--model", model).err
     (here / "recipe.pretend").write_text("These are types:\noutput.weight q4_K\n")
