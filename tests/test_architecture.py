@@ -72,7 +72,7 @@ ORDER = (
         "prompts taskfiles tasks mmlu __init__",
     ),
     ("planner.llama.passes", "kld calibrate weights perturb polish trials recipes check __init__"),
-    ("planner.report", "columns curve chart checks difference evaluation memory results tables __init__"),
+    ("planner.report", "columns pages curve chart checks difference evaluation memory results tables __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
     ("planner.report.comparison", "tables page __init__"),
     ("planner.report.card", "front labels readme __init__"),

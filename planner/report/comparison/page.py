@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import json
 import math
-import re
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from planner.llama.evaluate.results import Comparison
 from planner.report.comparison.tables import Line, lines, original_line, ours_note
 from planner.report.evaluation import Evaluated, measured, memory_notes
+from planner.report.pages import assembled
 from planner.sizes import format_size
 from planner.text import plain
 
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["comparison_page"]
 
-_PLACE = re.compile(r"\{\{(\w+)\}\}")
 _BEYOND = 1.3  # as far as the line goes beyond the smallest and the largest file
 _LEGEND = (
     '<li><svg viewBox="-9 -9 18 18" aria-hidden="true"><path class="ours" d="M-9 4L9-4"/></svg> '
@@ -37,41 +33,23 @@ def comparison_page(comparison: Comparison, curve: Curve | None = None) -> str:
     """Return the page; a `curve` lies beneath the files in its chart. Names come from whoever named the files: they are
     escaped, and the page's policy lets nothing run but its own script."""
     every = lines(comparison, curve)
-    style, script = _part("style.css"), _part("chart.js")
     title = f"{Path(comparison.original.name).name.removesuffix('.gguf')}, quantized"
-    return _filled(
-        _part("page.html"),
-        policy=f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'",
+    return assembled(
+        __package__, ["chart.js"], json.dumps(_data(every, curve), allow_nan=False),
         title=_safe(title),
         summary=_safe(" ".join(original_line(comparison).split())),
-        style=style,
-        script=script,
         legend=_LEGEND if curve else "",
         table=_table(every, predicted=curve is not None),
         notes=_safe(_notes(every, curve)),
-        data=_data(every, curve),
-    )
-
-
-def _filled(template: str, **values: str) -> str:
-    """Fill in a template in one go, so that nothing in a value is taken for a place to fill."""
-    return _PLACE.sub(lambda found: values[found[1]], template)
-
-
-def _part(name: str) -> str:
-    return resources.files("planner.report.comparison").joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    )  # fmt: skip
 
 
 def _safe(text: str) -> str:
     return html.escape(plain(text))
 
 
-def _data(every: Sequence[Line], curve: Curve | None) -> str:
-    """Return what the script draws, as JSON in which no tag can end."""
+def _data(every: Sequence[Line], curve: Curve | None) -> dict[str, Any]:
+    """Return what the script draws."""
     points = [
         {
             "place": line.place, "name": plain(line.name), "bytes": line.result.bytes, "bpw": line.result.bpw,
@@ -86,8 +64,7 @@ def _data(every: Sequence[Line], curve: Curve | None) -> str:
         }
         for line in every
     ]  # fmt: skip
-    found = {"points": points, "ours": _ours(every, curve)}
-    return json.dumps(found, allow_nan=False).replace("<", "\\u003c")
+    return {"points": points, "ours": _ours(every, curve)}
 
 
 def _ours(every: Sequence[Line], curve: Curve | None) -> list[tuple[int, float, float, float]]:
