@@ -6,12 +6,18 @@ import functools
 import threading
 from dataclasses import dataclass
 
-from planner.formats.ggml import Format
-from planner.formats.ggml.refine import REFINEMENT_VERSION, SHRINKAGE, Metric, can_refine
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.formats.ggml import Format, dequantize_rows, quantize_rows
+from planner.formats.ggml.refine import REFINEMENT_VERSION, SHRINKAGE, Metric, can_refine, refine_rows
+from planner.formats.registry import round_trip
 from planner.gguf.covariance import Covariances
 from planner.gguf.reader import Tensor
 
-__all__ = ["LatestMetric", "Refinement", "SharedMetric"]
+__all__ = ["LatestMetric", "Refinement", "SharedMetric", "round_trip_refined"]
+
+Floats = NDArray[np.float32]
 
 _EVEN = 8  # channels that are multiplied together; blocks of all codes have a multiple
 _ROWS = 64  # that are refined together, at least: for fewer, a large covariance would be read too often
@@ -46,6 +52,21 @@ class Refinement:
     def key(self) -> tuple[str, ...]:
         """What refined codes depend on besides what unrefined ones do."""
         return "covariance", self.covariances.digest, repr(self.shrinkage), str(REFINEMENT_VERSION)
+
+
+def round_trip_refined(
+    fmt: Format,
+    rows: NDArray[np.float32],
+    weights: NDArray[np.float32] | None,
+    metric: LatestMetric | None,
+    matrix: int,
+) -> NDArray[np.float32]:
+    """Return what is left of rows of one matrix, f32[r, n], in a format: of refined codes, where there is a metric and
+    the format has codes to refine. Raises KernelError, and CovarianceError for values that are none."""
+    if metric is None or not can_refine(fmt):
+        return round_trip(fmt, rows, weights)
+    data = refine_rows(fmt, rows, quantize_rows(fmt, rows, weights), metric.of(matrix))
+    return dequantize_rows(fmt, data, rows.shape[1])
 
 
 class LatestMetric:

@@ -10,9 +10,9 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml import Format, dequantize_rows, quantize_rows
-from planner.formats.ggml.refine import can_refine, pair_errors, refine_rows
-from planner.formats.registry import round_trip
+from planner.formats.ggml import Format
+from planner.formats.ggml.refine import pair_errors
+from planner.gguf.refinement import round_trip_refined
 from planner.measure.moments import Moments
 from planner.measure.survey import Survey
 from planner.sensitivity import ErrorParts
@@ -59,10 +59,7 @@ def rounded(survey: Survey, fmt: Format, matrix: int, rows: NDArray[np.float32])
     Raises KernelError."""
     moments = survey.moments
     weights = None if moments.weights is None else moments.weights[matrix]
-    if moments.pairs is None or not can_refine(fmt):
-        return round_trip(fmt, rows, weights)
-    data = refine_rows(fmt, rows, quantize_rows(fmt, rows, weights), moments.pairs.of(matrix))
-    return dequantize_rows(fmt, data, rows.shape[1])
+    return round_trip_refined(fmt, rows, weights, moments.pairs, matrix)
 
 
 def errors_of(survey: Survey, matrix: int, difference: Doubles) -> Doubles:

@@ -9,16 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from planner.errors import InferenceError, KernelError, ModelError, RecipeError, option
-from planner.formats.ggml import Format, dequantize_rows, quantize_rows
-from planner.formats.ggml.refine import refine_rows
-from planner.formats.registry import family_named, round_trip
+from planner.formats.ggml import Format
+from planner.formats.registry import family_named
 from planner.gguf import Imatrix, Model, Tensor
 from planner.gguf.quantize import resolve_formats
-from planner.gguf.refinement import LatestMetric, Refinement
+from planner.gguf.refinement import LatestMetric, Refinement, round_trip_refined
 from planner.llama.engine import Engine
 from planner.llama.evaluate.baseline import Baseline
 from planner.llama.evaluate.compare import diverge
@@ -32,8 +28,6 @@ T = TypeVar("T")
 
 Advance = Callable[[str, float, float], None]  # what was done last, how much is done, of how much
 Bar = Callable[[str], AbstractContextManager[Advance]]  # gives progress by its unit
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -137,18 +131,10 @@ def _round(weights: Weights, tensor: Tensor, recipe: Followed) -> None:
         matrix, start, stop = part
         try:
             rows = model.rows(tensor, start, stop)
-            left = _left(fmt, rows, None if values is None else values[matrix], metric, matrix)
+            left = round_trip_refined(fmt, rows, None if values is None else values[matrix], metric, matrix)
         except KernelError as problem:
             raise ModelError(f"{tensor.name}: {problem.problem}", problem.remedy) from problem
         weights.write(tensor.name, start, left)
         model.release(tensor, start, stop)
 
     weights.engine.workers.map(one, tensor.slices(size))
-
-
-def _left(fmt: Format, rows: Floats, values: Floats | None, metric: LatestMetric | None, matrix: int) -> Floats:
-    """Return what is left of rows of one matrix, f32[r, n]."""
-    if metric is None:
-        return round_trip(fmt, rows, values)
-    data = refine_rows(fmt, rows, quantize_rows(fmt, rows, values), metric.of(matrix))
-    return dequantize_rows(fmt, data, rows.shape[1])
