@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from planner.llama import library
 from planner.llama.library import GgmlTensor
+from tests import models
 from tests.fit import oracle
 from tests.fit.made_up import metadata_of
 
@@ -156,14 +157,9 @@ def _weights(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDA
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: oracle.Value) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
+    """As models are made elsewhere, but for the type of numbers in lists, which llama.cpp asks for here."""
+    if isinstance(value, str | int | float):
+        models._add(writer, key, value)
     else:
         kind = gguf.GGUFValueType.UINT64 if key.endswith(oracle._WIDE) else gguf.GGUFValueType.UINT32
         writer.add_key_value(key, list(value), gguf.GGUFValueType.ARRAY, kind)
