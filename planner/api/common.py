@@ -23,6 +23,7 @@ __all__ = [
     "check_choice",
     "check_number",
     "model_at",
+    "paths",
     "several",
     "size_in_bytes",
     "state_errors",
@@ -57,6 +58,11 @@ def state_errors() -> Iterator[None]:
 def several(texts: Texts) -> list[str]:
     """Return the texts of an argument that is one or several."""
     return [texts] if isinstance(texts, str) else list(texts)
+
+
+def paths(given: StrPath | Iterable[StrPath]) -> list[Path]:
+    """Return the paths of an argument that is one or several."""
+    return [Path(given)] if isinstance(given, str | os.PathLike) else list(map(Path, given))
 
 
 def size_in_bytes(size: str | int | None) -> int | None:

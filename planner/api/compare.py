@@ -6,13 +6,11 @@ import contextlib
 import functools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
 from planner.api.common import Progress, StrPath, check_number, state_errors
-from planner.api.quants import Bar, Calibration, Quant, Quants, open_quants
+from planner.api.quants import Bar, Calibration, Quant, Quants, bars_of, open_quants
 from planner.digests import digest, recipe_digest, stamp
 from planner.errors import UsageError, option
 from planner.files import write_atomically
@@ -27,13 +25,12 @@ from planner.llama.evaluate.frontier import Standing, standings
 from planner.llama.evaluate.results import Compared, Original, add_result, kept_comparison, result_of
 from planner.llama.evaluate.results import Comparison as Results
 from planner.llama.evaluate.statistics import block_starts, perplexity
-from planner.llama.fitness import check_model
 from planner.llama.library import llama_version
 from planner.llama.passes.recipes import Followed
 from planner.llama.text import read_text, window_length
 from planner.plan.curve import Curve, curve
 from planner.plan.findings import Findings
-from planner.plan.request import PlanRequest
+from planner.plan.request import ANY_SIZE, PlanRequest
 from planner.recipe import Recipe
 from planner.report.comparison import comparison_page, comparison_text
 from planner.report.evaluation import ModelSize, model_size
@@ -172,7 +169,7 @@ def curve_beneath(state: Path, base: Path | None) -> Curve:
             raise UsageError(
                 f"{option('state', state)} is of another model than {base}.", "Give the one that was measured from it."
             )
-    found = curve(findings, PlanRequest(bpw=Fraction(64)), points=_POINTS)
+    found = curve(findings, PlanRequest(bpw=ANY_SIZE), points=_POINTS)
     if found.points[0].prediction is None:
         raise UsageError(
             f"{option('state', state)}: how large a divergence to expect is not known without passes of the model.",
@@ -237,17 +234,11 @@ def compare(
         opened = stack.enter_context(open_quants(Path(base), quants, calibration, note or (lambda text: None)))
         comparing = Comparing(question, opened, Path(results))
         if missing := comparing.missing():
-            for path in dict.fromkeys([Path(base), *opened.models]):
-                with open_model(path) as model:
-                    check_model(model, context=question.context)
+            opened.check(Path(base), question.context)
             kept_at = kl_divergence_base or Path(stack.enter_context(tempfile.TemporaryDirectory()), "base.kld")
             engine = functools.partial(Engine, context=question.context, threads=threads, gpu_layers=gpu_layers)
             kept, _ = question.baseline(Path(kept_at), engine, functools.partial(advance, Path(base).name))
-            baseline = stack.enter_context(kept)
-
-            def bar(unit: str) -> AbstractContextManager[Progress]:
-                return contextlib.nullcontext(advance if unit == "tokens" else lambda what, done, total: None)
-
+            baseline, bar = stack.enter_context(kept), bars_of(progress)
             for _ in comparing.run(baseline, missing, threads=threads, gpu_layers=gpu_layers, bar=bar):
                 pass
     if comparing.found is None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from planner.api.common import Progress, StrPath, check_number
+from planner.api.common import Progress, StrPath, check_number, paths
 from planner.api.evaluating import (
     How,
     Source,
@@ -19,11 +18,9 @@ from planner.api.evaluating import (
     fill_original,
     open_domains,
 )
-from planner.api.quants import Bar, Calibration, open_quants
+from planner.api.quants import Calibration, bars_of, open_quants
 from planner.errors import UsageError, option
-from planner.gguf import open_model
 from planner.llama.evaluate.statistics import Estimate
-from planner.llama.fitness import check_model
 from planner.recipe import Recipe
 from planner.report.evaluation import Evaluated, Results, model_size
 from planner.report.results import results_text
@@ -92,13 +89,11 @@ def evaluate(
     original, calibration = Path(base), Calibration(imatrix, covariance, shrinkage)
     sources = _sources(text, chat)
     first = Evaluated(model_size(original), str(original))
-    how = How(threads, gpu_layers, _bars(progress), note or (lambda text: None))
+    how = How(threads, gpu_layers, bars_of(progress), note or (lambda text: None))
     with contextlib.ExitStack() as stack:
         compared = stack.enter_context(open_quants(original, quants, calibration, how.tell))
         context = context_of(original, ctx)
-        for path in dict.fromkeys([original, *compared.models]):
-            with open_model(path) as model:
-                check_model(model, context=context)
+        compared.check(original, context)
         if kl_divergence_base is None:
             kl_divergence_base = Path(stack.enter_context(tempfile.TemporaryDirectory()), "base.kld")
         kept = Path(kl_divergence_base)
@@ -113,21 +108,8 @@ def evaluate(
         return Evaluation(context, windows, first.ppl, tuple(results.files[1:]), again, results)
 
 
-def _bars(progress: Progress | None) -> Bar:
-    """Return bars that tell of tokens alone."""
-
-    def nothing(what: str, done: float, total: float) -> None:
-        """Tell nobody."""
-
-    return lambda unit: contextlib.nullcontext(progress if progress and unit == "tokens" else nothing)
-
-
 def _sources(text: StrPath | Sequence[StrPath], chat: StrPath | Sequence[StrPath]) -> list[Source]:
-    found = [*(Source(path) for path in _paths(text)), *(Source(path, chat=True) for path in _paths(chat))]
+    found = [*(Source(path) for path in paths(text)), *(Source(path, chat=True) for path in paths(chat))]
     if not found:
         raise UsageError("There is nothing to evaluate with.", f"Give {option('text')} or {option('chat')}.")
     return found
-
-
-def _paths(given: StrPath | Sequence[StrPath]) -> list[Path]:
-    return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(path) for path in given]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
-from planner.api.common import StrPath
+from planner.api.common import Progress, StrPath
 from planner.api.recipes import counted, planned_imatrix, read
 from planner.api.refining import planned_refinement
 from planner.digests import recipe_digest
@@ -20,6 +20,7 @@ from planner.inputs.reading import kind_at
 from planner.llama.engine import Engine
 from planner.llama.evaluate.baseline import Baseline
 from planner.llama.evaluate.divergence import Divergence
+from planner.llama.fitness import check_model
 from planner.llama.passes.recipes import Bar, Followed, diverging, formats_to_follow, run_recipes
 from planner.llama.passes.weights import open_weights
 from planner.recipe import Recipe
@@ -27,7 +28,7 @@ from planner.report.evaluation import Evaluated, ModelSize, model_size
 
 T = TypeVar("T")
 
-__all__ = ["Bar", "Calibration", "Quant", "Quants", "is_recipe", "open_quants"]
+__all__ = ["Bar", "Calibration", "Quant", "Quants", "bars_of", "is_recipe", "open_quants"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,13 @@ class Quants:
         files = [quant.result.size.path for quant in self.every if quant.recipe is None and quant.result.size]
         return files if self.model is None else [self.model.path, *files]
 
+    def check(self, original: Path, context: int) -> None:
+        """Refuse models, and the `original`, that llama.cpp cannot run in windows of `context` tokens. Raises as
+        `check_model`."""
+        for path in dict.fromkeys([original, *self.models]):
+            with open_model(path) as model:
+                check_model(model, context=context)
+
     def each(
         self, chosen: Sequence[Quant], work: Callable[[Engine, str], T], *, context: int, threads: int | None,
         gpu_layers: int, bar: Bar,
@@ -102,6 +110,15 @@ class Quants:
 
 def _name(quant: Quant) -> str:
     return Path(quant.result.name).name
+
+
+def bars_of(progress: Progress | None) -> Bar:
+    """Return bars that tell of tokens alone."""
+
+    def nothing(what: str, done: float, total: float) -> None:
+        """Tell nobody."""
+
+    return lambda unit: contextlib.nullcontext(progress if progress and unit == "tokens" else nothing)
 
 
 def is_recipe(path: Path) -> bool:

@@ -17,6 +17,7 @@ from planner.api.common import (
     check_choice,
     check_number,
     model_at,
+    paths,
     several,
     size_in_bytes,
     state_errors,
@@ -30,7 +31,7 @@ from planner.plan.cards import parse_fit
 from planner.plan.findings import Findings
 from planner.plan.offer import MARGIN, POINTS, Offer, make_offer
 from planner.plan.plan import Plan, make_plan
-from planner.plan.request import PlanRequest
+from planner.plan.request import ANY_SIZE, PlanRequest
 from planner.plan.rules import Rule, Tie, parse_device, parse_rule, parse_tie, pinned_formats
 from planner.plan.target import Target
 from planner.recipe import Recipe, load_recipe
@@ -111,7 +112,7 @@ class State(Closing):
         check_choice("family", family, get_args(FamilyName))
         check_number("tolerance", tolerance, sys.float_info.min, 1)
         check_number("threads", threads, 1)
-        formats = family_named(family).choose(types if isinstance(types, str) else list(types))
+        formats = family_named(family).choose(_names(types))
         rules = [parse_rule(text, family=family) for text in several(pin)]
         done = 0
         inputs = inputs_of(self.store, imatrix, no_imatrix=no_imatrix, covariance=covariance, shrinkage=shrinkage)
@@ -159,7 +160,6 @@ class State(Closing):
         Raises StateFileError where measurements are missing, UsageError for options that cannot be followed,
         BudgetError for limits or targets that no recipe meets, and RecipeError for another file that is of no use.
         """
-        _check_terms(family=family, run_on=run_on, sensitivity=sensitivity)
         check_choice("draft", draft, get_args(Draft))
         request = PlanRequest(
             budget=size_in_bytes(budget),
@@ -170,11 +170,7 @@ class State(Closing):
                 vram=size_in_bytes(vram), ctx=ctx, kv=kv, parallel=parallel, ubatch_size=ubatch_size, mmproj=mmproj,
                 margin=size_in_bytes(margin),
             ),
-            family=family,
-            formats=_formats(family, types),
-            **_rules(family, tie, pin, min, max),
-            sensitivity=sensitivity,
-            run_on=run_on,
+            **_asked(family, types, tie, pin, min, max, sensitivity, run_on),
             draft=draft,
             method=method,
             gap=gap,
@@ -214,23 +210,17 @@ class State(Closing):
 
         Raises what `solve` raises.
         """
-        _check_terms(family=family, run_on=run_on, sensitivity=sensitivity)
         check_number("points", points, 2)
         request = PlanRequest(
-            bpw=Fraction(64),  # a request has some limit, and here sizes are asked for one by one
+            bpw=ANY_SIZE,
             devices=tuple(map(parse_device, several(device))),
             active=size_in_bytes(active_budget),
-            family=family,
-            formats=_formats(family, types),
-            **_rules(family, tie, pin, min, max),
-            sensitivity=sensitivity,
-            run_on=run_on,
+            **_asked(family, types, tie, pin, min, max, sensitivity, run_on),
         )
-        others = [with_] if isinstance(with_, str | os.PathLike) else with_
         with state_errors():
             return make_offer(
                 Findings.read(self.store, family), request, low=parse_extent(from_), high=parse_extent(to),
-                points=points, others=[other_file(other) for other in others], mixes=mixes,
+                points=points, others=[other_file(path) for path in paths(with_)], mixes=mixes,
                 memories=[parse_size(text) for text in several(memory)], reserve=size_in_bytes(reserve) or 0,
                 ctx=ctx, ladder=ladder,
             )  # fmt: skip
@@ -259,21 +249,17 @@ class State(Closing):
         """
         from planner.report.page import Start, report_page
 
-        _check_terms(family=family, run_on=run_on, sensitivity=sensitivity)
+        check_choice("family", family, get_args(FamilyName))
         opened = recipe if recipe is None or isinstance(recipe, Recipe) else load_recipe(Path(recipe))
         family = family if opened is None else opened.family
         request = PlanRequest(
-            bpw=Fraction(64),  # a request has some limit, and here the visitor names it
-            family=family,
-            formats=_formats(family, types),
-            **_rules(family, tie, pin, min, max),
-            sensitivity=sensitivity,
-            run_on=run_on,
+            bpw=ANY_SIZE,
+            **_asked(family, types, tie, pin, min, max, sensitivity, run_on),
         )
         start = Start(opened, size_in_bytes(budget), None if bpw is None else float(parse_bits(str(bpw))))
         with state_errors():
             findings = Findings.read(self.store, family)
-        others = [other_file(file) for file in ([beside] if isinstance(beside, str | os.PathLike) else beside)]
+        others = [other_file(file) for file in paths(beside)]
         write_atomically(Path(path), report_page(findings, request, start, beside=others).encode())
 
     def _planned(self, request: PlanRequest) -> Plan:
@@ -281,36 +267,42 @@ class State(Closing):
             return make_plan(Findings.read(self.store, request.family), request)
 
 
-class _Rules(TypedDict):
+class _Asked(TypedDict):
+    """What is asked of a recipe, whatever its size."""
+
+    family: FamilyName
+    formats: tuple[Format, ...] | None
     pins: tuple[Rule, ...]
     floors: tuple[Rule, ...]
     caps: tuple[Rule, ...]
     ties: tuple[Tie, ...]
+    sensitivity: Source | None
+    run_on: RunOn
 
 
-def _rules(family: FamilyName, tie: Texts, pin: Texts, least: Texts, most: Texts) -> _Rules:
+def _asked(
+    family: FamilyName, types: Texts | None, tie: Texts, pin: Texts, least: Texts, most: Texts,
+    sensitivity: Source | None, run_on: RunOn,
+) -> _Asked:  # fmt: skip
+    """Read arguments as `solve` describes them. Raises UsageError."""
+    check_choice("family", family, get_args(FamilyName))
+    check_choice("run_on", run_on, get_args(RunOn))
+    check_choice("sensitivity", sensitivity, get_args(Source))
     bounded = functools.partial(parse_rule, default_pattern="", family=family)
     return {
+        "family": family,
+        "formats": None if types is None else family_named(family).choose(_names(types)),
         "pins": tuple(parse_rule(text, family=family) for text in several(pin)),
         "floors": tuple(map(bounded, several(least))),
         "caps": tuple(map(bounded, several(most))),
         "ties": tuple(part for text in several(tie) for part in parse_tie(text)),
+        "sensitivity": sensitivity,
+        "run_on": run_on,
     }
 
 
-def _formats(family: FamilyName, types: Texts | None) -> tuple[Format, ...] | None:
-    if types is None:
-        return None
-    return family_named(family).choose(types if isinstance(types, str) else list(types))
-
-
-def _check_terms(*, family: str, run_on: str, sensitivity: str | None) -> None:
-    for name, value, kind in (
-        ("family", family, FamilyName),
-        ("run_on", run_on, RunOn),
-        ("sensitivity", sensitivity, Source),
-    ):
-        check_choice(name, value, get_args(kind))
+def _names(types: Texts) -> str | list[str]:
+    return types if isinstance(types, str) else list(types)
 
 
 def _target(kld: float | None, loss: float | None, than: StrPath | None) -> Target | None:

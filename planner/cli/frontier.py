@@ -152,6 +152,7 @@ def frontier(
     """
     from planner.files import check_destinations, write_atomically
     from planner.plan.findings import Findings
+    from planner.plan.request import ANY_SIZE
     from planner.report.curve import curve_text
     from state import Store
 
@@ -160,7 +161,7 @@ def frontier(
     if shown.output is not None:
         check_destinations([shown.output], 0, [path, *map(Path, beside.others)], force=shown.force)
     request = make_request(
-        Limits(None, "64", within.devices, within.active_budget), rules, solver, family=family, types=types,
+        Limits(None, str(ANY_SIZE), within.devices, within.active_budget), rules, solver, family=family, types=types,
         sensitivity=sensitivity, run_on=run_on,
     )  # fmt: skip
     with Store.open(path, read_only=True) as store:

@@ -61,6 +61,7 @@ def report(
     from planner.api.others import other_file
     from planner.files import write_atomically
     from planner.plan.findings import Findings
+    from planner.plan.request import ANY_SIZE
     from planner.recipe import load_recipe
     from planner.report.page import Start, report_page
     from planner.sizes import format_size, parse_bits, parse_size
@@ -74,7 +75,7 @@ def report(
         None if bpw is None else float(parse_bits(bpw)),
     )
     request = make_request(
-        Limits(budget="1", bpw=None, devices=(), active_budget=None), rules, Solver("auto", 1e-6, 10.0),
+        Limits(budget=None, bpw=str(ANY_SIZE), devices=(), active_budget=None), rules, Solver("auto", 1e-6, 10.0),
         family=start.recipe.family if start.recipe else family, types=types, sensitivity=sensitivity, run_on=run_on,
     )  # fmt: skip
     with Store.open(find_state(state), read_only=True) as store:

@@ -14,7 +14,10 @@ from planner.plan.target import Target
 from planner.sensitivity import Source
 from planner.terms import Draft, FamilyName, RunOn
 
-__all__ = ["PlanRequest", "RunOn"]
+__all__ = ["ANY_SIZE", "PlanRequest", "RunOn"]
+
+ANY_SIZE = Fraction(64)
+"""Bits per weight that every file stays below: the limit of a request that is answered at many sizes."""
 
 
 @dataclass(frozen=True)
