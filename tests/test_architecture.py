@@ -30,7 +30,9 @@ ORDER = (
     ("state", "errors lock migrations records rows schema connection store __init__"),
     ("planner", "closing digests errors lastwords files memory sizes terms text version"),
     ("planner.inputs", "strangers kinds reading __init__"),
-    ("planner.formats.ggml", "library types formats file_types foreign kernels __init__"),
+    ("planner.formats.ggml", "library types formats file_types foreign reference"),
+    ("planner.formats.ggml.fast", "compiler lanes qkx agreement __init__"),
+    ("planner.formats.ggml", "kernels __init__"),
     ("planner.formats.ggml.refine", "fields layouts lattices codes kernels rows __init__"),
     ("planner.formats.mlx", "formats kernels __init__"),
     ("planner.names", "gguf transformers mlx __init__"),
@@ -88,7 +90,7 @@ ORDER = (
     ("planner", "__main__"),
 )
 # What is slow to load, and that a command does not wait for before it knows what it is to do
-SLOW = {"gguf", "joblib", "llama_cpp", "matplotlib", "numba", "numpy", "ortools", "pydantic", "rich"}
+SLOW = {"gguf", "joblib", "llama_cpp", "llvmlite", "matplotlib", "numba", "numpy", "ortools", "pydantic", "rich"}
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
 LONGER: dict[str, int] = {}  # and ought not to be
 

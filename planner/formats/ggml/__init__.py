@@ -16,13 +16,11 @@ from planner.formats.ggml.formats import (
 from planner.formats.ggml.kernels import (
     FAINTEST_WEIGHT,
     dequantize_rows,
-    has_tables,
-    prepare_tables,
     quantize_rows,
     rows_are_valid,
-    tables_ready,
 )
 from planner.formats.ggml.library import load
+from planner.formats.ggml.reference import has_tables, prepare_tables, quantize_by_ggml, tables_ready
 from planner.formats.ggml.types import TYPES, Type, type_of
 
 __all__ = [
@@ -45,6 +43,7 @@ __all__ = [
     "library_version",
     "nearest_known",
     "prepare_tables",
+    "quantize_by_ggml",
     "quantize_rows",
     "rows_are_valid",
     "select_formats",

@@ -1,29 +1,24 @@
-"""Quantize and dequantize rows with the library's reference kernels; every shape and size is checked first.
+"""Quantize and dequantize rows to the bytes of the library's kernels; every shape and size is checked first.
 
-The kernels abort the process when something is wrong, so nothing reaches them unchecked.
+ggml's kernels abort the process when something is wrong, so nothing reaches them unchecked.
 """
 
 from __future__ import annotations
-
-import threading
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import KernelError
-from planner.formats.ggml import library
+from planner.formats.ggml import fast, library
 from planner.formats.ggml.formats import Format, formats
+from planner.formats.ggml.reference import address, quantize_by_ggml
 from planner.formats.ggml.types import type_of
 
 __all__ = [
     "FAINTEST_WEIGHT",
     "dequantize_rows",
-    "has_tables",
-    "prepare_tables",
     "quantize_rows",
     "rows_are_valid",
-    "tables_ready",
 ]
 
 Floats = NDArray[np.float32]
@@ -31,12 +26,7 @@ Bytes = NDArray[np.uint8]
 
 # Kernels sum products of squared weights and imatrix values over a row in float32
 _LARGEST_PRODUCT = 1e34
-_IQ3_DIMENSIONS = 4  # of lattices that iq3xs_init_impl builds; those of iq2xs_init_impl have 8
 FAINTEST_WEIGHT = 1e-30  # an imatrix value below is none: such products would be too small
-
-
-def _address(array: NDArray[Any]) -> int:
-    return int(array.ctypes.data)
 
 
 def _check_rows(fmt: Format, rows: Floats) -> None:
@@ -97,18 +87,8 @@ def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> B
         raise ValueError(f"{fmt.name} cannot be made without an imatrix")
     _check_range(fmt, rows, weights)
 
-    count, length = rows.shape
-    out = np.zeros((count, fmt.row_bytes(length)), dtype=np.uint8)
-    if count == 0:
-        return out
-    prepare_tables((fmt,))
-    lib = library.load()
-    written = lib.quantize_chunk(
-        fmt.id, _address(rows), _address(out), 0, count, length, None if weights is None else _address(weights)
-    )
-    if written != out.nbytes:
-        raise KernelError(f"ggml wrote {written} bytes of {fmt.name} where {out.nbytes} were due.", "")
-    return out
+    written = fast.quantize(fmt, rows, weights)
+    return quantize_by_ggml(fmt, rows, weights) if written is None else written
 
 
 def dequantize_rows(fmt: Format, data: Bytes, row_length: int) -> Floats:
@@ -131,44 +111,11 @@ def dequantize_rows(fmt: Format, data: Bytes, row_length: int) -> Floats:
     data = np.ascontiguousarray(data)
     rows = np.empty((data.shape[0], row_length), dtype=np.float32)
     if data.shape[0]:
-        convert(_address(data), _address(rows), rows.size)
+        convert(address(data), address(rows), rows.size)
     return rows
 
 
 def rows_are_valid(fmt: Format, data: Bytes) -> bool:
     """Return whether ggml accepts the bytes as rows of the format: no NaN or Inf scales."""
     data = np.ascontiguousarray(data)
-    return bool(library.load().validate_row_data(fmt.id, _address(data), data.nbytes)) if data.size else True
-
-
-_ready: set[str] = set()
-_building = threading.Lock()
-
-
-def has_tables(fmt: Format) -> bool:
-    """Return whether the kernel needs lookup tables that take seconds to build."""
-    return type_of(fmt.name).lattice is not None
-
-
-def tables_ready(fmt: Format) -> bool:
-    """Return whether the kernel can start at once."""
-    return not has_tables(fmt) or fmt.name in _ready
-
-
-def prepare_tables(wanted: tuple[Format, ...]) -> None:
-    """Build the lookup tables of the formats, cheapest first; returns at once for those already built.
-
-    Takes up to half a minute of one core, without the GIL and without hindering kernels of other formats. A kernel
-    whose table is missing builds it itself, and cannot be interrupted: call this from a thread of its own and wait for
-    `tables_ready`.
-    """
-    searching = ((lattice, fmt) for fmt in wanted if (lattice := type_of(fmt.name).lattice) is not None)
-    for (dimensions, points), fmt in sorted(searching, key=lambda entry: entry[0]):
-        with _building:  # ggml's builders must not run twice at once
-            if fmt.name in _ready:
-                continue
-            if dimensions == _IQ3_DIMENSIONS:
-                library.load().iq3_tables(points)
-            else:
-                library.load().iq2_tables(fmt.id)
-            _ready.add(fmt.name)
+    return bool(library.load().validate_row_data(fmt.id, address(data), data.nbytes)) if data.size else True

@@ -1,26 +1,21 @@
 """The compiled loops: errors times covariance, and the descent over codes and scales.
 
-Every float is the result of the same operations in the same order whatever the number of threads or the width of a
-processor's vectors: nothing is reassociated or contracted, and no function of a mathematical library is called. So are
-the codes.
+Every float is the result of the same operations in the same order whatever the number of threads or the processor: the
+compiler changes none, and no function of a mathematical library is called. So are the codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.formats.ggml.fast.compiler import compiled
 from planner.formats.ggml.refine.codes import Choices, State
 
 __all__ = ["changes", "descend", "products"]
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 _DEEP, _WIDE = 64, 128  # of the part of the covariance that rows are multiplied with at a time: 32 KiB, a cache
 _LEAST = np.float32(1e-4)  # of what a step changes by itself: gains below are as likely rounding
@@ -29,14 +24,7 @@ _TWO = np.float32(2)  # an integer would make a double of a product
 _SIGNED = 8  # weights whose signs are stored together
 
 
-def _compiled(function: Function) -> Function:
-    try:
-        return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
-    except RuntimeError:  # nowhere to keep it: compiled again in every process
-        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
-
-
-@_compiled
+@compiled
 def _spread(out: Floats, steps: Floats, h: Floats, top: int, sparing: bool) -> None:
     """Add steps f32[r, m] of the weights from `top` on, times their covariances with all, to `out`, f32[r, n]; not to
     these weights themselves if `sparing`. Steps of zero cost nothing, and eight others are taken at a time."""
@@ -76,7 +64,7 @@ def _spread(out: Floats, steps: Floats, h: Floats, top: int, sparing: bool) -> N
                 out[row, left + k] += sums[k]
 
 
-@_compiled
+@compiled
 def products(errors: Floats, covariance: Floats, out: Floats) -> None:
     """Put errors f32[r, n] times a covariance f32[n, n] into `out`, f32[r, n]. `n` is a multiple of 8."""
     out[:] = 0
@@ -84,7 +72,7 @@ def products(errors: Floats, covariance: Floats, out: Floats) -> None:
         _spread(out, errors[:, top : top + _DEEP], covariance, top, False)
 
 
-@_compiled
+@compiled
 def changes(before: Floats, after: Floats, covariance: Floats, chosen: NDArray[np.bool_]) -> Doubles:
     """Return by how much the error of chosen rows differs, f64[r]: a H aᵀ - b H bᵀ = (a - b) H (a + b)ᵀ in float64."""
     rows, width = before.shape
@@ -104,7 +92,7 @@ def changes(before: Floats, after: Floats, covariance: Floats, chosen: NDArray[n
     return found
 
 
-@_compiled
+@compiled
 def _move(g: Floats, moved: Floats, h: Floats, a: int, e: int, j: int, step: np.float32) -> None:
     """Change weight `j` of a row by `step`, and what follows of it within the panel from `a` to `e`."""
     moved[j - a] += step
@@ -112,7 +100,7 @@ def _move(g: Floats, moved: Floats, h: Floats, a: int, e: int, j: int, step: np.
         g[k] += step * h[j, k]
 
 
-@_compiled
+@compiled
 def _nearest(levels: Floats, value: float) -> int:
     """Return the place of the level that is nearest to a value."""
     low, high = 0, len(levels) - 1
@@ -127,7 +115,7 @@ def _nearest(levels: Floats, value: float) -> int:
     return low
 
 
-@_compiled
+@compiled
 def _codes(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: Floats, a: int, e: int) -> float:
     """Give each weight of a panel the level that is best while all others stay; return what that gains."""
     group = g.shape[0] // state.scales.shape[1]
@@ -163,7 +151,7 @@ def _codes(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: 
     return won
 
 
-@_compiled
+@compiled
 def _points(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: Floats, a: int, e: int) -> float:
     """Move each point of a lattice within a panel to its best neighbour, signs as they are; return what that gains."""
     group, size, count = g.shape[0] // state.scales.shape[1], choices.points.shape[1], choices.near.shape[1]
@@ -207,7 +195,7 @@ def _points(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h:
     return won
 
 
-@_compiled
+@compiled
 def _signs(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: Floats, a: int, e: int) -> float:
     """Flip signs of a panel, two at a time where their number has to stay even; return what that gains."""
     group = g.shape[0] // state.scales.shape[1]
@@ -240,7 +228,7 @@ def _signs(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: 
     return won
 
 
-@_compiled
+@compiled
 def _scales(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: Floats, a: int, e: int) -> float:
     """Give each group of a panel the scale that is best for its codes, of those that can be stored, then likewise the
     offset; return what that gains."""
@@ -289,7 +277,7 @@ def _scales(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h:
     return won
 
 
-@_compiled
+@compiled
 def _recode(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h: Floats, a: int, e: int) -> float:
     """Improve the codes of a row that lie in a panel; return what that gains."""
     if not choices.points.shape[1]:
@@ -300,7 +288,7 @@ def _recode(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h:
     return won
 
 
-@_compiled
+@compiled
 def descend(state: State, choices: Choices, gradient: Floats, h: Floats, panel: int, sweeps: int) -> Doubles:
     """Improve rows whose errors times the covariance are `gradient`, f32[r, n], in place; return by how much the error
     of each has become less, f64[r].
