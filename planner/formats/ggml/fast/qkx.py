@@ -62,7 +62,7 @@ def _weigh(x: Floats, w: Floats, n: int, energy: Any) -> None:
 
 @part
 def _weigh_evenly(x: Floats, w: Floats, n: int) -> None:
-    """Make weights of blocks of n where there is no imatrix: |x|, plus the root of their mean square in blocks of 32."""
+    """Make weights of blocks of n where there is no imatrix: |x|, plus the root of the mean square in blocks of 32."""
     for at in range(0, _SUPER * LANES, n * LANES):
         level = spread(_ZERO)
         if n == _BLOCK:
