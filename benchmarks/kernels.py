@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.formats.ggml import Format, fast, formats, prepare_tables, quantize_by_ggml
-from planner.formats.ggml.fast.agreement import awkward_rows, awkward_weights
+from planner.formats.ggml.fast.agreement import awkward_rows, awkward_weights, bearable
 from planner.gguf import open_model
 
 Floats = NDArray[np.float32]
@@ -99,6 +99,7 @@ def compared(
     """How many blocks went through both, and how many bytes differed."""
     made = differing = 0
     for rows, weights in batches(fmt, real, weighted, blocks, seed):
+        rows = bearable(fmt, rows)
         expected = quantize_by_ggml(fmt, rows, weights)
         out = np.zeros_like(expected)
         function(rows, _NONE if weights is None else weights, out)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import KernelError
-from planner.formats.ggml import fast, library
+from planner.formats.ggml import fast, library, reference
 from planner.formats.ggml.formats import Format, formats
 from planner.formats.ggml.reference import address, quantize_by_ggml
 from planner.formats.ggml.types import type_of
@@ -17,8 +17,11 @@ from planner.formats.ggml.types import type_of
 __all__ = [
     "FAINTEST_WEIGHT",
     "dequantize_rows",
+    "has_tables",
+    "prepare_tables",
     "quantize_rows",
     "rows_are_valid",
+    "tables_ready",
 ]
 
 Floats = NDArray[np.float32]
@@ -119,3 +122,18 @@ def rows_are_valid(fmt: Format, data: Bytes) -> bool:
     """Return whether ggml accepts the bytes as rows of the format: no NaN or Inf scales."""
     data = np.ascontiguousarray(data)
     return bool(library.load().validate_row_data(fmt.id, address(data), data.nbytes)) if data.size else True
+
+
+def has_tables(fmt: Format) -> bool:
+    """Return whether rows are quantized by a kernel of ggml that needs lookup tables, which take seconds to build."""
+    return reference.has_tables(fmt) and not fast.at_once(fmt)
+
+
+def tables_ready(fmt: Format) -> bool:
+    """Return whether rows can be quantized at once."""
+    return not has_tables(fmt) or reference.tables_ready(fmt)
+
+
+def prepare_tables(wanted: tuple[Format, ...]) -> None:
+    """Build the tables of the formats that need them (`reference.prepare_tables`)."""
+    reference.prepare_tables(tuple(fmt for fmt in wanted if has_tables(fmt)))

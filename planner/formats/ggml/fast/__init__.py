@@ -8,7 +8,7 @@ does not agree with the loaded ggml to the last byte (`agreement`).
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import KernelError
-from planner.formats.ggml.fast.agreement import agrees
+from planner.formats.ggml.fast.agreement import agrees, proven
 from planner.formats.ggml.formats import Format
 
 __all__ = ["MODULES", "WITHOUT_IMATRIX", "Quantizer", "quantize", "quantizer"]
@@ -29,9 +29,11 @@ Quantizer = Callable[[Floats, Floats, Bytes], None]
 
 MODULES: Mapping[str, str] = MappingProxyType(
     {"q2_K": "qkx", "q4_K": "qkx", "q5_K": "qkx", "q4_1": "qkx", "q5_1": "qkx"}
+    | {"iq1_s": "iq1", "iq1_m": "iq1", "iq2_xxs": "iq2", "iq2_xs": "iq2", "iq2_s": "iq2"}
+    | {"iq3_xxs": "iq3", "iq3_s": "iq3"}
 )
 """Formats that are quantized here, and the module that does it."""
-WITHOUT_IMATRIX: frozenset[str] = frozenset({"q2_K", "q4_K", "q5_K"})
+WITHOUT_IMATRIX: frozenset[str] = frozenset({"q2_K", "q4_K", "q5_K", "iq1_m", "iq2_s", "iq3_xxs", "iq3_s"})
 """Those of them that are quantized here without an imatrix too; for the others ggml does that."""
 
 _SWITCH = "PLANNER_KERNELS"  # `ggml`: ggml's alone; `compiled`: ours from the first row on
@@ -51,9 +53,10 @@ def quantize(fmt: Format, rows: Floats, weights: Floats | None) -> Bytes | None:
     if fmt.name not in _found:
         _asked[fmt.name] = _asked.get(fmt.name, 0) + rows.size
         wish = os.environ.get(_SWITCH)
-        if wish == "ggml" or (wish != "compiled" and _asked[fmt.name] < _PAYS):
+        soon = wish == "compiled" or at_once(fmt)
+        if wish == "ggml" or (not soon and _asked[fmt.name] < _PAYS):
             return None
-        if not _looking.acquire(blocking=wish == "compiled"):
+        if not _looking.acquire(blocking=soon):
             return None
         try:
             if fmt.name not in _found:
@@ -69,12 +72,23 @@ def quantize(fmt: Format, rows: Floats, weights: Floats | None) -> Bytes | None:
     return out
 
 
+def at_once(fmt: Format) -> bool:
+    """Return whether a lattice type is quantized here from the first row on, so that ggml need not build its tables."""
+    return (
+        fmt.name in MODULES
+        and os.environ.get(_SWITCH) != "ggml"
+        and _found.get(fmt.name, True) is not None
+        and importlib.util.find_spec("numba") is not None
+        and proven(fmt)
+    )
+
+
 def quantizer(fmt: Format) -> Quantizer | None:
     """Return what quantizes to one of `MODULES`, compiled; None where numba is missing or fails, or bytes differ."""
     try:
         module = importlib.import_module(f"{__name__}.{MODULES[fmt.name]}")
         function: Quantizer = getattr(module, fmt.name.lower())
-        agreed = agrees(fmt, function, fmt.name in WITHOUT_IMATRIX)
+        agreed = proven(fmt) or agrees(fmt, function, fmt.name in WITHOUT_IMATRIX)
     except KernelError:
         raise
     except Exception:  # numba is an extra; whatever one of another version stumbles over, ggml can do it

@@ -19,13 +19,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def compiled(function: Function) -> Function:
     """Compile a function at its first call, and keep the code on disk where there is a place for it.
 
-    It runs without the GIL. (The file in which it stands is looked at to know whether the code is still right, and no
-    other: touch it when what it calls elsewhere has changed.)
+    It runs without the GIL, and division by zero is C's. (The file in which it stands is looked at to know whether the
+    code is still right, and no other: touch it when what it calls elsewhere has changed.)
     """
     try:
-        return numba.njit(nogil=True, cache=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
     except RuntimeError:  # nowhere to keep it: compiled again in every process
-        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
 
 
 def part(function: Function) -> Function:

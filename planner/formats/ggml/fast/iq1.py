@@ -1,7 +1,7 @@
 """iq1_s and iq1_m, as in ggml-quants.c: three levels, and two sets of them.
 
-Weights are sorted, and all pairs of places where they may be split into levels are tried. The sums of a pair are made of
-as many second places at once as there are `LANES`.
+Weights are sorted, and all pairs of places where they may be split into levels are tried. Sums are made for as many
+second places at once as there are `LANES`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def _largest(x: Floats, at: int, n: int) -> Any:
 
 
 @part
-def _choose(qx: Floats, q2: Floats, kinds: int, lanes: Numbers, first: int, count: int, best: Any, found: Numbers) -> Any:
+def _choose(
+    qx: Floats, q2: Floats, kinds: int, lanes: Numbers, first: int, count: int, best: Any, found: Numbers
+) -> Any:
     """Return the best score after `count` second places, from `first` on, of pairs that are tried in `kinds` ways, and
     the scale in qx[-1]. `found`: the first and second place, and the way."""
     limit = spread(np.int32(count))
@@ -79,8 +81,8 @@ def _assign(order: Numbers, n: int, found: Numbers, flip: bool, levels: Numbers)
 
 
 @part
-def _code(levels: Numbers, begin: int) -> int:
-    code = 0
+def _code(levels: Numbers, begin: int) -> Any:
+    code: Any = 0
     for j in range(8):
         code |= np.int64(levels[begin + j]) << 2 * j
     return code
@@ -102,7 +104,12 @@ def _s(rows: Floats, weights: Floats, out: Bytes, grid: Grid, table: Floats) -> 
     x, data, length = rows.reshape(-1), out.reshape(-1), rows.shape[1]
     room = new_room()
     order, levels, lanes = np.zeros(32, np.int32), np.zeros(32, np.int32), np.arange(LANES).astype(np.int32)
-    scales, shifts, found, codes = np.zeros(8, np.float32), np.zeros(8, np.int32), np.zeros(4, np.int32), np.zeros(4, np.int32)
+    scales, shifts, found, codes = (
+        np.zeros(8, np.float32),
+        np.zeros(8, np.int32),
+        np.zeros(4, np.int32),
+        np.zeros(4, np.int32),
+    )
     sx, sw = np.zeros(_ROOM, np.float32), np.zeros(_ROOM, np.float32)
     qx, q2 = np.zeros(2 * LANES + 1, np.float32), np.zeros(2 * LANES, np.float32)
     data[:] = 0
@@ -174,7 +181,19 @@ def _s(rows: Floats, weights: Floats, out: Bytes, grid: Grid, table: Floats) -> 
 
 
 @part
-def _split_sums(x: Floats, at: int, w: Floats, begin: int, order: Numbers, i1: int, i2: int, lanes: Numbers, table: Floats, qx: Floats, q2: Floats) -> None:
+def _split_sums(
+    x: Floats,
+    at: int,
+    w: Floats,
+    begin: int,
+    order: Numbers,
+    i1: int,
+    i2: int,
+    lanes: Numbers,
+    table: Floats,
+    qx: Floats,
+    q2: Floats,
+) -> None:
     """Put the sums of 16 weights for a first place and `LANES` second ones into `qx` and `q2`, in four ways: each half
     with either set of levels."""
     second = load(lanes, 0) + np.int32(i2)
@@ -191,8 +210,14 @@ def _split_sums(x: Floats, at: int, w: Floats, begin: int, order: Numbers, i1: i
             px, pw = spread(p * value), spread(p * table[0, 0])
             mx, mw = spread(m * value), spread(m * table[1, 0])
         else:
-            px, pw = where(middle, p * value, spread(p2 * value)), where(middle, p * table[0, 1], spread(p2 * table[0, 2]))
-            mx, mw = where(middle, m * value, spread(m2 * value)), where(middle, m * table[1, 1], spread(m2 * table[1, 2]))
+            px, pw = (
+                where(middle, p * value, spread(p2 * value)),
+                where(middle, p * table[0, 1], spread(p2 * table[0, 2])),
+            )
+            mx, mw = (
+                where(middle, m * value, spread(m2 * value)),
+                where(middle, m * table[1, 1], spread(m2 * table[1, 2])),
+            )
         if i < 8:
             x0, x1, x2, x3 = x0 + px, x1 + px, x2 + mx, x3 + mx
             w0, w1, w2, w3 = w0 + pw, w1 + pw, w2 + mw, w3 + mw
@@ -215,7 +240,12 @@ def _m(rows: Floats, weights: Floats, out: Bytes, grid: Grid, table: Floats) -> 
     room = new_room()
     w = np.zeros(SUPER, np.float32)
     order, levels, lanes = np.zeros(16, np.int32), np.zeros(16, np.int32), np.arange(LANES).astype(np.int32)
-    scales, shifts, found, codes = np.zeros(16, np.float32), np.zeros(16, np.int32), np.zeros(4, np.int32), np.zeros(32, np.int32)
+    scales, shifts, found, codes = (
+        np.zeros(16, np.float32),
+        np.zeros(16, np.int32),
+        np.zeros(4, np.int32),
+        np.zeros(32, np.int32),
+    )
     qx, q2 = np.zeros(4 * LANES + 1, np.float32), np.zeros(4 * LANES, np.float32)
     data[:] = 0
     for block in range(len(x) // SUPER):
@@ -259,7 +289,9 @@ def _m(rows: Floats, weights: Floats, out: Bytes, grid: Grid, table: Floats) -> 
             if moved:
                 a, b = _ZERO, _ZERO
                 for k in range(2):
-                    a, b = _add(a, b, x, at + 8 * k, w, 16 * ib + 8 * k, codes[2 * ib + k], table[shift >> (1 - k) & 1], _ONE)
+                    a, b = _add(
+                        a, b, x, at + 8 * k, w, 16 * ib + 8 * k, codes[2 * ib + k], table[shift >> (1 - k) & 1], _ONE
+                    )
                 if a > 0 and b > 0:
                     scale = a / b
             places = np.int64(grid.place[codes[2 * ib]]), np.int64(grid.place[codes[2 * ib + 1]])
@@ -291,9 +323,9 @@ def _m(rows: Floats, weights: Floats, out: Bytes, grid: Grid, table: Floats) -> 
 
 def iq1_s(rows: Floats, weights: Floats, out: Bytes) -> None:
     """Quantize to iq1_s: see the package."""
-    _s(rows, weights, out, grid_of("iq1"), _LEVELS)
+    _s(rows, weights, out, grid_of("iq1_s"), _LEVELS)
 
 
 def iq1_m(rows: Floats, weights: Floats, out: Bytes) -> None:
     """Quantize to iq1_m: see the package."""
-    _m(rows, weights, out, grid_of("iq1"), _LEVELS)
+    _m(rows, weights, out, grid_of("iq1_s"), _LEVELS)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.formats.ggml.fast.compiler import compiled, part
 from planner.formats.ggml.fast.grids import Grid, grid_of
+from planner.formats.ggml.fast.lanes import LANES, load, square_root, store
 from planner.formats.ggml.fast.search import (
     ALL_OR_NONE,
     DOUBTED,
     SUPER,
+    Room,
     best_points,
     energy,
     half_of,
@@ -20,7 +24,6 @@ from planner.formats.ggml.fast.search import (
     split,
     weigh,
 )
-from planner.formats.ggml.fast.lanes import LANES, load, square_root, store
 
 __all__ = ["iq3_s", "iq3_xxs"]
 
@@ -36,7 +39,7 @@ _ALL, _MOST = np.float32(SUPER), np.float32(31)
 
 
 @part
-def _weigh(x, at, weights, place, sigma2, room):
+def _weigh(x: Floats, at: int, weights: Floats, place: int, sigma2: Any, room: Room) -> None:
     if len(weights):
         weigh(x, at, weights, place, _SUB, sigma2, room)
         return
@@ -135,8 +138,10 @@ def _s(rows: Floats, weights: Floats, out: Bytes, grid: Grid) -> None:
 
 
 def iq3_xxs(rows: Floats, weights: Floats, out: Bytes) -> None:
+    """Quantize to iq3_xxs: see the package."""
     _xxs(rows, weights, out, grid_of("iq3_xxs"))
 
 
 def iq3_s(rows: Floats, weights: Floats, out: Bytes) -> None:
+    """Quantize to iq3_s: see the package."""
     _s(rows, weights, out, grid_of("iq3_s"))

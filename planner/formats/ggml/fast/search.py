@@ -2,8 +2,8 @@
 
 ggml tries a number of scales, one after another, and for each of them goes over the neighbours of each group's point.
 The same sums, in the same order, are made here of all scales at once. What a weight adds to a distance depends on its
-level alone, and there are few: these terms are made once, and a neighbour costs an addition for each weight. Scales that
-round a group to the same point share the work.
+level alone, and there are few: these terms are made once, and a neighbour costs an addition for each weight. Scales
+that round a group to the same point share the work.
 """
 
 from __future__ import annotations
@@ -28,7 +28,22 @@ from planner.formats.ggml.fast.lanes import (
     where,
 )
 
-__all__ = ["ALL_OR_NONE", "ALWAYS", "DOUBTED", "SUPER", "Room", "best_points", "half_of", "nearest_int", "nearest_point", "new_room", "scale_code", "set_scales", "split", "weigh"]
+__all__ = [
+    "ALL_OR_NONE",
+    "ALWAYS",
+    "DOUBTED",
+    "SUPER",
+    "Room",
+    "best_points",
+    "half_of",
+    "nearest_int",
+    "nearest_point",
+    "new_room",
+    "scale_code",
+    "set_scales",
+    "split",
+    "weigh",
+]
 
 Floats = NDArray[np.float32]
 Numbers = NDArray[np.int32]
@@ -168,7 +183,7 @@ def _rounded(x: Floats, begin: int, inverse: Any, grid: Grid) -> int:
 @part
 def nearest_point(
     x: Floats, at: int, w: Floats, begin: int, scale: Any, code: int, values: Floats, grid: Grid, terms: Floats
-) -> int:
+) -> Any:
     """Return the code of the neighbour of a point that is nearest to the weights of a group, from x[at] and w[begin]
     on, the first of such (iq2_find_best_neighbour and its like). `values`: of levels."""
     levels = grid.top + 1
@@ -177,7 +192,7 @@ def nearest_point(
             gap = scale * values[level] - x[at + i]
             terms[i * levels + level] = w[begin + i] * gap * gap
     best, found = _LARGEST, np.int64(grid.codes[grid.first[code]])
-    for j in range(grid.first[code], grid.first[code] + grid.count[code]):
+    for j in range(grid.first[code], grid.first[code] + grid.counts[code]):
         distance = _ZERO
         for i in range(grid.width):
             distance += terms[grid.near[j, i]]
@@ -192,7 +207,7 @@ def _try_scales(n: int, count: int, grid: Grid, room: Room) -> None:
     room.qx and room.q2."""
     rounded, tried, terms, spare = room.rounded, room.tried, room.terms, room.spare
     x, w, root = room.x, room.w, room.root
-    place, first, counts, near, codes = grid.place, grid.first, grid.count, grid.near, grid.codes
+    place, first, counts, near, codes = grid.place, grid.first, grid.counts, grid.near, grid.codes
     width, shift, top = grid.width, grid.shift, grid.top
     mask = (1 << shift) - 1
     for v in range(0, count, LANES):
@@ -278,7 +293,7 @@ def best_points(n: int, count: int, scale: Any, again: int, doubted: bool, grid:
         if q2 > 0 and qx * qx > best * q2:
             scale = qx / q2
             best, chosen = scale * qx, s
-    off = 0
+    off: Any = 0
     for k in range(groups):
         room.codes[k] = room.tried[k * _SCALES + chosen] if chosen >= 0 else 0
         doubt = grid.place[room.rounded[k * _SCALES + chosen]] < 0 if chosen >= 0 else doubted
