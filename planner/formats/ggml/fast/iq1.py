@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from planner.formats.ggml.fast.compiler import compiled, part
 from planner.formats.ggml.fast.grids import Grid, grid_of
 from planner.formats.ggml.fast.lanes import LANES, load, some, spread, store, where
-from planner.formats.ggml.fast.search import SUPER, energy, half_of, nearest_int, nearest_point, new_room, weigh
+from planner.formats.ggml.fast.search import SUPER, Room, energy, half_of, nearest_int, nearest_point, new_room, weigh
 
 __all__ = ["iq1_m", "iq1_s"]
 
@@ -99,19 +99,60 @@ def _add(qx: Any, q2: Any, x: Floats, at: int, w: Floats, begin: int, code: int,
     return qx, q2
 
 
+@part
+def _split_long(x: Floats, at: int, lanes: Numbers, table: Floats, sums: Any, found: Numbers, room: Room) -> Any:
+    """Find where 32 weights, sorted, are split into levels best, and return the scale."""
+    order, sx, sw, qx, q2 = sums
+    _sort(x, at, 32, order)
+    for j in range(32):
+        i = order[j]
+        sx[j + 1] = sx[j] + room.w[i] * x[at + i]
+        sw[j + 1] = sw[j] + room.w[i]
+    best = _LOWEST
+    found[0] = -1
+    for i1 in range(33):
+        found[3] = i1
+        for i2 in range(i1, 33, LANES):
+            second, weight = load(sx, i2), load(sw, i2)
+            for kind in range(2):
+                low, middle, high = table[kind, 0], table[kind, 1], table[kind, 2]
+                part_x = (second - sx[i1]) * middle + (sx[i1] - sx[0]) * low
+                store(qx, kind * LANES, part_x + (sx[32] - second) * high)
+                part_2 = (weight - sw[i1]) * middle * middle + (sw[i1] - sw[0]) * low * low
+                store(q2, kind * LANES, part_2 + (sw[32] - weight) * high * high)
+            best = _choose(qx, q2, 2, lanes, i2, min(LANES, 33 - i2), best, found)
+    return qx[-1]
+
+
+@part
+def _place_long(
+    x: Floats, at: int, scale: Any, values: Floats, levels: Numbers, codes: Numbers, grid: Grid, room: Room
+) -> Any:
+    """Put the codes of four groups' points into `codes`, and return their scale."""
+    moved = False
+    for k in range(4):
+        code = _code(levels, 8 * k)
+        if grid.place[code] < 0:
+            moved = True
+            code = nearest_point(x, at + 8 * k, room.w, 8 * k, scale, code, values, grid, room.terms)
+        codes[k] = code
+    if moved:
+        a, b = _ZERO, _ZERO
+        for k in range(4):
+            a, b = _add(a, b, x, at + 8 * k, room.w, 8 * k, codes[k], values, _ONE)
+        if a > 0 and b > 0:
+            scale = a / b
+    return scale
+
+
 @compiled
 def _s(rows: Floats, weights: Floats, out: Bytes, grid: Grid, table: Floats) -> None:
     x, data, length = rows.reshape(-1), out.reshape(-1), rows.shape[1]
-    room = new_room()
-    order, levels, lanes = np.zeros(32, np.int32), np.zeros(32, np.int32), np.arange(LANES).astype(np.int32)
-    scales, shifts, found, codes = (
-        np.zeros(8, np.float32),
-        np.zeros(8, np.int32),
-        np.zeros(4, np.int32),
-        np.zeros(4, np.int32),
-    )
+    room, lanes = new_room(), np.arange(LANES).astype(np.int32)
+    order, levels, found = np.zeros(32, np.int32), np.zeros(32, np.int32), np.zeros(4, np.int32)
+    scales, shifts, codes = np.zeros(8, np.float32), np.zeros(8, np.int32), np.zeros(4, np.int32)
     sx, sw = np.zeros(_ROOM, np.float32), np.zeros(_ROOM, np.float32)
-    qx, q2 = np.zeros(2 * LANES + 1, np.float32), np.zeros(2 * LANES, np.float32)
+    sums = (order, sx, sw, np.zeros(2 * LANES + 1, np.float32), np.zeros(2 * LANES, np.float32))
     data[:] = 0
     for block in range(len(x) // SUPER):
         begin, y = SUPER * block, 50 * block
@@ -123,44 +164,14 @@ def _s(rows: Floats, weights: Floats, out: Bytes, grid: Grid, table: Floats) -> 
             weigh(x, at, weights, at % length, 32, sigma2, room)
             if _largest(x, at, 32) < _FAINTEST_S:
                 continue
-            _sort(x, at, 32, order)
-            for j in range(32):
-                i = order[j]
-                sx[j + 1] = sx[j] + room.w[i] * x[at + i]
-                sw[j + 1] = sw[j] + room.w[i]
-            best = _LOWEST
-            found[0] = -1
-            for i1 in range(33):
-                found[3] = i1
-                for i2 in range(i1, 33, LANES):
-                    second, weight = load(sx, i2), load(sw, i2)
-                    for kind in range(2):
-                        low, middle, high = table[kind, 0], table[kind, 1], table[kind, 2]
-                        sums = (second - sx[i1]) * middle + (sx[i1] - sx[0]) * low + (sx[32] - second) * high
-                        store(qx, kind * LANES, sums)
-                        sums = (weight - sw[i1]) * middle * middle + (sw[i1] - sw[0]) * low * low
-                        store(q2, kind * LANES, sums + (sw[32] - weight) * high * high)
-                    best = _choose(qx, q2, 2, lanes, i2, min(LANES, 33 - i2), best, found)
+            scale = _split_long(x, at, lanes, table, sums, found, room)
             if found[0] < 0:
                 continue
-            scale, shift = qx[-1], found[2]
-            flip = scale < 0
+            shift, flip = found[2], scale < 0
             _assign(order, 32, found, flip, levels)
             if flip:
                 scale, shift = -scale, 1 - shift
-            values, moved = table[shift], False
-            for k in range(4):
-                code = _code(levels, 8 * k)
-                if grid.place[code] < 0:
-                    moved = True
-                    code = nearest_point(x, at + 8 * k, room.w, 8 * k, scale, code, values, grid, room.terms)
-                codes[k] = code
-            if moved:
-                a, b = _ZERO, _ZERO
-                for k in range(4):
-                    a, b = _add(a, b, x, at + 8 * k, room.w, 8 * k, codes[k], values, _ONE)
-                if a > 0 and b > 0:
-                    scale = a / b
+            scale = _place_long(x, at, scale, table[shift], levels, codes, grid, room)
             high = 0
             for k in range(4):
                 place = np.int64(grid.place[codes[k]])
@@ -234,19 +245,97 @@ def _split_sums(
     store(q2, 3 * LANES, w3)
 
 
+@part
+def _split_short(
+    x: Floats, at: int, w: Floats, begin: int, lanes: Numbers, table: Floats, sums: Any, found: Numbers
+) -> Any:
+    """Find where 16 weights, sorted, are split into levels best, and return the scale."""
+    order, qx, q2 = sums
+    _sort(x, at, 16, order)
+    best = _LOWEST
+    found[0] = -1
+    for i1 in range(17):
+        found[3] = i1
+        for i2 in range(i1, 17, LANES):
+            _split_sums(x, at, w, begin, order, i1, i2, lanes, table, qx, q2)
+            best = _choose(qx, q2, 4, lanes, i2, min(LANES, 17 - i2), best, found)
+    return qx[-1]
+
+
+@part
+def _place_short(
+    x: Floats,
+    at: int,
+    w: Floats,
+    begin: int,
+    scale: Any,
+    shift: int,
+    levels: Numbers,
+    codes: Numbers,
+    grid: Grid,
+    table: Floats,
+    terms: Floats,
+) -> Any:
+    """Put the codes of two groups' points into `codes`, and return their scale."""
+    moved = False
+    for k in range(2):
+        code, i, values = _code(levels, 8 * k), begin + 8 * k, table[shift >> (1 - k) & 1]
+        if grid.place[code] < 0:
+            moved = True
+            code = nearest_point(x, at + 8 * k, w, i, scale, code, values, grid, terms)
+        codes[i // 8] = code
+    if moved:
+        a, b = _ZERO, _ZERO
+        for k in range(2):
+            i, values = begin + 8 * k, table[shift >> (1 - k) & 1]
+            a, b = _add(a, b, x, at + 8 * k, w, i, codes[i // 8], values, _ONE)
+        if a > 0 and b > 0:
+            scale = a / b
+    return scale
+
+
+@part
+def _finish_short(
+    x: Floats,
+    begin: int,
+    w: Floats,
+    most: Any,
+    scales: Floats,
+    shifts: Numbers,
+    codes: Numbers,
+    table: Floats,
+    data: Bytes,
+    y: int,
+    room: Room,
+) -> None:
+    """Put the codes of scales, the sets of levels and the scale of all into a block's bytes."""
+    d = most / _MOST
+    inverse = _ONE / d
+    a, b = _ZERO, _ZERO
+    for ib in range(16):
+        code = max(0, min(7, nearest_int(_HALF * (inverse * scales[ib] - _ONE))))
+        bits = code << 3 * (ib % 4)
+        data[y + 48 + ib // 4 * 2] |= bits & 255
+        data[y + 49 + ib // 4 * 2] |= bits >> 8
+        data[y + 32 + ib] |= (shifts[ib] >> 1) << 3 | (shifts[ib] & 1) << 7
+        factor = np.float32(2 * code + 1)
+        for k in range(2):
+            i, values = 16 * ib + 8 * k, table[shifts[ib] >> (1 - k) & 1]
+            a, b = _add(a, b, x, begin + i, w, i, codes[2 * ib + k], values, factor)
+    if b > 0:
+        d = a / b
+    half = half_of(d * np.float32(1.1125), room)
+    for i in range(4):
+        data[y + 49 + 2 * i] |= (half >> 4 * i & 15) << 4
+
+
 @compiled
 def _m(rows: Floats, weights: Floats, out: Bytes, grid: Grid, table: Floats) -> None:
     x, data, length = rows.reshape(-1), out.reshape(-1), rows.shape[1]
-    room = new_room()
-    w = np.zeros(SUPER, np.float32)
-    order, levels, lanes = np.zeros(16, np.int32), np.zeros(16, np.int32), np.arange(LANES).astype(np.int32)
-    scales, shifts, found, codes = (
-        np.zeros(16, np.float32),
-        np.zeros(16, np.int32),
-        np.zeros(4, np.int32),
-        np.zeros(32, np.int32),
-    )
-    qx, q2 = np.zeros(4 * LANES + 1, np.float32), np.zeros(4 * LANES, np.float32)
+    room, lanes, w = new_room(), np.arange(LANES).astype(np.int32), np.zeros(SUPER, np.float32)
+    order, levels, found = np.zeros(16, np.int32), np.zeros(16, np.int32), np.zeros(4, np.int32)
+    scales, shifts, codes = np.zeros(16, np.float32), np.zeros(16, np.int32), np.zeros(32, np.int32)
+    sums = (order, np.zeros(4 * LANES + 1, np.float32), np.zeros(4 * LANES, np.float32))
     data[:] = 0
     for block in range(len(x) // SUPER):
         begin, y = SUPER * block, 56 * block
@@ -263,62 +352,21 @@ def _m(rows: Floats, weights: Floats, out: Bytes, grid: Grid, table: Floats) -> 
                 store(w, 16 * ib, load(x, at) * load(x, at))
             if _largest(x, at, 16) < _FAINTEST_M:
                 continue
-            _sort(x, at, 16, order)
-            best = _LOWEST
-            found[0] = -1
-            for i1 in range(17):
-                found[3] = i1
-                for i2 in range(i1, 17, LANES):
-                    _split_sums(x, at, w, 16 * ib, order, i1, i2, lanes, table, qx, q2)
-                    best = _choose(qx, q2, 4, lanes, i2, min(LANES, 17 - i2), best, found)
+            scale = _split_short(x, at, w, 16 * ib, lanes, table, sums, found)
             if found[0] < 0:
                 continue
-            scale, shift = qx[-1], found[2]
-            flip = scale < 0
+            shift, flip = found[2], scale < 0
             _assign(order, 16, found, flip, levels)
             if flip:
                 scale, shift = -scale, 3 - shift
-            moved = False
-            for k in range(2):
-                code = _code(levels, 8 * k)
-                if grid.place[code] < 0:
-                    moved = True
-                    values = table[shift >> (1 - k) & 1]
-                    code = nearest_point(x, at + 8 * k, w, 16 * ib + 8 * k, scale, code, values, grid, room.terms)
-                codes[2 * ib + k] = code
-            if moved:
-                a, b = _ZERO, _ZERO
-                for k in range(2):
-                    a, b = _add(
-                        a, b, x, at + 8 * k, w, 16 * ib + 8 * k, codes[2 * ib + k], table[shift >> (1 - k) & 1], _ONE
-                    )
-                if a > 0 and b > 0:
-                    scale = a / b
+            scale = _place_short(x, at, w, 16 * ib, scale, shift, levels, codes, grid, table, room.terms)
             places = np.int64(grid.place[codes[2 * ib]]), np.int64(grid.place[codes[2 * ib + 1]])
             data[y + 2 * ib], data[y + 2 * ib + 1] = places[0] & 255, places[1] & 255
             data[y + 32 + ib] = places[0] >> 8 | places[1] >> 8 << 4
             scales[ib], shifts[ib] = scale, shift
             most = max(most, scale)
-        if most == 0:
-            continue
-        d = most / _MOST
-        inverse = _ONE / d
-        a, b = _ZERO, _ZERO
-        for ib in range(16):
-            code = max(0, min(7, nearest_int(_HALF * (inverse * scales[ib] - _ONE))))
-            bits = code << 3 * (ib % 4)
-            data[y + 48 + ib // 4 * 2] |= bits & 255
-            data[y + 49 + ib // 4 * 2] |= bits >> 8
-            data[y + 32 + ib] |= (shifts[ib] >> 1) << 3 | (shifts[ib] & 1) << 7
-            factor = np.float32(2 * code + 1)
-            for k in range(2):
-                i, values = 16 * ib + 8 * k, table[shifts[ib] >> (1 - k) & 1]
-                a, b = _add(a, b, x, begin + i, w, i, codes[2 * ib + k], values, factor)
-        if b > 0:
-            d = a / b
-        half = half_of(d * np.float32(1.1125), room)
-        for i in range(4):
-            data[y + 49 + 2 * i] |= (half >> 4 * i & 15) << 4
+        if most != 0:
+            _finish_short(x, begin, w, most, scales, shifts, codes, table, data, y, room)
 
 
 def iq1_s(rows: Floats, weights: Floats, out: Bytes) -> None:

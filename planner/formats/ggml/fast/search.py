@@ -35,6 +35,7 @@ __all__ = [
     "SUPER",
     "Room",
     "best_points",
+    "energy",
     "half_of",
     "nearest_int",
     "nearest_point",
