@@ -29,7 +29,7 @@ Quantizer = Callable[[Floats, Floats, Bytes], None]
 
 MODULES: Mapping[str, str] = MappingProxyType(
     {"q2_K": "qkx", "q4_K": "qkx", "q5_K": "qkx", "q4_1": "qkx", "q5_1": "qkx"}
-    | {"iq1_s": "iq1", "iq1_m": "iq1", "iq2_xxs": "iq2", "iq2_xs": "iq2", "iq2_s": "iq2"}
+    | {"iq1_s": "iq1", "iq1_m": "iq1m", "iq2_xxs": "iq2", "iq2_xs": "iq2", "iq2_s": "iq2"}
     | {"iq3_xxs": "iq3", "iq3_s": "iq3"}
 )
 """Formats that are quantized here, and the module that does it."""
