@@ -35,6 +35,7 @@ def sort(x: Floats, at: int, n: int, order: Numbers) -> None:
 
 @part
 def largest(x: Floats, at: int, n: int) -> Any:
+    """Return the largest magnitude of n numbers."""
     most = abs(x[at])
     for i in range(at + 1, at + n):
         most = max(most, abs(x[i]))
@@ -67,6 +68,7 @@ def choose(
 
 @part
 def assign(order: Numbers, n: int, found: Numbers, flip: bool, levels: Numbers) -> None:
+    """Put the levels of n weights, sorted, into `levels`: those of a split, or `flip` its mirror image."""
     for j in range(n):
         level = 0 if j < found[0] else 1 if j < found[1] else 2
         levels[order[j]] = 2 - level if flip else level
@@ -74,6 +76,7 @@ def assign(order: Numbers, n: int, found: Numbers, flip: bool, levels: Numbers) 
 
 @part
 def code_of(levels: Numbers, begin: int) -> Any:
+    """Return the code of the point of eight levels."""
     code: Any = 0
     for j in range(8):
         code |= np.int64(levels[begin + j]) << 2 * j
