@@ -46,12 +46,12 @@ _looking = threading.Lock()
 def quantize(fmt: Format, rows: Floats, weights: Floats | None) -> Bytes | None:
     """Return rows f32[r, n], C-contiguous, in a format, u8[r, bytes], with imatrix values f32[n] or None; or None: it
     is left to ggml. Other threads do not wait while one compiles: ggml works for them. Releases the GIL."""
-    if fmt.name not in MODULES or (weights is None and fmt.name not in WITHOUT_IMATRIX):
+    wish = os.environ.get(_SWITCH)
+    if wish == "ggml" or fmt.name not in MODULES or (weights is None and fmt.name not in WITHOUT_IMATRIX):
         return None
     if fmt.name not in _found:
         _asked[fmt.name] = _asked.get(fmt.name, 0) + rows.size
-        wish = os.environ.get(_SWITCH)
-        if wish == "ggml" or (wish != "compiled" and _asked[fmt.name] < _PAYS):
+        if wish != "compiled" and _asked[fmt.name] < _PAYS:
             return None
         if not _looking.acquire(blocking=wish == "compiled"):
             return None
