@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from planner.formats.ggml import fast, formats, quantize_by_ggml, quantize_rows
-from planner.formats.ggml.fast.agreement import agrees, awkward_rows, awkward_weights
+from planner.formats.ggml.fast.agreement import agrees, awkward_rows, awkward_weights, bearable
 from planner.formats.ggml.fast.lanes import LANES, from_half, half, load, nearest, store
 
-EACH = pytest.mark.parametrize("name", sorted(fast.MODULES))
+# of lattice types those whose tables ggml builds in a moment: for the others there are digests of what it made
+EACH = pytest.mark.parametrize("name", [name for name in sorted(fast.MODULES) if not name.startswith(("iq1", "iq2"))])
 FEW = settings(max_examples=12, deadline=None)
 NONE = np.empty(0, np.float32)
 
@@ -40,7 +41,7 @@ def choices_of_weights(name, seed, wide):
 @pytest.fixture
 def fresh(monkeypatch):
     """As in a process that has quantized nothing yet."""
-    monkeypatch.setattr(fast, "_asked", {})
+    monkeypatch.setattr(fast, "_spent", {})
     monkeypatch.setattr(fast, "_found", {})
     monkeypatch.delenv("PLANNER_KERNELS", raising=False)
 
@@ -50,7 +51,7 @@ def fresh(monkeypatch):
 @given(count=st.integers(1, 2 * LANES + 1), blocks=st.integers(1, 3), seed=st.integers(0, 2**32))
 def test_awkward_blocks_have_the_bytes_of_ggml(name, count, blocks, seed):
     wide = formats()[name].block * blocks
-    rows = awkward_rows(np.random.default_rng(seed), count, wide)
+    rows = bearable(formats()[name], awkward_rows(np.random.default_rng(seed), count, wide))
     choices = choices_of_weights(name, seed, wide)
     weights = choices[seed % len(choices)]
     assert np.array_equal(ours(name, rows, weights), quantize_by_ggml(formats()[name], rows, weights))
@@ -62,6 +63,7 @@ def test_awkward_blocks_have_the_bytes_of_ggml(name, count, blocks, seed):
 def test_any_floats_have_the_bytes_of_ggml(name, data):
     wide = formats()[name].block
     rows = data.draw(arrays(np.float32, (2, wide), elements=st.floats(-(2.0**43), 2.0**43, width=32)))
+    rows = bearable(formats()[name], rows)
     for weights in choices_of_weights(name, 1, wide):
         assert np.array_equal(ours(name, rows, weights), quantize_by_ggml(formats()[name], rows, weights))
 
@@ -92,17 +94,25 @@ def test_one_byte_in_a_hundred_thousand_is_seen():
 
 
 @pytest.mark.usefixtures("fresh")
-def test_few_rows_are_left_to_ggml(monkeypatch):
+def test_ggml_begins_and_ours_takes_over(monkeypatch):
     fmt, rows = formats()["q4_K"], np.ones((4, 256), np.float32)
-    monkeypatch.setattr(fast, "_PAYS", 2 * rows.size)
-    assert fast.quantize(fmt, rows, None) is None
-    assert fast.quantize(formats()["f16"], rows, None) is None
-    assert fast.quantize(fmt, rows, None) is not None
+    fast.quantize(fmt, rows, None)
+    assert not fast._found
+    assert 0 < fast._spent["q4_K"] < fast._PAYS
+    monkeypatch.setattr(fast, "_PAYS", fast._spent["q4_K"])
+    fast.quantize(formats()["f16"], rows, None)
+    assert not fast._found
+    fast.quantize(fmt, rows, None)
+    assert list(fast._found) == ["q4_K"]
+    before = dict(fast._spent)
+    fast.quantize(fmt, rows, None)
+    assert fast._spent == before
     monkeypatch.setenv("PLANNER_KERNELS", "compiled")
-    assert fast.quantize(formats()["q5_K"], rows, None) is not None
+    fast.quantize(formats()["q5_K"], rows, None)
+    assert list(fast._found) == ["q4_K", "q5_K"]
     monkeypatch.setenv("PLANNER_KERNELS", "ggml")
-    assert fast.quantize(formats()["q2_K"], rows, None) is None
-    assert fast.quantize(fmt, rows, None) is None
+    fast.quantize(fmt, rows, None)
+    assert fast._spent["q4_K"] > before["q4_K"]
 
 
 @pytest.mark.usefixtures("fresh")
@@ -138,12 +148,12 @@ def test_nobody_waits_for_the_compiler(monkeypatch):
         assert done.wait(60)
 
     monkeypatch.setattr(fast, "quantizer", slow)
-    monkeypatch.setattr(fast, "_PAYS", 1)
+    monkeypatch.setattr(fast, "_PAYS", 0)
     fmt, rows = formats()["q4_K"], np.ones((4, 256), np.float32)
     first = threading.Thread(target=fast.quantize, args=(fmt, rows, None))
     first.start()
     assert entered.wait(60)
-    assert fast.quantize(fmt, rows, None) is None
+    assert np.array_equal(fast.quantize(fmt, rows, None), quantize_by_ggml(fmt, rows))
     assert fmt.name not in fast._found
     done.set()
     first.join()
