@@ -16,14 +16,13 @@ from planner.formats.ggml.formats import (
 from planner.formats.ggml.kernels import (
     FAINTEST_WEIGHT,
     dequantize_rows,
-    has_tables,
     prepare_tables,
     quantize_rows,
     rows_are_valid,
     tables_ready,
 )
 from planner.formats.ggml.library import load
-from planner.formats.ggml.reference import quantize_by_ggml
+from planner.formats.ggml.reference import has_tables, quantize_by_ggml
 from planner.formats.ggml.types import TYPES, Type, type_of
 
 __all__ = [

@@ -17,7 +17,6 @@ from planner.formats.ggml.types import type_of
 __all__ = [
     "FAINTEST_WEIGHT",
     "dequantize_rows",
-    "has_tables",
     "prepare_tables",
     "quantize_rows",
     "rows_are_valid",
@@ -123,16 +122,11 @@ def rows_are_valid(fmt: Format, data: Bytes) -> bool:
     return bool(library.load().validate_row_data(fmt.id, address(data), data.nbytes)) if data.size else True
 
 
-def has_tables(fmt: Format) -> bool:
-    """Return whether rows are quantized by a kernel of ggml that needs lookup tables, which take seconds to build."""
-    return reference.has_tables(fmt) and not fast.at_once(fmt)
-
-
 def tables_ready(fmt: Format) -> bool:
-    """Return whether rows can be quantized at once."""
-    return not has_tables(fmt) or reference.tables_ready(fmt)
+    """Return whether rows can be quantized at once: by a kernel that has its tables, or by ours, which needs none."""
+    return reference.tables_ready(fmt) or fast.at_once(fmt)
 
 
 def prepare_tables(wanted: tuple[Format, ...]) -> None:
     """Build the tables of the formats that need them (`reference.prepare_tables`)."""
-    reference.prepare_tables(tuple(fmt for fmt in wanted if has_tables(fmt)))
+    reference.prepare_tables(tuple(fmt for fmt in wanted if not fast.at_once(fmt)))

@@ -98,7 +98,7 @@ def _s(rows: Floats, weights: Floats, out: Bytes, grid: Grid, table: Floats) -> 
             if flip:
                 scale, shift = -scale, 1 - shift
             scale = _place_long(x, at, scale, table[shift], levels, codes, grid, room)
-            high = 0
+            high: Any = 0
             for k in range(4):
                 place = np.int64(grid.place[codes[k]])
                 data[y + 2 + 4 * ib + k] = place & 255
