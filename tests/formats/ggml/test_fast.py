@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from functools import cache
 
@@ -184,3 +185,22 @@ def test_half_precision_and_integers_are_those_of_c():
     assert np.array_equal(back.view(np.uint32), expected.astype(np.float32).view(np.uint32))
     bits = (values + np.float32(12582912)).view(np.int32)
     assert np.array_equal(integers, (bits & 0x007FFFFF) - 0x00400000)
+
+
+# SHA-256 of what ggml 0.20.2 makes of `scattered`: to ask it here would take its tables
+BY_GGML = {"iq2_xxs": "95cae3261bcb15a565cd0c705eec599cc7fd406639b7ff631ece4ccad270682a"}
+
+
+def scattered(count, wide):
+    """Rows and imatrix values that look random, of all sizes, and are the same everywhere."""
+    numbers = np.arange(count * wide + wide, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    numbers ^= numbers >> np.uint64(29)
+    sizes = 2.0 ** -((numbers >> np.uint64(20)) % np.uint64(6)).astype(np.float64)
+    values = (((numbers >> np.uint64(40)).astype(np.float64) / 2**23 - 1) * sizes).astype(np.float32)
+    return values[wide:].reshape(count, wide), values[:wide] ** 2
+
+
+@pytest.mark.parametrize("name", BY_GGML)
+def test_types_with_slow_tables_have_the_bytes_of_ggml(name):
+    rows, weights = scattered(64, 512)
+    assert hashlib.sha256(ours(name, rows, weights)).hexdigest() == BY_GGML[name]
