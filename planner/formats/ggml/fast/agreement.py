@@ -25,13 +25,14 @@ _ROWS, _WIDE, _SEED = 48, 512, 20  # some milliseconds of ggml's time
 _MOST = np.float32(1e8)  # beyond, the kernels of lattice types may overflow, and end the process
 # SHA-256 of ggml libraries with which lattice types were compared beforehand, by benchmarks/kernels.py
 _PROVEN = frozenset({"e871a2a305b2f0ed0adc0c8576ac20cea2e5b0792c5656ec4c2581a924077eed"})  # 0.20.2, Linux, x86-64
+_COMPARED = frozenset({"iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"})  # iq1_s and iq1_m: ggml is asked
 _RUN = 16  # weights that are of one kind in rows of many
 
 
 def proven(fmt: Format) -> bool:
     """Return whether a lattice type's quantizer is known to agree with the loaded ggml, which is not asked: its answer
     would take its tables, and half a minute."""
-    return type_of(fmt.name).lattice is not None and library.load().digest in _PROVEN
+    return fmt.name in _COMPARED and library.load().digest in _PROVEN
 
 
 def agrees(fmt: Format, function: Callable[[Floats, Floats, Bytes], None], without: bool) -> bool:
