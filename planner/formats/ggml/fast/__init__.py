@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Quantizer = Callable[[Floats, Floats, Bytes], None]
 
-MODULES: Mapping[str, str] = MappingProxyType({"q4_K": "qkx"})
+MODULES: Mapping[str, str] = MappingProxyType({"q3_K": "qx", "q4_0": "qx", "q4_K": "qkx", "q5_0": "qx", "q6_K": "qx"})
 """Formats that are quantized here, and the module that does it."""
 WITHOUT_IMATRIX: frozenset[str] = frozenset()
 """Those of them that are quantized here without an imatrix too; for the others ggml does that."""
