@@ -26,9 +26,19 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Quantizer = Callable[[Floats, Floats, Bytes], None]
 
-MODULES: Mapping[str, str] = MappingProxyType({"q3_K": "qx", "q4_0": "qx", "q4_K": "qkx", "q5_0": "qx", "q6_K": "qx"})
+MODULES: Mapping[str, str] = MappingProxyType(
+    {
+        "iq4_nl": "iq4",
+        "iq4_xs": "iq4",
+        "q3_K": "qx",
+        "q4_0": "qx",
+        "q4_K": "qkx",
+        "q5_0": "qx",
+        "q6_K": "qx",
+    }
+)
 """Formats that are quantized here, and the module that does it."""
-WITHOUT_IMATRIX: frozenset[str] = frozenset()
+WITHOUT_IMATRIX: frozenset[str] = frozenset({"iq4_nl", "iq4_xs", "q6_K"})
 """Those of them that are quantized here without an imatrix too; for the others ggml does that."""
 
 _SWITCH = "PLANNER_KERNELS"  # `ggml`: ggml's alone; `compiled`: ours from the first row on

@@ -12,9 +12,9 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from planner.formats.ggml.fast.compiler import compiled
-from planner.formats.ggml.fast.lanes import LANES, load, spread, square_root, store
+from planner.formats.ggml.fast.lanes import LANES, absolute, load, spread, square_root, store, where
 
-__all__ = ["FAINTEST", "SUPER", "apart", "beside", "places", "squares", "weigh"]
+__all__ = ["FAINTEST", "SUPER", "apart", "beside", "extreme", "places", "squares", "weigh"]
 
 Floats = NDArray[np.float32]
 
@@ -119,3 +119,14 @@ def weigh(x: Floats, w: Floats, n: int, sigma2: Any) -> None:
     for i in range(0, n * LANES, LANES):
         v = load(x, i)
         store(w, i, load(w, i) * square_root(sigma2 + v * v))
+
+
+@compiled
+def extreme(x: Floats, at: int, n: int) -> Any:
+    """Return the largest of n weights in each lane, by size: its size, and it."""
+    size, largest = spread(np.float32(0)), spread(np.float32(0))
+    for i in range(at, at + n * LANES, LANES):
+        v = load(x, i)
+        larger = absolute(v) > size
+        size, largest = where(larger, absolute(v), size), where(larger, v, largest)
+    return size, largest

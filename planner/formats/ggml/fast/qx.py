@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.blocks import FAINTEST, SUPER, apart, beside, places, squares, weigh
+from planner.formats.ggml.fast.blocks import FAINTEST, SUPER, apart, beside, extreme, places, squares, weigh
 from planner.formats.ggml.fast.compiler import compiled
 from planner.formats.ggml.fast.lanes import (
     LANES,
@@ -36,17 +36,6 @@ _ROUNDER = np.float32(12582912)  # 1.5 * 2**23: added to a number below 2**22, i
 
 
 @compiled
-def _extreme(x: Floats, at: int, n: int) -> Any:
-    """Return the largest of n weights in each lane, by size: its size, and it."""
-    size, extreme = spread(_ZERO), spread(_ZERO)
-    for i in range(at, at + n * LANES, LANES):
-        v = load(x, i)
-        larger = absolute(v) > size
-        size, extreme = where(larger, absolute(v), size), where(larger, v, extreme)
-    return size, extreme
-
-
-@compiled
 def _rounded(v: Any, low: Any, high: Any) -> Any:
     """Return the nearest integers to numbers of less than 22 bits, as floats within limits."""
     v = (v + _ROUNDER) - _ROUNDER
@@ -60,9 +49,9 @@ def _fit(x: Floats, w: Floats, at: int, n: int, top: int, wx: Floats, codes: NDA
 
     The weights are at `at` in tables of lanes, as the codes will be; `wx` is scratch for n of each lane.
     """
-    size, extreme = _extreme(x, at, n)
+    size, largest = extreme(x, at, n)
     low, high, most = spread(np.float32(-top)), spread(np.float32(top - 1)), np.float32(top)
-    inverse = -most / extreme
+    inverse = -most / largest
     sum_lx, sum_l2 = spread(_ZERO), spread(_ZERO)
     for i in range(0, n * LANES, LANES):
         v, weight = load(x, at + i), load(w, at + i)
@@ -75,8 +64,8 @@ def _fit(x: Floats, w: Floats, at: int, n: int, top: int, wx: Floats, codes: NDA
     for pair in range(9):  # of the tries from -9 to 9 without 0
         one = 2 * pair - 9 + (pair > 4)
         two = 2 * pair - 8 + (pair > 3)
-        first = -(most + _TENTH * np.float32(one)) / extreme
-        second = -(most + _TENTH * np.float32(two)) / extreme
+        first = -(most + _TENTH * np.float32(one)) / largest
+        second = -(most + _TENTH * np.float32(two)) / largest
         lx1, l21, lx2, l22 = spread(_ZERO), spread(_ZERO), spread(_ZERO), spread(_ZERO)
         for i in range(0, n * LANES, LANES):
             v, weight, product = load(x, at + i), load(w, at + i), load(wx, i)
@@ -108,7 +97,7 @@ def _recode(x: Floats, at: int, d: Any, top: int, codes: NDArray[np.int32]) -> N
 
 @compiled
 def q6_k(rows: Floats, weights: Floats, out: Bytes) -> None:
-    """Quantize rows f32[r, n] with imatrix values f32[n] to u8[r, bytes]: quantize_row_q6_K_impl."""
+    """Quantize rows f32[r, n] with imatrix values f32[n], or none, to u8[r, bytes]: quantize_row_q6_K_impl and _ref."""
     flat, target = rows.reshape(rows.size), out.reshape(out.size)
     count, turn = rows.size // SUPER, rows.shape[1] // SUPER
     x, w = np.empty(SUPER * LANES, np.float32), np.empty(SUPER * LANES, np.float32)
@@ -118,8 +107,12 @@ def q6_k(rows: Floats, weights: Floats, out: Bytes) -> None:
     for block in range(0, count, LANES):
         places(block, count - 1, SUPER, count, starts)
         beside(flat, starts, SUPER, x)
-        places(block, count - 1, SUPER, turn, starts)
-        beside(weights, starts, SUPER, w)
+        if weights.size:
+            places(block, count - 1, SUPER, turn, starts)
+            beside(weights, starts, SUPER, w)
+        else:
+            for i in range(0, SUPER * LANES, LANES):
+                store(w, i, load(x, i) * load(x, i))
         most, scale = spread(_ZERO), spread(_ZERO)
         for sub in range(16):
             own = _fit(x, w, sub * 16 * LANES, 16, 32, wx, codes)
