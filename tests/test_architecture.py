@@ -31,7 +31,7 @@ ORDER = (
     ("planner", "closing digests errors lastwords files memory sizes terms text version"),
     ("planner.inputs", "strangers kinds reading __init__"),
     ("planner.formats.ggml", "library types formats file_types foreign reference"),
-    ("planner.formats.ggml.fast", "compiler lanes blocks iq4 qkx qx agreement __init__"),
+    ("planner.formats.ggml.fast", "compiler lanes blocks fits iq4 qkx qx agreement __init__"),
     ("planner.formats.ggml", "kernels __init__"),
     ("planner.formats.ggml.refine", "fields layouts lattices codes kernels rows __init__"),
     ("planner.formats.mlx", "formats kernels __init__"),

@@ -17,6 +17,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.errors import KernelError
 from planner.formats.ggml.fast.agreement import agrees
 from planner.formats.ggml.formats import Format
 
@@ -30,15 +31,19 @@ MODULES: Mapping[str, str] = MappingProxyType(
     {
         "iq4_nl": "iq4",
         "iq4_xs": "iq4",
+        "q2_K": "qkx",
         "q3_K": "qx",
         "q4_0": "qx",
+        "q4_1": "qkx",
         "q4_K": "qkx",
         "q5_0": "qx",
+        "q5_1": "qkx",
+        "q5_K": "qkx",
         "q6_K": "qx",
     }
 )
 """Formats that are quantized here, and the module that does it."""
-WITHOUT_IMATRIX: frozenset[str] = frozenset({"iq4_nl", "iq4_xs", "q6_K"})
+WITHOUT_IMATRIX: frozenset[str] = frozenset({"iq4_nl", "iq4_xs", "q2_K", "q4_K", "q5_K", "q6_K"})
 """Those of them that are quantized here without an imatrix too; for the others ggml does that."""
 
 _SWITCH = "PLANNER_KERNELS"  # `ggml`: ggml's alone; `compiled`: ours from the first row on
@@ -77,10 +82,13 @@ def quantize(fmt: Format, rows: Floats, weights: Floats | None) -> Bytes | None:
 
 
 def quantizer(fmt: Format) -> Quantizer | None:
-    """Return what quantizes to one of `MODULES`, compiled, or None where numba is missing or ggml's bytes differ."""
+    """Return what quantizes to one of `MODULES`, compiled; None where numba is missing or fails, or bytes differ."""
     try:
         module = importlib.import_module(f"{__name__}.{MODULES[fmt.name]}")
-    except ImportError:  # numba is an extra, and does not go with every version of numpy
+        function: Quantizer = getattr(module, fmt.name.lower())
+        agreed = agrees(fmt, function, fmt.name in WITHOUT_IMATRIX)
+    except KernelError:
+        raise
+    except Exception:  # numba is an extra; whatever one of another version stumbles over, ggml can do it
         return None
-    function: Quantizer = getattr(module, fmt.name.lower())
-    return function if agrees(fmt, function, fmt.name in WITHOUT_IMATRIX) else None
+    return function if agreed else None

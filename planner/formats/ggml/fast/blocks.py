@@ -11,10 +11,10 @@ from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.compiler import compiled
-from planner.formats.ggml.fast.lanes import LANES, absolute, load, spread, square_root, store, where
+from planner.formats.ggml.fast.compiler import part
+from planner.formats.ggml.fast.lanes import LANES, absolute, load, place, spread, square_root, store, where
 
-__all__ = ["FAINTEST", "SUPER", "apart", "beside", "extreme", "places", "squares", "weigh"]
+__all__ = ["FAINTEST", "SUPER", "apart", "beside", "extreme", "squares", "weigh"]
 
 Floats = NDArray[np.float32]
 
@@ -64,15 +64,7 @@ def _tile(typing: Any, source: Any, starts: Any, shift: Any, out: Any, ends: Any
     return signature(types.void, source, starts, types.intp, out, ends, types.intp), code
 
 
-@compiled
-def places(first: int, last: int, step: int, turn: int, out: NDArray[np.int64]) -> None:
-    """Put where the blocks from number `first` on begin, `step` apart, from zero again after `turn` blocks; none is
-    beyond the last, which may fill several lanes."""
-    for lane in range(LANES):
-        out[lane] = min(first + lane, last) % turn * step
-
-
-@compiled
+@part
 def beside(source: Any, starts: NDArray[np.int64], count: int, out: Any) -> None:
     """Lay `count` numbers (a multiple of `LANES`) of a flat array from each of `starts`, i64[LANES], on side by side:
     those of one lane are `LANES` apart."""
@@ -81,27 +73,28 @@ def beside(source: Any, starts: NDArray[np.int64], count: int, out: Any) -> None
         _tile(source, starts, i, out, ends, i * LANES)
 
 
-@compiled
-def apart(stage: Any, count: int, spare: Any, out: Any, starts: NDArray[np.int64]) -> None:
-    """Undo `beside`: put the first `count` numbers of each lane of `stage` to a flat array from each of `starts` on.
-    `stage` and `spare` have room for a multiple of `LANES`."""
-    width = (count + LANES - 1) // LANES * LANES
-    begins, ends = np.arange(0, LANES * LANES, LANES), np.arange(0, LANES * width, width)
-    for i in range(0, width, LANES):
-        _tile(stage, begins, i * LANES, spare, ends, i)
-    for lane in range(LANES):
-        for i in range(count):
-            out[starts[lane] + i] = spare[lane * width + i]
+@part
+def apart(stage: Any, size: int, begin: int, count: int, out: Any) -> None:
+    """Put blocks of `size` bytes that lie side by side into `out`, u8[r, bytes], as blocks `begin` and following of
+    `count`. `stage` has room for a multiple of `LANES` bytes of each."""
+    wide, data = (size + LANES - 1) // LANES * LANES, out.reshape(out.size)
+    begins, ends = np.arange(0, LANES * LANES, LANES), np.arange(0, LANES * wide, wide)
+    blocks = np.empty(LANES * wide, np.uint8)
+    for i in range(0, wide, LANES):
+        _tile(stage, begins, i * LANES, blocks, ends, i)
+    for lane in range(min(LANES, count - begin)):
+        for i in range(size):
+            data[(begin + lane) * size + i] = blocks[lane * wide + i]
 
 
-@compiled
+@part
 def squares(rows: Floats) -> Floats:
     """Return the sum of squares of each row, in the order of its weights, sixteen rows at a time."""
     count, n = rows.shape
     flat, starts = rows.reshape(rows.size), np.empty(LANES, np.int64)
     x, sums = np.empty(32 * LANES, np.float32), np.empty(count + LANES, np.float32)
     for row in range(0, count, LANES):
-        places(row, count - 1, n, count, starts)
+        place(row, count, n, rows.size, starts)
         total = spread(np.float32(0))
         for _ in range(0, n, 32):
             beside(flat, starts, 32, x)
@@ -113,7 +106,7 @@ def squares(rows: Floats) -> Floats:
     return sums
 
 
-@compiled
+@part
 def weigh(x: Floats, w: Floats, n: int, sigma2: Any) -> None:
     """Multiply imatrix values of n weights in each lane with what counts a weight more the larger it is."""
     for i in range(0, n * LANES, LANES):
@@ -121,7 +114,7 @@ def weigh(x: Floats, w: Floats, n: int, sigma2: Any) -> None:
         store(w, i, load(w, i) * square_root(sigma2 + v * v))
 
 
-@compiled
+@part
 def extreme(x: Floats, at: int, n: int) -> Any:
     """Return the largest of n weights in each lane, by size: its size, and it."""
     size, largest = spread(np.float32(0)), spread(np.float32(0))

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.blocks import FAINTEST, SUPER, apart, beside, extreme, places, weigh
-from planner.formats.ggml.fast.compiler import compiled
+from planner.formats.ggml.fast.blocks import FAINTEST, SUPER, apart, beside, extreme, weigh
+from planner.formats.ggml.fast.compiler import compiled, part
 from planner.formats.ggml.fast.lanes import (
     LANES,
     absolute,
@@ -22,6 +22,7 @@ from planner.formats.ggml.fast.lanes import (
     half,
     load,
     nearest,
+    place,
     spread,
     store,
     where,
@@ -41,7 +42,7 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 _TRIES = 7  # of other scales, to either side
 
 
-@compiled
+@part
 def _level(v: Any) -> Any:
     """Return the levels that are nearest to numbers; the last for NaN, as in ggml."""
     level = spread(_LEVELS[0])
@@ -50,16 +51,16 @@ def _level(v: Any) -> Any:
     return level
 
 
-@compiled
-def _place(v: Any) -> Any:
-    """Return the places of the levels that are nearest to numbers; the last for NaN."""
-    place = spread(0)
+@part
+def _code(v: Any) -> Any:
+    """Return the codes of the levels that are nearest to numbers; the last for NaN."""
+    code = spread(0)
     for k in range(15):
-        place += where(v < _MIDDLES[k], spread(0), 1)
-    return place
+        code += where(v < _MIDDLES[k], spread(0), 1)
+    return code
 
 
-@compiled
+@part
 def _neighbours(v: Any) -> Any:
     """Return the levels that are nearest to numbers, the next above, and the middle between these two."""
     level, above, middle = spread(_LEVELS[0]), spread(_LEVELS[1]), spread(_MIDDLES[0])
@@ -70,7 +71,7 @@ def _neighbours(v: Any) -> Any:
     return level, above, middle
 
 
-@compiled
+@part
 def _fit(x: Floats, w: Floats, at: int, scratch: Floats) -> Any:
     """Return scales for 32 weights in each lane: quantize_row_iq4_nl_impl, within a block.
 
@@ -123,32 +124,32 @@ def _fit(x: Floats, w: Floats, at: int, scratch: Floats) -> Any:
     return where(size < FAINTEST, _ZERO, scale)
 
 
-@compiled
+@part
 def _inverse(scale: Any) -> Any:
     return where(scale != _ZERO, _ONE / scale, _ZERO)
 
 
-@compiled
+@part
 def _put(x: Floats, at: int, inverse: Any, stage: Bytes, to: int) -> None:
-    """Put the places of the levels of 32 weights in each lane, two in a byte."""
+    """Put the codes of the levels of 32 weights in each lane, two in a byte."""
     for i in range(0, 16 * LANES, LANES):
-        lower, upper = _place(inverse * load(x, at + i)), _place(inverse * load(x, at + i + 16 * LANES))
+        lower, upper = _code(inverse * load(x, at + i)), _code(inverse * load(x, at + i + 16 * LANES))
         store(stage, to + i, lower | (upper << 4))
 
 
-@compiled
-def _take(flat: Floats, weights: Floats, block: int, count: int, turn: int, n: int, x: Floats, w: Floats) -> None:
+@part
+def _lay(rows: Floats, weights: Floats, block: int, count: int, n: int, x: Floats, w: Floats) -> None:
     """Lay blocks of n weights side by side, and what each counts; without imatrix values, that is its square."""
     starts = np.empty(LANES, np.int64)
-    places(block, count - 1, n, count, starts)
-    beside(flat, starts, n, x)
+    place(block, count, n, rows.size, starts)
+    beside(rows.reshape(rows.size), starts, n, x)
     energy = spread(_ZERO)
     for i in range(0, n * LANES, LANES):
         v = load(x, i)
         energy += v * v
         store(w, i, v * v)
     if weights.size:
-        places(block, count - 1, n, turn, starts)
+        place(block, count, n, weights.size, starts)
         beside(weights, starts, n, w)
         weigh(x, w, n, energy * (np.float32(2) / np.float32(n)))
 
@@ -156,33 +157,29 @@ def _take(flat: Floats, weights: Floats, block: int, count: int, turn: int, n: i
 @compiled
 def iq4_nl(rows: Floats, weights: Floats, out: Bytes) -> None:
     """Quantize rows f32[r, n] with imatrix values f32[n], or none, to u8[r, bytes]: quantize_iq4_nl."""
-    flat, target = rows.reshape(rows.size), out.reshape(out.size)
-    count, turn = rows.size // 32, rows.shape[1] // 32
+    count = rows.size // 32
     x, w = np.empty((2, 32 * LANES), np.float32)
-    scratch, starts = np.empty((5, 32 * LANES), np.float32), np.empty(LANES, np.int64)
-    stage, spare = np.empty(32 * LANES, np.uint8), np.empty(32 * LANES, np.uint8)
+    scratch = np.empty((5, 32 * LANES), np.float32)
+    stage = np.empty(32 * LANES, np.uint8)
     for block in range(0, count, LANES):
-        _take(flat, weights, block, count, turn, 32, x, w)
+        _lay(rows, weights, block, count, 32, x, w)
         scale = _fit(x, w, 0, scratch)
         word = half(scale)
         store(stage, 0, word)
         store(stage, LANES, word >> 8)
         _put(x, 0, _inverse(scale), stage, 2 * LANES)
-        places(block, count - 1, 18, count, starts)
-        apart(stage, 18, spare, target, starts)
+        apart(stage, 18, block, count, out)
 
 
 @compiled
 def iq4_xs(rows: Floats, weights: Floats, out: Bytes) -> None:
     """Quantize rows f32[r, n] with imatrix values f32[n], or none, to u8[r, bytes]: quantize_iq4_xs."""
-    flat, target = rows.reshape(rows.size), out.reshape(out.size)
-    count, turn = rows.size // SUPER, rows.shape[1] // SUPER
+    count = rows.size // SUPER
     x, w = np.empty((2, SUPER * LANES), np.float32)
     scratch, scales = np.empty((5, 32 * LANES), np.float32), np.empty(8 * LANES, np.float32)
-    starts = np.empty(LANES, np.int64)
-    stage, spare = np.empty(144 * LANES, np.uint8), np.empty(144 * LANES, np.uint8)
+    stage = np.empty(144 * LANES, np.uint8)
     for block in range(0, count, LANES):
-        _take(flat, weights, block, count, turn, SUPER, x, w)
+        _lay(rows, weights, block, count, SUPER, x, w)
         size, scale = spread(_ZERO), spread(_ZERO)
         for sub in range(8):
             own = _fit(x, w, sub * 32 * LANES, scratch)
@@ -203,5 +200,4 @@ def iq4_xs(rows: Floats, weights: Floats, out: Bytes) -> None:
         store(stage, LANES, word >> 8)
         store(stage, 2 * LANES, upper)
         store(stage, 3 * LANES, upper >> 8)
-        places(block, count - 1, 136, count, starts)
-        apart(stage, 136, spare, target, starts)
+        apart(stage, 136, block, count, out)

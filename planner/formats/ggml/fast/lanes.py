@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from planner.formats.ggml.fast.compiler import compiled
+from planner.formats.ggml.fast.compiler import part
 
 __all__ = [
     "LANES",
@@ -33,10 +33,12 @@ __all__ = [
     "lay",
     "load",
     "nearest",
+    "place",
     "some",
     "spread",
     "square_root",
     "store",
+    "take",
     "truncated",
     "where",
 ]
@@ -246,20 +248,20 @@ bits = intrinsic(_turned("bitcast", FLOATS, INTEGERS))
 from_bits = intrinsic(_turned("bitcast", INTEGERS, FLOATS))
 
 
-@compiled
+@part
 def nearest(value: Any) -> Any:
     """Return the nearest integers, ties to even; for numbers beyond 22 bits what C's bits then are (nearest_int)."""
     return (bits(value + np.float32(12582912)) & 0x007FFFFF) - 0x00400000
 
 
-@compiled
+@part
 def clamped(value: Any, low: Any, high: Any) -> Any:
     """Return MAX(low, MIN(high, value)) of macros in C."""
     least = where(value > high, high, value)
     return where(least < low, low, least)
 
 
-@compiled
+@part
 def half(value: Any) -> Any:
     """Return the bits of the nearest half-precision floats, ties to even (ggml_compute_fp32_to_fp16)."""
     base = absolute(value) * np.float32(2.0**112) * np.float32(2.0**-110)
@@ -274,7 +276,7 @@ def half(value: Any) -> Any:
     return ((word >> 16) & 0x8000) | number
 
 
-@compiled
+@part
 def from_half(word: Any) -> Any:
     """Return floats from bits of half precision, exactly (ggml_compute_fp16_to_fp32)."""
     wide = word << 16
@@ -285,9 +287,28 @@ def from_half(word: Any) -> Any:
     return from_bits((wide & -0x80000000) | chosen)
 
 
-@compiled
+@part
 def lay(source: Any, starts: Any, count: int, out: Any) -> None:
     """Lay runs of `count` numbers side by side: those of a flat array from each of `starts`, i64[LANES], on."""
     for i in range(count):
         for lane in range(LANES):
             out[i * LANES + lane] = source[starts[lane] + i]
+
+
+@part
+def place(begin: int, count: int, size: int, total: int, starts: Any) -> None:
+    """Put into `starts`, i64[LANES], where blocks of `size` numbers begin, of `count` the one numbered `begin` and
+    those after it, or the last, in a flat array of `total` numbers that is read again from its beginning."""
+    for lane in range(LANES):
+        starts[lane] = min(begin + lane, count - 1) * size % total
+
+
+@part
+def take(block: Any, size: int, begin: int, count: int, out: Any) -> None:
+    """Put blocks of `size` bytes that lie side by side into `out`, u8[r, bytes], as blocks `begin` and following of
+    `count`."""
+    data = out.reshape(-1)
+    for lane in range(min(LANES, count - begin)):
+        at = (begin + lane) * size
+        for i in range(size):
+            data[at + i] = block[i * LANES + lane]

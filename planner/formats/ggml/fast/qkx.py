@@ -1,6 +1,7 @@
-"""Formats of a scale and a minimum: q2_K, q4_K, q5_K, q4_1, q5_1, as in ggml-quants.c, many blocks side by side.
+"""Formats of scales and minima: q2_K, q4_K, q5_K, q4_1, q5_1, as in ggml-quants.c, many blocks side by side.
 
-Weights x of a block, that count w each, are fitted by `scale * code + minimum`. ggml's names are beside ours.
+A super-block of 256 weights has blocks of 16 or 32, each with a scale and a minimum: codes of few bits, times a scale
+and a minimum of the super-block in half precision.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.compiler import compiled
+from planner.formats.ggml.fast.compiler import compiled, part
+from planner.formats.ggml.fast.fits import fit, fit_positive, fit_to_largest
 from planner.formats.ggml.fast.lanes import (
     LANES,
+    absolute,
     clamped,
     floats,
     from_half,
@@ -20,159 +23,66 @@ from planner.formats.ggml.fast.lanes import (
     lay,
     load,
     nearest,
-    some,
+    place,
     spread,
     square_root,
     store,
+    take,
     where,
 )
 
-__all__ = ["q4_k"]
+__all__ = ["q2_k", "q4_1", "q4_k", "q5_1", "q5_k"]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 _SUPER = 256  # weights of a super-block, QK_K
-_ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
-_FAINTEST = np.float32(1e-15)  # GROUP_MAX_EPS
+_BLOCK = 32  # of a block without one
+_ZERO = np.float32(0)
+# With imatrix values: of inverse scales that are tried, the first, what is between, and how many follow (in codes)
+_FIRST, _STEP, _STEPS = -0.9, 0.05, 36
 
 
-@compiled
-def _fit(
-    x: Floats, w: Floats, at: int, n: int, top: int, first: float, step: float, steps: int, codes: Any, trial: Any
-) -> Any:
-    """Return scales and (negative) minima for n weights in each lane, and put codes of 0 to `top`: make_qkx3_quants."""
-    most, x0, sum_w = np.float32(top), load(x, at), load(w, at)
-    low, high, sum_x = x0, x0, sum_w * x0
-    for i in range(LANES, n * LANES, LANES):
-        v, weight = load(x, at + i), load(w, at + i)
-        low, high = where(v < low, v, low), where(v > high, v, high)
-        sum_w += weight
-        sum_x += weight * v
-    low = where(low > _ZERO, _ZERO, low)
-    least = low
-    flat = high <= low
-    inverse = most / (high - low)
-    scale = _ONE / inverse
-    best, error = low, spread(_ZERO)
-    best_inverse = inverse
-    for i in range(0, n * LANES, LANES):
-        v = load(x, at + i)
-        code = floats(clamped(nearest(inverse * (v - low)), 0, top))
-        off = scale * code + low - v
-        error += load(w, at + i) * (off * off)
-    minimum = low
-    for turn in range(steps + 1):
-        inverse = (np.float32(first) + np.float32(step) * np.float32(turn) + most) / (high - minimum)
-        sum_l, sum_l2, sum_xl = spread(_ZERO), spread(_ZERO), spread(_ZERO)
-        for i in range(0, n * LANES, LANES):
-            v = load(x, at + i)
-            code = floats(clamped(nearest(inverse * (v - minimum)), 0, top))
-            store(trial, i, code)
-            weighed = load(w, at + i) * code
-            sum_l += weighed
-            sum_l2 += weighed * code
-            sum_xl += weighed * v
-        determinant = sum_w * sum_l2 - sum_l * sum_l
-        new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
-        new_minimum = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
-        above = new_minimum > _ZERO
-        new_scale = where(above, sum_xl / sum_l2, new_scale)
-        new_minimum = where(above, _ZERO, new_minimum)
-        new_error = spread(_ZERO)
-        for i in range(0, n * LANES, LANES):
-            off = new_scale * load(trial, i) + new_minimum - load(x, at + i)
-            new_error += load(w, at + i) * (off * off)
-        better = (determinant > _ZERO) & (new_error < error)
-        # Codes are those of the best scale so far and of the minimum before it
-        best_inverse, best = where(better, inverse, best_inverse), where(better, minimum, best)
-        error, scale = where(better, new_error, error), where(better, new_scale, scale)
-        minimum = where(better, new_minimum, minimum)
-    for i in range(0, n * LANES, LANES):
-        code = clamped(nearest(best_inverse * (load(x, at + i) - best)), 0, top)
-        store(codes, at + i, where(flat, 0, code))
-    return where(flat, _ZERO, scale), -where(flat, least, minimum)
-
-
-@compiled
-def _fit_positive(x: Floats, w: Floats, n: int, top: int, codes: Any) -> Any:
-    """Return scales for n numbers in each lane that are not negative, and put codes of 0 to `top`: make_qp_quants."""
-    most, high = np.float32(top), spread(_ZERO)
-    for i in range(0, n * LANES, LANES):
+@part
+def _energy(x: Floats, at: int, n: int) -> Any:
+    total = spread(_ZERO)
+    for i in range(at, at + n * LANES, LANES):
         v = load(x, i)
-        high = where(high > v, high, v)
-    none = high < _FAINTEST
-    inverse = most / high
-    scale, error = _ONE / inverse, spread(_ZERO)
-    for i in range(0, n * LANES, LANES):
-        v = load(x, i)
-        off = v - scale * floats(nearest(inverse * v) & 255)
-        error += load(w, i) * off * off
-    for turn in range(-4, 5):
-        if turn == 0:
-            continue
-        other = (np.float32(0.1) * np.float32(turn) + most) / high
-        scale, new_error = _ONE / other, spread(_ZERO)
-        for i in range(0, n * LANES, LANES):
-            v = load(x, i)
-            code = nearest(other * v)
-            off = v - scale * floats(where(code > top, top, code))
-            new_error += load(w, i) * off * off
-        better = new_error < error
-        error, inverse = where(better, new_error, error), where(better, other, inverse)
-    sum_lx, sum_l2 = spread(_ZERO), spread(_ZERO)
-    for i in range(0, n * LANES, LANES):
-        v, weight = load(x, i), load(w, i)
-        code = nearest(inverse * v)
-        code = where(code > top, top, code)
-        store(codes, i, code & 255)
-        sum_lx += weight * v * floats(code)
-        sum_l2 += weight * floats(code) * floats(code)
-    for _ in range(5):
-        changed = none & ~none
-        for i in range(0, n * LANES, LANES):
-            v, weight, code = load(x, i), load(w, i), load(codes, i)
-            old = floats(code)
-            lx, l2 = sum_lx - weight * v * old, sum_l2 - weight * old * old
-            new = nearest(v * l2 / lx)
-            new = where(new > top, top, new)
-            m = floats(new)
-            new_lx, new_l2 = lx + weight * v * m, l2 + weight * m * m
-            better = (lx > _ZERO) & (l2 > _ZERO) & (new != code)
-            better = better & (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2)
-            store(codes, i, where(better, new & 255, code))
-            sum_lx, sum_l2 = where(better, new_lx, sum_lx), where(better, new_l2, sum_l2)
-            changed = changed | better
-        if not some(changed):  # of a lane that is done, nothing changes in another round
-            break
-    for i in range(0, n * LANES, LANES):
-        store(codes, i, where(none, 0, load(codes, i)))
-    return where(none | ~(sum_l2 > _ZERO), _ZERO, sum_lx / sum_l2)
+        total += v * v
+    return total
 
 
-@compiled
-def _weigh(x: Floats, w: Floats, of_energy: float) -> None:
-    """Make weights of imatrix values: w √(σ² + x²), σ² a multiple of the mean square of a super-block."""
-    energy = spread(_ZERO)
-    for i in range(0, _SUPER * LANES, LANES):
-        v = load(x, i)
-        energy += v * v
-    energy = np.float32(of_energy) * energy / np.float32(_SUPER)
-    for i in range(0, _SUPER * LANES, LANES):
+@part
+def _weigh(x: Floats, w: Floats, n: int, energy: Any) -> None:
+    """Make weights of imatrix values: w √(σ² + x²)."""
+    for i in range(0, n * LANES, LANES):
         v = load(x, i)
         store(w, i, load(w, i) * square_root(energy + v * v))
 
 
-@compiled
-def _sum(w: Floats, at: int, n: int) -> Any:
-    total = spread(_ZERO)
-    for i in range(0, n * LANES, LANES):
-        total += load(w, at + i)
-    return total
+@part
+def _weigh_evenly(x: Floats, w: Floats, n: int) -> None:
+    """Make weights of blocks of n where there is no imatrix: |x|, plus the root of the mean square in blocks of 32."""
+    for at in range(0, _SUPER * LANES, n * LANES):
+        level = spread(_ZERO)
+        if n == _BLOCK:
+            level = square_root(_energy(x, at, n) / np.float32(n))
+        for i in range(at, at + n * LANES, LANES):
+            store(w, i, level + absolute(load(x, i)))
 
 
-@compiled
-def _recode(x: Floats, codes: Any, at: int, n: int, top: int, scale: Any, minimum: Any) -> None:
+@part
+def _sums(w: Floats, n: int, out: Floats) -> None:
+    """Put the sums of w over blocks of n into `out`."""
+    for j in range(_SUPER // n):
+        total = spread(_ZERO)
+        for i in range(j * n * LANES, (j + 1) * n * LANES, LANES):
+            total += load(w, i)
+        store(out, j * LANES, total)
+
+
+@part
+def _recode(x: Floats, codes: Bytes, at: int, n: int, top: int, scale: Any, minimum: Any) -> None:
     """Code weights anew for scales and minima as they are stored; lanes without a scale keep the codes they have."""
     kept = scale == _ZERO
     for i in range(at, at + n * LANES, LANES):
@@ -180,83 +90,208 @@ def _recode(x: Floats, codes: Any, at: int, n: int, top: int, scale: Any, minimu
         store(codes, i, where(kept, load(codes, i), code))
 
 
+@part
+def _scales_of_six_bits(s: Bytes, m: Bytes, block: Bytes, at: int) -> None:
+    """Put eight scales and eight minima into twelve bytes of a block."""
+    for j in range(4):
+        store(block, at + j * LANES, load(s, j * LANES))
+        store(block, at + (j + 4) * LANES, load(m, j * LANES))
+    for j in range(4, 8):
+        scale, minimum = load(s, j * LANES), load(m, j * LANES)
+        store(block, at + (j + 4) * LANES, (scale & 15) | ((minimum & 15) << 4))
+        low, high = at + (j - 4) * LANES, at + j * LANES
+        store(block, low, load(block, low) | ((scale >> 4) << 6))
+        store(block, high, load(block, high) | ((minimum >> 4) << 6))
+
+
+@part
+def _scale_of_six_bits(block: Bytes, at: int, j: int) -> Any:
+    """Return scale and minimum `j` of those in twelve bytes: get_scale_min_k4."""
+    if j < 4:
+        return load(block, at + j * LANES) & 63, load(block, at + (j + 4) * LANES) & 63
+    both = load(block, at + (j + 4) * LANES)
+    scale = (both & 15) | ((load(block, at + (j - 4) * LANES) >> 6) << 4)
+    return scale, (both >> 4) | ((load(block, at + j * LANES) >> 6) << 4)
+
+
+@part
+def _store_half(block: Bytes, at: int, bits: Any) -> None:
+    store(block, at, bits)
+    store(block, at + LANES, bits >> 8)
+
+
+@part
+def _pack_by_fours(codes: Bytes, block: Bytes, at: int, fifth: int) -> None:
+    """Put the lowest four bits of two codes, 32 apart, into a byte from `at` on, and fifth bits, eight of codes 32
+    apart to a byte, from `fifth` on, if there are any."""
+    for j in range(4):
+        for i in range(0, _BLOCK * LANES, LANES):
+            first, second = load(codes, 2 * j * _BLOCK * LANES + i), load(codes, (2 * j + 1) * _BLOCK * LANES + i)
+            store(block, at + j * _BLOCK * LANES + i, (first & 15) | ((second & 15) << 4))
+            if fifth:
+                high = ((first >> 4) | ((second >> 4) << 1)) << (2 * j)
+                store(block, fifth + i, high if j == 0 else high | load(block, fifth + i))
+
+
 @compiled
-def _k45(rows: Floats, weights: Floats, out: Bytes, top: int, limit: int) -> None:
-    """q4_K and q5_K: codes of 4 or 5 bits, eight scales and minima of 6 bits (quantize_row_q4_K_impl)."""
-    count, per_row = rows.size // _SUPER, rows.shape[1] // _SUPER
-    wide, size = top > 15, out.size // max(rows.size // _SUPER, 1)
-    flat, data = rows.reshape(-1), out.reshape(-1)
+def _k45(rows: Floats, weights: Floats, out: Bytes, top: int) -> None:
+    """q4_K, q5_K: eight blocks of 32; d, dmin, scales and minima of 6 bits, fifth bits, others."""
     x, w = np.empty(_SUPER * LANES, np.float32), np.empty(_SUPER * LANES, np.float32)
-    codes, trial = np.empty(_SUPER * LANES, np.uint8), np.empty(32 * LANES, np.float32)
-    scales, minima, sums = (
-        np.empty(8 * LANES, np.float32),
-        np.empty(8 * LANES, np.float32),
-        np.empty(8 * LANES, np.float32),
-    )
-    s, m = np.empty(8 * LANES, np.uint8), np.empty(8 * LANES, np.uint8)
-    block = np.zeros(176 * LANES, np.uint8)
-    from_row, from_weights = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+    trial = np.empty(_BLOCK * LANES, np.float32)
+    scales, minima = np.empty(8 * LANES, np.float32), np.empty(8 * LANES, np.float32)
+    sums, starts = np.empty(8 * LANES, np.float32), np.empty(LANES, np.int64)
+    codes, s, m = np.empty(_SUPER * LANES, np.uint8), np.empty(8 * LANES, np.uint8), np.empty(8 * LANES, np.uint8)
+    fifth = 16 * LANES if top > 15 else 0
+    size = 176 if fifth else 144
+    block = np.empty(size * LANES, np.uint8)
+    flat, count = rows.reshape(-1), rows.size // _SUPER
+    first, step, steps = _FIRST, _STEP, _STEPS
+    if weights.size == 0:
+        first, step, steps = (-0.5, 0.1, 15) if fifth else (-1.0, 0.1, 20)
     for begin in range(0, count, LANES):
-        for lane in range(LANES):
-            b = min(begin + lane, count - 1)
-            from_row[lane], from_weights[lane] = b * _SUPER, b % per_row * _SUPER
-        lay(flat, from_row, _SUPER, x)
-        lay(weights, from_weights, _SUPER, w)
-        _weigh(x, w, 2.0)
+        place(begin, count, _SUPER, rows.size, starts)
+        lay(flat, starts, _SUPER, x)
+        if weights.size:
+            place(begin, count, _SUPER, weights.size, starts)
+            lay(weights, starts, _SUPER, w)
+            _weigh(x, w, _SUPER, np.float32(2) * _energy(x, 0, _SUPER) / np.float32(_SUPER))
+            _sums(w, _BLOCK, sums)
+        else:
+            _weigh_evenly(x, w, _BLOCK)
         for j in range(8):
-            scale, minimum = _fit(x, w, 32 * j * LANES, 32, top, -0.9, 0.05, 36, codes, trial)
+            at = j * _BLOCK * LANES
+            scale, minimum = fit(x, w, at, _BLOCK, top, first, step, steps, False, codes, trial)
             store(scales, j * LANES, scale)
             store(minima, j * LANES, minimum)
-            store(sums, j * LANES, _sum(w, 32 * j * LANES, 32))
-        d = half(_fit_positive(scales, sums, 8, 63, s))
-        dmin = half(_fit_positive(minima, sums, 8, 63, m))
-        store(block, 0, d)
-        store(block, LANES, d >> 8)
-        store(block, 2 * LANES, dmin)
-        store(block, 3 * LANES, dmin >> 8)
+        if weights.size:
+            d, dmin = half(fit_positive(scales, sums, 8, 63, s)), half(fit_positive(minima, sums, 8, 63, m))
+        else:
+            d, dmin = half(fit_to_largest(scales, 8, 63, s)), half(fit_to_largest(minima, 8, 63, m))
+        if fifth or weights.size == 0:
+            for i in range(0, 8 * LANES, LANES):
+                scale, minimum = load(s, i), load(m, i)
+                store(s, i, where(scale > 63, 63, scale))
+                store(m, i, where(minimum > 63, 63, minimum))
+        _store_half(block, 0, d)
+        _store_half(block, 2 * LANES, dmin)
+        _scales_of_six_bits(s, m, block, 4 * LANES)
         for j in range(8):
-            ls, lm = load(s, j * LANES), load(m, j * LANES)
-            if wide:
-                ls, lm = where(ls > 63, 63, ls), where(lm > 63, 63, lm)
-            here = (4 + j) * LANES
-            if j < 4:
-                store(block, here, ls)
-                store(block, here + 4 * LANES, lm)
-            else:
-                store(block, here + 4 * LANES, (ls & 15) | ((lm & 15) << 4))
-                store(block, here - 4 * LANES, load(block, here - 4 * LANES) | ((ls >> 4) << 6))
-                store(block, here, load(block, here) | ((lm >> 4) << 6))
-        for j in range(8):
-            here = (4 + j) * LANES
-            if j < 4:
-                ls, lm = load(block, here) & 63, load(block, here + 4 * LANES) & 63
-            else:
-                last = load(block, here + 4 * LANES)
-                ls = (last & 15) | ((load(block, here - 4 * LANES) >> 6) << 4)
-                lm = (last >> 4) | ((load(block, here) >> 6) << 4)
-            _recode(x, codes, 32 * j * LANES, 32, top, from_half(d) * floats(ls), from_half(dmin) * floats(lm))
-        _pack_k45(codes, block, wide)
-        for lane in range(min(LANES, count - begin)):
-            for i in range(size):
-                data[(begin + lane) * size + i] = block[i * LANES + lane]
+            scale, minimum = _scale_of_six_bits(block, 4 * LANES, j)
+            scale, minimum = from_half(d) * floats(scale), from_half(dmin) * floats(minimum)
+            _recode(x, codes, j * _BLOCK * LANES, _BLOCK, top, scale, minimum)
+        _pack_by_fours(codes, block, (size - 128) * LANES, fifth)
+        take(block, size, begin, count, out)
 
 
-@compiled
-def _pack_k45(codes: Any, block: Bytes, wide: bool) -> None:
-    """Put codes into their bytes: the lowest four bits of two, 32 apart, in one; fifth bits first, eight in one."""
-    q = (48 if wide else 16) * LANES
-    for j in range(4):
-        for i in range(32 * j * 2 * LANES, 32 * (j * 2 + 1) * LANES, LANES):
-            first, second = load(codes, i), load(codes, i + 32 * LANES)
-            store(block, q, (first & 15) | ((second & 15) << 4))
-            q += LANES
-            if wide:
-                high = (16 + 0) * LANES + i - 64 * j * LANES
-                both = ((first >> 4) | ((second >> 4) << 1)) << (2 * j)
-                store(block, high, both if j == 0 else both | load(block, high))
-
-
-@compiled
 def q4_k(rows: Floats, weights: Floats, out: Bytes) -> None:
-    """Quantize rows with imatrix values."""
-    _k45(rows, weights, out, 15, 63)
+    """Quantize rows as quantize_q4_K does."""
+    _k45(rows, weights, out, 15)
+
+
+def q5_k(rows: Floats, weights: Floats, out: Bytes) -> None:
+    """Quantize rows as quantize_q5_K does."""
+    _k45(rows, weights, out, 31)
+
+
+@compiled
+def q2_k(rows: Floats, weights: Floats, out: Bytes) -> None:
+    """Quantize rows as quantize_q2_K does: sixteen blocks of 16; scales and minima of 4 bits, codes, d, dmin."""
+    x, w = np.empty(_SUPER * LANES, np.float32), np.empty(_SUPER * LANES, np.float32)
+    scales, minima = np.empty(16 * LANES, np.float32), np.empty(16 * LANES, np.float32)
+    sums, trial = np.empty(16 * LANES, np.float32), np.empty(16 * LANES, np.float32)
+    codes, s, m = np.empty(_SUPER * LANES, np.uint8), np.empty(16 * LANES, np.uint8), np.empty(16 * LANES, np.uint8)
+    block, starts = np.empty(84 * LANES, np.uint8), np.empty(LANES, np.int64)
+    flat, count, plain = rows.reshape(-1), rows.size // _SUPER, weights.size == 0
+    first, step, steps = (-0.5, 0.1, 15) if plain else (_FIRST, _STEP, _STEPS)
+    for begin in range(0, count, LANES):
+        place(begin, count, _SUPER, rows.size, starts)
+        lay(flat, starts, _SUPER, x)
+        if weights.size:
+            place(begin, count, _SUPER, weights.size, starts)
+            lay(weights, starts, _SUPER, w)
+            _weigh(x, w, _SUPER, _energy(x, 0, _SUPER) / np.float32(_SUPER))
+            _sums(w, 16, sums)
+        else:
+            _weigh_evenly(x, w, 16)
+        for j in range(16):
+            at = j * 16 * LANES
+            scale, minimum = fit(x, w, at, 16, 3, first, step, steps, plain, codes, trial)
+            store(scales, j * LANES, scale)
+            store(minima, j * LANES, minimum)
+        if weights.size:
+            d, dmin = half(fit_positive(scales, sums, 16, 15, s)), half(fit_positive(minima, sums, 16, 15, m))
+        else:
+            d, dmin = half(fit_to_largest(scales, 16, 15, s)), half(fit_to_largest(minima, 16, 15, m))
+        _store_half(block, 80 * LANES, d)
+        _store_half(block, 82 * LANES, dmin)
+        for j in range(16):
+            both = (load(s, j * LANES) | (load(m, j * LANES) << 4)) & 255
+            store(block, j * LANES, both)
+            scale, minimum = from_half(d) * floats(both & 15), from_half(dmin) * floats(both >> 4)
+            _recode(x, codes, j * 16 * LANES, 16, 3, scale, minimum)
+        for i in range(0, 64 * LANES, LANES):
+            at = i if i < 32 * LANES else i + 96 * LANES  # of 128 codes each, four to a byte, 32 apart
+            low = load(codes, at) | (load(codes, at + 32 * LANES) << 2)
+            high = (load(codes, at + 64 * LANES) << 4) | (load(codes, at + 96 * LANES) << 6)
+            store(block, 16 * LANES + i, low | high)
+        take(block, 84, begin, count, out)
+
+
+@part
+def _energies(rows: Floats, out: Floats) -> None:
+    """Put the mean square of each row into `out`, summed from the first weight to the last."""
+    x, starts = np.empty(_BLOCK * LANES, np.float32), np.empty(LANES, np.int64)
+    flat, (count, n) = rows.reshape(-1), rows.shape
+    for begin in range(0, count, LANES):
+        total = spread(_ZERO)
+        for at in range(0, n, _BLOCK):
+            place(begin, count, n, rows.size, starts)
+            starts += at
+            lay(flat, starts, _BLOCK, x)
+            for i in range(0, _BLOCK * LANES, LANES):
+                v = load(x, i)
+                total += v * v
+        store(out, begin, total / np.float32(n))
+
+
+@compiled
+def _legacy(rows: Floats, weights: Floats, out: Bytes, top: int) -> None:
+    """q4_1, q5_1: blocks of 32 weights; d, m, fifth bits, others."""
+    x, w = np.empty(_BLOCK * LANES, np.float32), np.empty(_BLOCK * LANES, np.float32)
+    trial, codes = np.empty(_BLOCK * LANES, np.float32), np.empty(_BLOCK * LANES, np.uint8)
+    starts, energies = np.empty(LANES, np.int64), np.empty(rows.shape[0] + LANES, np.float32)
+    energy = np.empty(LANES, np.float32)
+    size = 24 if top > 15 else 20
+    block = np.empty(size * LANES, np.uint8)
+    flat, count, per_row = rows.reshape(-1), rows.size // _BLOCK, rows.shape[1] // _BLOCK
+    _energies(rows, energies)
+    for begin in range(0, count, LANES):
+        place(begin, count, _BLOCK, rows.size, starts)
+        lay(flat, starts, _BLOCK, x)
+        for lane in range(LANES):
+            energy[lane] = energies[starts[lane] // _BLOCK // per_row]
+        place(begin, count, _BLOCK, weights.size, starts)
+        lay(weights, starts, _BLOCK, w)
+        _weigh(x, w, _BLOCK, load(energy, 0))
+        scale, minimum = fit(x, w, 0, _BLOCK, top, _FIRST, _STEP, _STEPS, False, codes, trial)
+        _store_half(block, 0, half(scale))
+        _store_half(block, 2 * LANES, half(-minimum))
+        high = spread(0)
+        for i in range(16):
+            one, two = load(codes, i * LANES), load(codes, (i + 16) * LANES)
+            store(block, (size - 16 + i) * LANES, (one & 15) | ((two & 15) << 4))
+            high = high | ((one >> 4) << i) | ((two >> 4) << (i + 16))
+        if top > 15:
+            for i in range(4):
+                store(block, (4 + i) * LANES, high >> (8 * i))
+        take(block, size, begin, count, out)
+
+
+def q4_1(rows: Floats, weights: Floats, out: Bytes) -> None:
+    """Quantize rows as quantize_q4_1 does where there is an imatrix."""
+    _legacy(rows, weights, out, 15)
+
+
+def q5_1(rows: Floats, weights: Floats, out: Bytes) -> None:
+    """Quantize rows as quantize_q5_1 does where there is an imatrix."""
+    _legacy(rows, weights, out, 31)

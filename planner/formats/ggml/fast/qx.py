@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.blocks import FAINTEST, SUPER, apart, beside, extreme, places, squares, weigh
-from planner.formats.ggml.fast.compiler import compiled
+from planner.formats.ggml.fast.blocks import FAINTEST, SUPER, apart, beside, extreme, squares, weigh
+from planner.formats.ggml.fast.compiler import compiled, part
 from planner.formats.ggml.fast.lanes import (
     LANES,
     absolute,
@@ -21,6 +21,7 @@ from planner.formats.ggml.fast.lanes import (
     half,
     load,
     nearest,
+    place,
     spread,
     store,
     where,
@@ -35,7 +36,7 @@ _ZERO, _ONE, _TWO, _TENTH = np.float32(0), np.float32(1), np.float32(2), np.floa
 _ROUNDER = np.float32(12582912)  # 1.5 * 2**23: added to a number below 2**22, it leaves no room for a fraction
 
 
-@compiled
+@part
 def _rounded(v: Any, low: Any, high: Any) -> Any:
     """Return the nearest integers to numbers of less than 22 bits, as floats within limits."""
     v = (v + _ROUNDER) - _ROUNDER
@@ -43,7 +44,7 @@ def _rounded(v: Any, low: Any, high: Any) -> Any:
     return where(v < low, low, v)
 
 
-@compiled
+@part
 def _fit(x: Floats, w: Floats, at: int, n: int, top: int, wx: Floats, codes: NDArray[np.int32]) -> Any:
     """Return scales for n weights in each lane, and put codes below 2 * top: make_qx_quants.
 
@@ -86,7 +87,7 @@ def _fit(x: Floats, w: Floats, at: int, n: int, top: int, wx: Floats, codes: NDA
     return where(none, _ZERO, scale)
 
 
-@compiled
+@part
 def _recode(x: Floats, at: int, d: Any, top: int, codes: NDArray[np.int32]) -> None:
     """Put codes for 16 weights in each lane of a scale d, where it is not zero."""
     empty = d == _ZERO
@@ -98,17 +99,17 @@ def _recode(x: Floats, at: int, d: Any, top: int, codes: NDArray[np.int32]) -> N
 @compiled
 def q6_k(rows: Floats, weights: Floats, out: Bytes) -> None:
     """Quantize rows f32[r, n] with imatrix values f32[n], or none, to u8[r, bytes]: quantize_row_q6_K_impl and _ref."""
-    flat, target = rows.reshape(rows.size), out.reshape(out.size)
-    count, turn = rows.size // SUPER, rows.shape[1] // SUPER
+    flat = rows.reshape(rows.size)
+    count = rows.size // SUPER
     x, w = np.empty(SUPER * LANES, np.float32), np.empty(SUPER * LANES, np.float32)
     wx, scales = np.empty(16 * LANES, np.float32), np.empty(16 * LANES, np.float32)
     codes, starts = np.empty(SUPER * LANES, np.int32), np.empty(LANES, np.int64)
-    stage, spare = np.empty(224 * LANES, np.uint8), np.empty(224 * LANES, np.uint8)
+    stage = np.empty(224 * LANES, np.uint8)
     for block in range(0, count, LANES):
-        places(block, count - 1, SUPER, count, starts)
+        place(block, count, SUPER, rows.size, starts)
         beside(flat, starts, SUPER, x)
         if weights.size:
-            places(block, count - 1, SUPER, turn, starts)
+            place(block, count, SUPER, weights.size, starts)
             beside(weights, starts, SUPER, w)
         else:
             for i in range(0, SUPER * LANES, LANES):
@@ -130,11 +131,10 @@ def q6_k(rows: Floats, weights: Floats, out: Bytes) -> None:
         _pack6(codes, none, stage)
         store(stage, 208 * LANES, word)
         store(stage, 209 * LANES, word >> 8)
-        places(block, count - 1, 210, count, starts)
-        apart(stage, 210, spare, target, starts)
+        apart(stage, 210, block, count, out)
 
 
-@compiled
+@part
 def _pack6(codes: NDArray[np.int32], none: Any, stage: Bytes) -> None:
     """Put the lower four bits of codes, then the upper two."""
     for half_block in range(2):
@@ -151,17 +151,17 @@ def _pack6(codes: NDArray[np.int32], none: Any, stage: Bytes) -> None:
 @compiled
 def q3_k(rows: Floats, weights: Floats, out: Bytes) -> None:
     """Quantize rows f32[r, n] with imatrix values f32[n] to u8[r, bytes]: quantize_row_q3_K_impl."""
-    flat, target = rows.reshape(rows.size), out.reshape(out.size)
-    count, turn = rows.size // SUPER, rows.shape[1] // SUPER
+    flat = rows.reshape(rows.size)
+    count = rows.size // SUPER
     x, w = np.empty(SUPER * LANES, np.float32), np.empty(SUPER * LANES, np.float32)
     wx, scales, sums = np.empty((3, 16 * LANES), np.float32)
     codes, multiples = np.empty(SUPER * LANES, np.int32), np.empty(16 * LANES, np.int32)
-    stage, spare = np.empty(112 * LANES, np.uint8), np.empty(112 * LANES, np.uint8)
+    stage = np.empty(112 * LANES, np.uint8)
     starts = np.empty(LANES, np.int64)
     for block in range(0, count, LANES):
-        places(block, count - 1, SUPER, count, starts)
+        place(block, count, SUPER, rows.size, starts)
         beside(flat, starts, SUPER, x)
-        places(block, count - 1, SUPER, turn, starts)
+        place(block, count, SUPER, weights.size, starts)
         beside(weights, starts, SUPER, w)
         total = spread(_ZERO)
         for i in range(0, SUPER * LANES, LANES):
@@ -180,48 +180,46 @@ def q3_k(rows: Floats, weights: Floats, out: Bytes) -> None:
         _pack3(codes, multiples, stage)
         store(stage, 108 * LANES, word)
         store(stage, 109 * LANES, word >> 8)
-        places(block, count - 1, 110, count, starts)
-        apart(stage, 110, spare, target, starts)
+        apart(stage, 110, block, count, out)
 
 
-@compiled
+@part
 def _pack3(codes: NDArray[np.int32], multiples: NDArray[np.int32], stage: Bytes) -> None:
     """Put the highest bits of codes, the lower two, and the 6 bits of each multiple of the scale."""
     for i in range(0, 32 * LANES, LANES):
         bits = spread(0)
-        for part in range(8):
-            bits = bits | ((load(codes, i + part * 32 * LANES) >> 2) << part)
+        for k in range(8):
+            bits = bits | ((load(codes, i + k * 32 * LANES) >> 2) << k)
         store(stage, i, bits)
         for half_block in range(2):
             bits = spread(0)
-            for part in range(4):
-                bits = bits | ((load(codes, i + (4 * half_block + part) * 32 * LANES) & 3) << (2 * part))
+            for k in range(4):
+                bits = bits | ((load(codes, i + (4 * half_block + k) * 32 * LANES) & 3) << (2 * k))
             store(stage, i + (1 + half_block) * 32 * LANES, bits)
     for sub in range(0, 8 * LANES, LANES):
         store(stage, 96 * LANES + sub, (load(multiples, sub) & 15) | ((load(multiples, sub + 8 * LANES) & 15) << 4))
     for sub in range(0, 4 * LANES, LANES):
         bits = spread(0)
-        for part in range(4):
-            bits = bits | ((load(multiples, sub + part * 4 * LANES) >> 4) << (2 * part))
+        for k in range(4):
+            bits = bits | ((load(multiples, sub + k * 4 * LANES) >> 4) << (2 * k))
         store(stage, 104 * LANES + sub, bits)
 
 
-@compiled
+@part
 def _simple(rows: Floats, weights: Floats, out: Bytes, top: int) -> None:
     """Quantize rows to q4_0 (codes below 16, top 8) or q5_0 (below 32, top 16): quantize_row_q4_0_impl and _q5_0."""
     n = rows.shape[1]
-    flat, target, sums = rows.reshape(rows.size), out.reshape(out.size), squares(rows)
-    count, turn = rows.size // 32, n // 32
-    size = out.shape[1] // turn
+    flat, sums = rows.reshape(rows.size), squares(rows)
+    count, size = rows.size // 32, out.shape[1] // (n // 32)
     x, w, wx = np.empty((3, 32 * LANES), np.float32)
     sigma2, codes, starts = np.empty(LANES, np.float32), np.empty(32 * LANES, np.int32), np.empty(LANES, np.int64)
-    stage, spare = np.empty(32 * LANES, np.uint8), np.empty(32 * LANES, np.uint8)
+    stage = np.empty(32 * LANES, np.uint8)
     for block in range(0, count, LANES):
-        places(block, count - 1, 32, count, starts)
+        place(block, count, 32, rows.size, starts)
         beside(flat, starts, 32, x)
         for lane in range(LANES):
             sigma2[lane] = sums[starts[lane] // n] / np.float32(n)
-        places(block, count - 1, 32, turn, starts)
+        place(block, count, 32, weights.size, starts)
         beside(weights, starts, 32, w)
         weigh(x, w, 32, load(sigma2, 0))
         word = half(_fit(x, w, 0, 32, top, wx, codes))
@@ -236,8 +234,7 @@ def _simple(rows: Floats, weights: Floats, out: Bytes, top: int) -> None:
         for i in range(16):
             lower, upper = load(codes, i * LANES) & 15, load(codes, (16 + i) * LANES) & 15
             store(stage, (size - 16 + i) * LANES, lower | (upper << 4))
-        places(block, count - 1, size, count, starts)
-        apart(stage, size, spare, target, starts)
+        apart(stage, size, block, count, out)
 
 
 @compiled
