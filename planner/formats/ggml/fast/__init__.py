@@ -21,7 +21,7 @@ from planner.errors import KernelError
 from planner.formats.ggml.fast.agreement import agrees
 from planner.formats.ggml.formats import Format
 
-__all__ = ["MODULES", "WITHOUT_IMATRIX", "quantize", "quantizer"]
+__all__ = ["MODULES", "WITHOUT_IMATRIX", "Quantizer", "quantize", "quantizer"]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
