@@ -4,8 +4,8 @@
     python -m benchmarks.kernels --types q4_K,q2_K --blocks 10_000_000 --model examples/prose-8m-f16.gguf
 
 Blocks are of 32 weights. Half of them are awkward: zeros, ties, subnormal, huge, constant, single ones, of all sizes;
-the others are a model's. Imatrix values are of all kinds, too. Speeds are of a model's weights on one thread, both in
-turns, the best of five.
+the others are a model's. Imatrix values are of five kinds, each for the same blocks. Speeds are of a model's weights
+on one thread, both in turns, the best of five.
 """
 
 from __future__ import annotations
@@ -83,10 +83,9 @@ def batches(
     random = np.random.default_rng(seed)
     made = 0
     while made < blocks:
+        rows = awkward_rows(random, _ROWS, _WIDE)
+        rows[::2] = real[random.integers(len(real), size=_ROWS // 2)]
         for weights in awkward_weights(random, _WIDE, fmt) if weighted else (None,):
-            rows = awkward_rows(random, _ROWS, _WIDE)
-            chosen = real[random.integers(len(real), size=_ROWS // 2)]
-            rows[::2] = chosen
             yield rows, weights
             made += rows.size // _BLOCK
             if made >= blocks:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from planner.errors import KernelError
 from planner.formats.ggml import fast, library
 from planner.formats.ggml.formats import Format, formats
-from planner.formats.ggml.reference import address, quantize_by_ggml
+from planner.formats.ggml.reference import address
 from planner.formats.ggml.types import type_of
 
 __all__ = [
@@ -87,8 +87,7 @@ def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> B
         raise ValueError(f"{fmt.name} cannot be made without an imatrix")
     _check_range(fmt, rows, weights)
 
-    written = fast.quantize(fmt, rows, weights)
-    return quantize_by_ggml(fmt, rows, weights) if written is None else written
+    return fast.quantize(fmt, rows, weights)
 
 
 def dequantize_rows(fmt: Format, data: Bytes, row_length: int) -> Floats:

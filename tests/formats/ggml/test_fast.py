@@ -40,7 +40,7 @@ def choices_of_weights(name, seed, wide):
 @pytest.fixture
 def fresh(monkeypatch):
     """As in a process that has quantized nothing yet."""
-    monkeypatch.setattr(fast, "_asked", {})
+    monkeypatch.setattr(fast, "_spent", {})
     monkeypatch.setattr(fast, "_found", {})
     monkeypatch.delenv("PLANNER_KERNELS", raising=False)
 
@@ -92,17 +92,25 @@ def test_one_byte_in_a_hundred_thousand_is_seen():
 
 
 @pytest.mark.usefixtures("fresh")
-def test_few_rows_are_left_to_ggml(monkeypatch):
+def test_ggml_begins_and_ours_takes_over(monkeypatch):
     fmt, rows = formats()["q4_K"], np.ones((4, 256), np.float32)
-    monkeypatch.setattr(fast, "_PAYS", 2 * rows.size)
-    assert fast.quantize(fmt, rows, None) is None
-    assert fast.quantize(formats()["f16"], rows, None) is None
-    assert fast.quantize(fmt, rows, None) is not None
+    fast.quantize(fmt, rows, None)
+    assert not fast._found
+    assert 0 < fast._spent["q4_K"] < fast._PAYS
+    monkeypatch.setattr(fast, "_PAYS", fast._spent["q4_K"])
+    fast.quantize(formats()["f16"], rows, None)
+    assert not fast._found
+    fast.quantize(fmt, rows, None)
+    assert list(fast._found) == ["q4_K"]
+    before = dict(fast._spent)
+    fast.quantize(fmt, rows, None)
+    assert fast._spent == before
     monkeypatch.setenv("PLANNER_KERNELS", "compiled")
-    assert fast.quantize(formats()["q5_K"], rows, None) is not None
+    fast.quantize(formats()["q5_K"], rows, None)
+    assert list(fast._found) == ["q4_K", "q5_K"]
     monkeypatch.setenv("PLANNER_KERNELS", "ggml")
-    assert fast.quantize(formats()["q2_K"], rows, None) is None
-    assert fast.quantize(fmt, rows, None) is None
+    fast.quantize(fmt, rows, None)
+    assert fast._spent["q4_K"] > before["q4_K"]
 
 
 @pytest.mark.usefixtures("fresh")
@@ -138,12 +146,12 @@ def test_nobody_waits_for_the_compiler(monkeypatch):
         assert done.wait(60)
 
     monkeypatch.setattr(fast, "quantizer", slow)
-    monkeypatch.setattr(fast, "_PAYS", 1)
+    monkeypatch.setattr(fast, "_PAYS", 0)
     fmt, rows = formats()["q4_K"], np.ones((4, 256), np.float32)
     first = threading.Thread(target=fast.quantize, args=(fmt, rows, None))
     first.start()
     assert entered.wait(60)
-    assert fast.quantize(fmt, rows, None) is None
+    assert np.array_equal(fast.quantize(fmt, rows, None), quantize_by_ggml(fmt, rows))
     assert fmt.name not in fast._found
     done.set()
     first.join()

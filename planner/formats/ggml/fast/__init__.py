@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from planner.errors import KernelError
 from planner.formats.ggml.fast.agreement import agrees
 from planner.formats.ggml.formats import Format
+from planner.formats.ggml.reference import quantize_by_ggml
 
 __all__ = ["MODULES", "WITHOUT_IMATRIX", "Quantizer", "quantize", "quantizer"]
 
@@ -47,38 +49,47 @@ WITHOUT_IMATRIX: frozenset[str] = frozenset({"iq4_nl", "iq4_xs", "q2_K", "q4_K",
 """Those of them that are quantized here without an imatrix too; for the others ggml does that."""
 
 _SWITCH = "PLANNER_KERNELS"  # `ggml`: ggml's alone; `compiled`: ours from the first row on
-_PAYS = 1 << 22  # weights of a format, from which on loading a compiler has paid: about a second of ggml's
+_PAYS = 1.0  # seconds of ggml's work on a format, from which on loading a compiler is soon paid for
 _NONE = np.empty(0, np.float32)
 
-_asked: dict[str, int] = {}
+_spent: dict[str, float] = {}
 _found: dict[str, Quantizer | None] = {}
 _looking = threading.Lock()
 
 
-def quantize(fmt: Format, rows: Floats, weights: Floats | None) -> Bytes | None:
-    """Return rows f32[r, n], C-contiguous, in a format, u8[r, bytes], with imatrix values f32[n] or None; or None: it
-    is left to ggml. Other threads do not wait while one compiles: ggml works for them. Releases the GIL."""
-    if fmt.name not in MODULES or (weights is None and fmt.name not in WITHOUT_IMATRIX):
-        return None
-    if fmt.name not in _found:
-        _asked[fmt.name] = _asked.get(fmt.name, 0) + rows.size
-        wish = os.environ.get(_SWITCH)
-        if wish == "ggml" or (wish != "compiled" and _asked[fmt.name] < _PAYS):
-            return None
-        if not _looking.acquire(blocking=wish == "compiled"):
-            return None
-        try:
-            if fmt.name not in _found:
-                _found[fmt.name] = quantizer(fmt)
-        finally:
-            _looking.release()
-    function = _found[fmt.name]
+def quantize(fmt: Format, rows: Floats, weights: Floats | None) -> Bytes:
+    """Return rows f32[r, n], C-contiguous, in a format, u8[r, bytes], with imatrix values f32[n] or None, by ours or by
+    ggml's kernel. Releases the GIL. Raises KernelError if ggml fails and says so."""
+    function = _chosen(fmt) if weights is not None or fmt.name in WITHOUT_IMATRIX else None
     if function is None:
-        return None
+        begun = time.thread_time()
+        out = quantize_by_ggml(fmt, rows, weights)
+        _spent[fmt.name] = _spent.get(fmt.name, 0) + time.thread_time() - begun
+        return out
     out = np.zeros((rows.shape[0], fmt.row_bytes(rows.shape[1])), dtype=np.uint8)
     if out.size:
         function(rows, _NONE if weights is None else weights, out)
     return out
+
+
+def _chosen(fmt: Format) -> Quantizer | None:
+    """Return our quantizer, or None for ggml's: where there is no other, or before it pays, or as another thread has
+    just begun to compile it."""
+    wish = os.environ.get(_SWITCH)
+    if fmt.name not in MODULES or wish == "ggml":
+        return None
+    if fmt.name in _found:
+        return _found[fmt.name]
+    if wish != "compiled" and _spent.get(fmt.name, 0) < _PAYS:
+        return None
+    if not _looking.acquire(blocking=wish == "compiled"):
+        return None
+    try:
+        if fmt.name not in _found:
+            _found[fmt.name] = quantizer(fmt)
+        return _found[fmt.name]
+    finally:
+        _looking.release()
 
 
 def quantizer(fmt: Format) -> Quantizer | None:

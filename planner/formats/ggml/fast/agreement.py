@@ -38,13 +38,13 @@ def agrees(fmt: Format, function: Callable[[Floats, Floats, Bytes], None], witho
 
 
 def awkward_rows(random: np.random.Generator, count: int, wide: int) -> Floats:
-    """Return rows f32[count, wide] of made-up weights: zeros, ties, constants, single ones, of one sign, subnormal,
-    faint, huge, of all sizes; every third has all kinds in it."""
-    shape = (count, wide)
+    """Return rows f32[count, wide] of made-up weights, `wide` a multiple of 32: zeros, ties, constants, single ones, of
+    one sign, subnormal, faint, huge, of all sizes; every fifth row has all kinds in it."""
+    shape, runs = (count, wide), (count, wide // _RUN)
     normal = random.standard_normal(shape)
-    sizes = 10.0 ** random.uniform(-9, 9, (count, -(-wide // _RUN))).repeat(_RUN, axis=1)[:, :wide]
-    one = np.zeros(shape)
-    one[np.arange(count)[:, None], np.arange(0, wide, 32) + random.integers(32, size=(count, -(-wide // 32)))] = 1
+    single = np.zeros(shape)
+    places = np.arange(0, wide, 32) + random.integers(32, size=(count, wide // 32))
+    single[np.arange(count)[:, None], places] = 1
     kinds = (
         normal * 0.02,
         normal / (np.abs(random.standard_normal(shape)) + 0.05),
@@ -53,7 +53,7 @@ def awkward_rows(random: np.random.Generator, count: int, wide: int) -> Floats:
         -np.zeros(shape),
         np.broadcast_to(normal[:, :1], shape),
         normal[:, :1] + normal * 1e-7,
-        one * normal,
+        single * normal,
         np.rint(normal * 3) / 8,
         np.rint(normal * 40) / 1024,
         np.abs(normal) + 0.01,
@@ -61,15 +61,13 @@ def awkward_rows(random: np.random.Generator, count: int, wide: int) -> Floats:
         normal * 1e-41,
         normal * 10.0 ** random.uniform(-24, -10, (count, 1)),
         normal * 1e13,
-        normal * sizes,
+        normal * 10.0 ** random.uniform(-9, 9, runs).repeat(_RUN, axis=1),
         np.broadcast_to(np.arange(wide) % 32 - 15.5, shape),
         np.sign(normal),
     )
     table = np.stack([kind.astype(np.float32) for kind in kinds])
     chosen = np.broadcast_to(np.arange(count)[:, None] % len(kinds), shape).copy()
-    mixed = random.integers(len(kinds), size=sizes.shape)
-    mixed = mixed.reshape(count, -1)[:, ::_RUN].repeat(_RUN, axis=1)[:, :wide]
-    chosen[::3] = mixed[::3]
+    chosen[::5] = random.integers(len(kinds), size=runs).repeat(_RUN, axis=1)[::5]
     return np.ascontiguousarray(np.take_along_axis(table, chosen[None], axis=0)[0])
 
 
