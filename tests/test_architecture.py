@@ -31,7 +31,10 @@ ORDER = (
     ("planner", "closing digests errors lastwords files memory sizes terms text version"),
     ("planner.inputs", "strangers kinds reading __init__"),
     ("planner.formats.ggml", "library types formats file_types foreign reference"),
-    ("planner.formats.ggml.fast", "compiler lanes fits qkx grids search splits iq1 iq1m iq2 iq3 agreement __init__"),
+    (
+        "planner.formats.ggml.fast",
+        "compiler lanes blocks fits iq4 qkx qx grids search splits iq1 iq1m iq2 iq3 agreement __init__",
+    ),
     ("planner.formats.ggml", "kernels __init__"),
     ("planner.formats.ggml.refine", "fields layouts lattices codes kernels rows __init__"),
     ("planner.formats.mlx", "formats kernels __init__"),

@@ -31,11 +31,14 @@ Quantizer = Callable[[Floats, Floats, Bytes], None]
 
 MODULES: Mapping[str, str] = MappingProxyType(
     {"q2_K": "qkx", "q4_K": "qkx", "q5_K": "qkx", "q4_1": "qkx", "q5_1": "qkx"}
+    | {"q3_K": "qx", "q6_K": "qx", "q4_0": "qx", "q5_0": "qx", "iq4_nl": "iq4", "iq4_xs": "iq4"}
     | {"iq1_s": "iq1", "iq1_m": "iq1m", "iq2_xxs": "iq2", "iq2_xs": "iq2", "iq2_s": "iq2"}
     | {"iq3_xxs": "iq3", "iq3_s": "iq3"}
 )
 """Formats that are quantized here, and the module that does it."""
-WITHOUT_IMATRIX: frozenset[str] = frozenset({"q2_K", "q4_K", "q5_K", "iq1_m", "iq2_s", "iq3_xxs", "iq3_s"})
+WITHOUT_IMATRIX: frozenset[str] = frozenset(
+    ("q2_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs", "iq1_m", "iq2_s", "iq3_xxs", "iq3_s")
+)
 """Those of them that are quantized here without an imatrix too; for the others ggml does that."""
 
 _SWITCH = "PLANNER_KERNELS"  # `ggml`: ggml's alone; `compiled`: ours from the first row on
