@@ -361,10 +361,11 @@ def write_imatrix(
     sums: bool = True,
     seed: int = 0,
     skip: Collection[str] = (),
+    embedding: bool = False,
     counts: Mapping[str, Sequence[int]] | None = None,
     change: Callable[[str, NDArray[np.float32], NDArray[np.float32]], None] | None = None,
 ) -> Path:
-    """An imatrix for all that llama.cpp would quantize, but embeddings and `skip`; channels differ widely.
+    """An imatrix for all that llama.cpp would quantize, but `skip` (and, without `embedding`, that); channels differ.
 
     `counts` gives tokens per expert (default 64 each); `change(name, mean squares, means)` may edit the arrays
     [experts, n] in place. With `sums`, `.in_sum` too.
@@ -377,7 +378,7 @@ def write_imatrix(
     with open_model(model) as opened:
         for number, tensor in enumerate(opened.tensors):
             name = tensor.name
-            if name == "token_embd.weight" or name in skip:
+            if name in skip or (name == "token_embd.weight" and not embedding):
                 continue
             if why_left_alone(name, tensor.shape, opened.architecture, tensor.format):
                 continue

@@ -64,7 +64,10 @@ _paths = click.Path(path_type=Path)
 )
 @click.option("--memory", help="Memory for covariances; what does not fit takes more passes.  [default: most of it]")
 @click.option(
-    "--process-output/--no-process-output", default=True, show_default=True, help="Collect for output.weight too."
+    "--process-output/--no-process-output",
+    default=True,
+    show_default=True,
+    help="Collect for what makes the logits too: output.weight, or a tied token_embd.",
 )
 @click.option("--parse-special", is_flag=True, help="Take <|im_start|> and its like in --text for special tokens.")
 @gpu_option

@@ -54,7 +54,8 @@ def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
     facts = Facts()
     name = survey.tensor.name
     if name == "token_embd.weight":
-        energy = survey.energy / max(survey.tensor.rows, 1) * anatomy.embedding_scale**2
+        # of the weights alone: what the imatrix may say of it is what goes into the logits
+        energy = float(survey.columns.sum()) / max(survey.tensor.rows, 1) * anatomy.embedding_scale**2
         facts = Facts(ErrorParts(energy, energy, 0.0), write=energy, stage=-1)
     if name == PER_LAYER_EMBEDDING:
         facts = Facts(gathered=_gathered(survey, anatomy.per_layer_norm))

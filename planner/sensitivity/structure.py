@@ -18,16 +18,15 @@ from planner.sensitivity.parts import ErrorParts
 
 __all__ = ["STRUCTURE_VERSION", "stream_shares"]
 
-STRUCTURE_VERSION = 6  # part of the key under which facts are kept: raise it when a number would change
+STRUCTURE_VERSION = 7  # part of the key under which facts are kept: raise it when a number would change
 
 # Fitted on the sensitivities measured in benchmarks/data/measured_sensitivity, as the constants of
 # planner.measure.energies
 MASSIVE = 4.0
-# What an embedding, an output, and a matrix that is both count where the stream was seen, as shares of what they count
-# otherwise: best in recipes of prose-8m, SmolLM2-135M and Qwen2.5-Coder-1.5B (docs/quality.md)
+# What an embedding and an output count where the stream was seen, as shares of what they count otherwise: best in
+# recipes of prose-8m, SmolLM2-135M and Qwen2.5-Coder-1.5B (docs/quality.md)
 SEEN_EMBEDDING = 0.5
 SEEN_OUTPUT = 8 / 12
-SEEN_TIED = 0.9
 
 
 def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
@@ -48,9 +47,8 @@ def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
         if block is not None and fact.added is not None:
             steps.setdefault((block, fact.stage), []).append((name, fact, fact.added))
         elif fact.added is not None or fact.output is not None:
-            share = (1.0 if fact.write else 0.0) + (fact.output or 0.0)
-            if seen:
-                share *= SEEN_TIED if fact.write and fact.output else SEEN_EMBEDDING if fact.write else SEEN_OUTPUT
+            embeds, predicts = 1.0 if fact.write else 0.0, fact.output or 0.0
+            share = SEEN_EMBEDDING * embeds + SEEN_OUTPUT * predicts if seen else embeds + predicts
             shares[name] = ErrorParts(share, share, 0.0)
     for _, step in sorted(steps.items(), key=lambda item: item[0]):
         written += sum(fact.write for _, fact, _ in step)

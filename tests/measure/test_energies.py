@@ -304,6 +304,15 @@ def test_a_tied_embedding_counts_twice(tmp_path):
     assert own["token_embd.weight"][0] == 1
     assert own["output.weight"][0] == energies.OUTPUT
     assert shared["token_embd.weight"][0] == 1 + energies.OUTPUT_BLIND  # which the imatrix says nothing about
+    seen = shares_of(tied(), tmp_path, embedding=True)
+    assert seen["token_embd.weight"][0] == 1 + energies.OUTPUT
+
+
+def test_what_goes_into_the_logits_is_not_in_the_stream(tmp_path):
+    """An imatrix's entry for a tied embedding is of its work as the output: rows that are looked up have no weights."""
+    (blind, seen) = (facts_of(tied(), tmp_path, embedding=known) for known in (False, True))
+    assert seen["token_embd.weight"].write == pytest.approx(blind["token_embd.weight"].write, rel=1e-6)
+    assert seen["blk.0.ffn_down.weight"] == blind["blk.0.ffn_down.weight"]
 
 
 def test_a_louder_stream_is_the_same_model(tmp_path):

@@ -27,7 +27,8 @@ Floats = NDArray[np.float32]
 _F32 = 0  # enum ggml_type
 _BLOCK_BYTES = 1 << 19  # of rows and squares at a time, which stay in the cache
 _LEAST_COLUMNS = 16  # smaller batches are left out, as llama-imatrix does
-_OUTPUT = "output.weight"
+# What makes the logits; where that is the embedding too, it goes by that name, and nothing else is multiplied with it
+_LOGITS = ("output.weight", "token_embd.weight")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Step:
 
 
 class Collector:
-    """An observer that adds what goes into the weights to `sums`. `output`: also into `output.weight`.
+    """An observer that adds what goes into the weights to `sums`. `output`: also into what makes the logits.
 
     Float32, one row after the other: the bits that llama-imatrix has, from the same build of llama.cpp.
     """
@@ -113,7 +114,7 @@ class Collector:
 
 
 def is_collected(node: Node, *, output: bool) -> bool:
-    """Return whether the node multiplies a weight that an importance matrix has; `output`: `output.weight` too."""
+    """Return whether the node multiplies a weight that an imatrix has; `output`: what makes the logits too."""
     if node.operation == "MUL_MAT_ID":
         return node.sources[1].type == _F32
     if node.operation != "MUL_MAT":
@@ -121,7 +122,7 @@ def is_collected(node: Node, *, output: bool) -> bool:
     weight, activations = node.sources[:2]
     if activations.type != _F32 or activations.shape[1] < _LEAST_COLUMNS:
         return False
-    return weight.name.startswith("blk.") or (output and weight.name == _OUTPUT)
+    return weight.name.startswith("blk.") or (output and weight.name in _LOGITS)
 
 
 def collect(engine: Engine, texts: Sequence[Text], start: int = 0) -> Iterator[int]:

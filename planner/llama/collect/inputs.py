@@ -58,7 +58,7 @@ class _Readings:
 
 def find_inputs(engine: Engine, model: Model, *, output: bool = False) -> list[Input]:
     """Return the inputs of the model's weights in the order in which they are computed: of those weights that llama.cpp
-    quantizes and collects an importance matrix for (`output`: also of `output.weight`).
+    quantizes and collects an importance matrix for (`output`: also of what makes the logits).
 
     Runs a few tokens; the engine has to have been given an observer, which is put back. Raises what the engine raises.
     """

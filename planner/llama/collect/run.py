@@ -37,7 +37,7 @@ _SAVE_SHARE = 20  # saving takes at most one part in so many of the time
 @dataclass(frozen=True)
 class CollectRequest:
     """The request: `context` tokens are a chunk; at most `chunks` are read of each text; `earlier` matrices are added;
-    `output`: for output.weight too. The file will be `destination`.
+    `output`: for what makes the logits too. The file will be `destination`.
 
     With `covariance`, covariances will be in that file, those `correlated` earlier added; sums for them may take
     `memory` bytes (None: most of what is free).

@@ -22,6 +22,7 @@ from planner.llama.collect.run import CollectRequest, Gathering
 from planner.llama.engine import Engine, cut
 from planner.llama.graph import Enough, Node
 from planner.llama.workers import Workers
+from tests.edited import edited
 from tests.models import mixture
 
 CHUNKS = 12  # of 64 tokens, four at a time
@@ -363,3 +364,26 @@ def test_the_command_adds_covariances_of_the_model_alone(example, text, here, ru
     assert {path.name for path in here.iterdir() if path.suffix != ".txt"} == {
         "x.gguf", "x.imatrix", "twice.gguf", "sum.gguf", "sum.imatrix", "moe.gguf"
     }  # fmt: skip
+
+
+def test_a_tied_embedding_has_what_goes_into_the_logits(example, text, here):
+    """As an output that is a copy of the embedding has: beside the covariances of the copy, those of the blocks are the
+    same, and the embedding of that model has none."""
+
+    def copied(arrays):
+        return {**arrays, "output.weight": arrays["token_embd.weight"]}
+
+    def shared(arrays):
+        return {name: array for name, array in arrays.items() if name != "output.weight"}
+
+    gather(edited(example.model, here / "copied.gguf", arrays=copied), text, here, "copied", output=True)
+    gather(edited(example.model, here / "shared.gguf", arrays=shared), text, here, "shared", output=True)
+    one, other = (read_imatrix(here / f"{name}.gguf").entries for name in ("copied", "shared"))
+    assert "token_embd.weight" not in one
+    assert set(one) - {"output.weight"} == set(other) - {"token_embd.weight"}
+    np.testing.assert_array_equal(other["token_embd.weight"].raw_sum2, one["output.weight"].raw_sum2)
+    with Covariances.open(here / "copied.gguf") as first, Covariances.open(here / "shared.gguf") as second:
+        found = second.part("token_embd.weight", 0)
+        expected = first.part("output.weight", 0)
+        for own, theirs in zip(found.rows(), expected.rows(), strict=True):
+            np.testing.assert_array_equal(own, theirs)

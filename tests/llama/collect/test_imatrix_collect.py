@@ -149,9 +149,10 @@ def test_only_what_llama_imatrix_wants():
     assert not wants(node_of("MUL_MAT", (Fake("blk.0.attn_q.weight", w), Fake("y", y))))
     assert not wants(node_of("MUL_MAT", (Fake("cache_k_l0", w), Fake("x", x))))
     assert not wants(node_of("MUL_MAT", (Fake("blk.0.attn_q.weight", w), Fake("x", x, type=1))))
-    output = node_of("MUL_MAT", (Fake("output.weight", w), Fake("x", x)))
-    assert not wants(output)
-    assert Collector(Sums(64), output=True).wants(output)
+    for name in ("output.weight", "token_embd.weight"):
+        logits = node_of("MUL_MAT", (Fake(name, w), Fake("x", x)))
+        assert not wants(logits)
+        assert Collector(Sums(64), output=True).wants(logits)
 
 
 @settings(max_examples=60, deadline=None)
