@@ -35,11 +35,12 @@ ORDER = (
     ("planner.formats.mlx", "formats kernels __init__"),
     ("planner.names", "gguf transformers mlx __init__"),
     ("planner.formats", "family families registry __init__"),
+    ("planner.work", "crew shared machines __init__"),
     ("planner.fit", "parameters layers context compute needs __init__"),
     (
         "planner.gguf",
         "entry legacy llama_cpp metadata contents provenance tensor reader container model encoder parameters "
-        "health imatrix products covariance layout refinement quantize sums imatrix_writer covariance_writer "
+        "health imatrix products covariance layout refinement conversion quantize sums imatrix_writer covariance_writer "
         "vocabulary __init__",
     ),
     ("planner.recipe", "recipe recount __init__"),
