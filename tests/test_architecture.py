@@ -40,8 +40,8 @@ ORDER = (
     (
         "planner.gguf",
         "entry legacy llama_cpp metadata contents provenance tensor reader container model encoder parameters "
-        "health imatrix products covariance layout refinement conversion quantize sums imatrix_writer covariance_writer "
-        "vocabulary __init__",
+        "health imatrix products covariance layout refinement conversion quantize sums imatrix_writer "
+        "covariance_writer vocabulary __init__",
     ),
     ("planner.recipe", "recipe recount __init__"),
     (

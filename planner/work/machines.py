@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import pickle
 import queue
@@ -73,8 +74,7 @@ class Machines:
     @property
     def window(self) -> int:
         """As in `Crew`: workers may come and go."""
-        self._require_workers()
-        return max(1, _AHEAD * sum(self._threads().values()))
+        return _AHEAD * self._threads()
 
     def unordered(self, work: Callable[[T, Stop], R], items: Sequence[T]) -> Iterator[tuple[T, R]]:
         """As in `Crew`."""
@@ -82,13 +82,10 @@ class Machines:
         under_way: dict[Any, tuple[T, _Piece[R]]] = {}
 
         def hand_over() -> None:
-            room = self.window - len(under_way)
-            for _ in range(room):
-                for item in left:
-                    piece = self.submit(work, item)
-                    under_way[piece.future] = item, piece
-                    piece.future.add_done_callback(done.put)
-                    break
+            for item in itertools.islice(left, max(0, self.window - len(under_way))):
+                piece = self._hand_over(work, item)
+                under_way[piece.future] = item, piece
+                piece.future.add_done_callback(done.put)
 
         try:
             hand_over()
@@ -96,98 +93,102 @@ class Machines:
                 try:
                     future = done.get(timeout=_LOOK)
                 except queue.Empty:
-                    self._require_workers()
+                    self._threads()
                     continue
                 item, piece = under_way.pop(future)
                 yield item, piece.result()
                 hand_over()
         finally:
-            self._client.cancel([piece.future for _, piece in under_way.values()], force=True)
+            with contextlib.suppress(ClusterError):  # where it is lost, nobody works for us any more
+                self._ask(self._client.cancel, [piece.future for _, piece in under_way.values()], force=True)
 
     def submit(self, work: Callable[[T, Stop], R], item: T, *, near: bool = False) -> Handed[R]:
         """As in `Crew`."""
         if near:
             return self._here.submit(work, item)
+        return self._hand_over(work, item)
+
+    def _hand_over(self, work: Callable[[T, Stop], R], item: T) -> _Piece[R]:
         import dask
 
         # In bytes: else the scheduler would unpickle them, and it need not see what workers see
         task = pickle.dumps((_kernels(), pickle.dumps((work, item))))
-        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GiB"}), self._explained():
-            return _Piece(self, self._client.submit(_perform, task, pure=False))
+        submit = self._client.submit  # distributed is to be loaded before it is configured
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GiB"}):
+            return _Piece(self, self._ask(submit, _perform, task, pure=False))
 
-    def wait_for(self, future: Future[R]) -> R:
+    def wait_for(self, future: Future) -> Any:
         """Return the result of what was handed over. Raises ClusterError, and what the work raised."""
+        from concurrent.futures import CancelledError
+
+        from distributed import KilledWorker
         from distributed import TimeoutError as StillAtWork
 
         while True:
             try:
-                with self._explained(lambda: future.status == "error"):
-                    result: R = future.result(timeout=_LOOK)
-                    return result
+                return future.result(timeout=_LOOK)
             except StillAtWork:
+                self._threads()
+            except KilledWorker as problem:
+                raise ClusterError(
+                    f"{problem.allowed_failures + 1} workers ended, one after another, at the same piece of work; "
+                    f"{problem.last_worker.address} was the last.",
+                    "Look at their logs: a system that is short of memory ends processes.",
+                ) from problem
+            except ImportError as problem:
+                raise _unlike(f"Workers of {self._address} cannot load planner: {problem}.") from problem
+            except RuntimeError as problem:
+                if "deserialization" not in str(problem):
+                    raise
+                raise _unlike(f"The scheduler {self._address} cannot load planner.") from problem
+            except (CancelledError, OSError) as problem:
                 if future.status == "error":  # the work's own
                     raise
-                self._require_workers()
+                raise self._lost() from problem
 
-    def _require_workers(self) -> None:
-        """Wait for workers where there are none. Raises ClusterError if none comes."""
+    def _threads(self) -> int:
+        """Return how many threads workers have, after waiting for workers where there are none. Raises ClusterError if
+        none comes."""
         from distributed import TimeoutError as NobodyCame
 
-        if self._threads():
-            return
-        try:
-            self._client.wait_for_workers(1, timeout=_ABSENT)
-        except NobodyCame:
-            raise ClusterError(
-                f"The scheduler {self._address} has no workers.", f"Start some: `dask worker {self._address}`."
-            ) from None
+        for _ in range(2):
+            threads = self._ask(self._client.nthreads)
+            if threads:
+                return sum(threads.values())
+            with contextlib.suppress(NobodyCame):
+                self._client.wait_for_workers(1, timeout=_ABSENT)
+        raise ClusterError(
+            f"The scheduler {self._address} has no workers.", f"Start some: `dask worker {self._address}`."
+        )
 
-    def _threads(self) -> dict[str, int]:
-        with self._explained():
-            found: dict[str, int] = self._client.nthreads()
-            return found
-
-    @contextlib.contextmanager
-    def _explained(self, by_work: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Turn what distributed raises into ClusterError; `by_work` tells whether it was the work that raised."""
-        from concurrent.futures import CancelledError
-
-        from distributed import KilledWorker
+    def _ask(self, question: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Return what the scheduler answers. Raises ClusterError if it is lost."""
+        from distributed.client import ClosedClientError
 
         try:
-            yield
-        except KilledWorker as problem:
-            raise ClusterError(
-                f"{problem.allowed_failures + 1} workers ended, one after another, with the same piece of work: "
-                f"{problem.last_worker.address} was the last.",
-                "Look at their logs: a system that is short of memory ends processes.",
-            ) from problem
-        except (ImportError, RuntimeError) as problem:
-            if isinstance(problem, RuntimeError) and "deserialization" not in str(problem):
-                raise
-            who = "Workers" if isinstance(problem, ImportError) else "The scheduler"
-            raise ClusterError(
-                f"{who} at {self._address} cannot load planner: {problem.__cause__ or problem}.",
-                "Install this version of planner, with its extra `dask`, in their environments too.",
-            ) from problem
-        except TimeoutError:  # an OSError too
-            raise
-        except (CancelledError, OSError) as problem:
-            if by_work():
-                raise
-            raise ClusterError(
-                f"The connection to the scheduler {self._address} is lost.", "Start it again, then the same command."
-            ) from problem
+            return question(*arguments, **options)
+        except (ClosedClientError, OSError) as problem:
+            raise self._lost() from problem
+
+    def _lost(self) -> ClusterError:
+        return ClusterError(
+            f"The connection to the scheduler {self._address} is lost.", "Start it again, then the same command."
+        )
+
+
+def _unlike(problem: str) -> ClusterError:
+    return ClusterError(problem, "Install this version of planner, with its extra `dask`, in their environment too.")
 
 
 class _Piece(Generic[R]):
     """Work that a worker has."""
 
-    def __init__(self, machines: Machines, future: Future[R]) -> None:
+    def __init__(self, machines: Machines, future: Future) -> None:
         self._machines, self.future = machines, future
 
     def result(self) -> R:
-        return self._machines.wait_for(self.future)
+        found: R = self._machines.wait_for(self.future)
+        return found
 
 
 def _connected(address: str) -> Client:

@@ -26,7 +26,7 @@ _HEAD = 1 << 20  # bytes at the beginning: what tells models apart most often
 _PIECES, _PIECE = (
     64,
     1 << 14,
-)  # and of the weights, evenly spread: few enough to be read in no time from a disk far away
+)  # and of the weights, evenly spread: so few that a disk far away has them in no time
 _MOST_OPEN = 8  # a worker may outlive many campaigns
 
 
