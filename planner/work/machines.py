@@ -128,7 +128,11 @@ class Machines:
             try:
                 return future.result(timeout=_LOOK)
             except StillAtWork:
-                self._threads()
+                try:
+                    self._threads()
+                except ClusterError:
+                    if not future.done():  # it may be why nobody is left
+                        raise
             except KilledWorker as problem:
                 raise ClusterError(
                     f"{problem.allowed_failures + 1} workers ended, one after another, at the same piece of work; "
@@ -149,13 +153,11 @@ class Machines:
     def _threads(self) -> int:
         """Return how many threads workers have, after waiting for workers where there are none. Raises ClusterError if
         none comes."""
-        from distributed import TimeoutError as NobodyCame
-
         for _ in range(2):
             threads = self._ask(self._client.nthreads)
             if threads:
                 return sum(threads.values())
-            with contextlib.suppress(NobodyCame):
+            with contextlib.suppress(OSError):  # nobody came; or the scheduler is lost, which is found next
                 self._client.wait_for_workers(1, timeout=_ABSENT)
         raise ClusterError(
             f"The scheduler {self._address} has no workers.", f"Start some: `dask worker {self._address}`."

@@ -18,6 +18,7 @@ import pytest
 from planner.errors import ClusterError
 from planner.formats.ggml import select_formats
 from planner.gguf import open_model, read_imatrix
+from planner.gguf.quantize import quantize_model
 from planner.measure import Settings
 from planner.measure.campaign import Campaign
 from planner.work import Machines, Threads, machines, open_crew
@@ -204,16 +205,19 @@ def test_what_work_raises_is_raised_here(cluster):
 @pytest.mark.parametrize("there", [True, False])
 def test_a_worker_without_the_file_says_so(there, cluster, here):
     model = experts().write(here / "model.gguf")
-    with open_model(model) as opened, Store.open(here / "s.state", create=True) as store:
+    with open_model(model) as opened:
         pickle.dumps(opened)  # known by what it is now
         model.unlink()
         if there:
             experts(count=5).write(model)
-        campaign = Campaign(opened, None, store, select_formats(TYPES), Settings())
         why = "another file has its name" if there else "no such file"
-        with pytest.raises(ClusterError, match=rf"worker tcp://.* does not see {model} as it is here: {why}") as caught:
-            list(campaign.run(1, cluster.address))
+        where = rf"worker tcp://.* does not see {model} as it is here: {why}"
+        with pytest.raises(ClusterError, match=where) as caught:
+            quantize_model(
+                opened, {"output.weight": "q8_0"}, None, here / "out.gguf", file_type=7, scheduler=cluster.address
+            )
         assert "same paths" in caught.value.remedy
+    assert list(here.iterdir()) == ([model] if there else [])
 
 
 def test_other_kernels_are_refused(cluster, monkeypatch):
