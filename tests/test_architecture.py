@@ -89,7 +89,19 @@ ORDER = (
     ("planner", "__main__"),
 )
 # What is slow to load, and that a command does not wait for before it knows what it is to do
-SLOW = {"gguf", "joblib", "llama_cpp", "matplotlib", "numba", "numpy", "ortools", "pydantic", "rich"}
+SLOW = {
+    "dask",
+    "distributed",
+    "gguf",
+    "joblib",
+    "llama_cpp",
+    "matplotlib",
+    "numba",
+    "numpy",
+    "ortools",
+    "pydantic",
+    "rich",
+}
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
 LONGER: dict[str, int] = {}  # and ought not to be
 

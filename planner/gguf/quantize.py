@@ -187,10 +187,11 @@ class _Run:
         in_flight: deque[tuple[list[Chunk], Handed[NDArray[np.uint8]]]] = deque()
         released = 0
         for placed in shard.tensors:
-            changes = placed.format.name != placed.tensor.format
-            for chunks in together(chunks_of(placed, self.imatrix, self.refinement), self.crew.least):
-                in_flight.append((chunks, self.crew.submit(self.convert, chunks, near=not changes)))
-                if len(in_flight) >= self.crew.window:
+            stays = placed.format.name == placed.tensor.format
+            least, window = 1 if stays else self.crew.least, self.crew.window
+            for chunks in together(chunks_of(placed, self.imatrix, self.refinement), least):
+                in_flight.append((chunks, self.crew.submit(self.convert, chunks, near=stays)))
+                if len(in_flight) >= window:
                     released = self.finish(*in_flight.popleft(), released, shard.alignment)
         while in_flight:
             released = self.finish(*in_flight.popleft(), released, shard.alignment)

@@ -34,6 +34,7 @@ R = TypeVar("R")
 _CONNECTING = 10.0  # seconds: less than a user waits for a sign, more than any network takes
 _ABSENT = 60.0  # seconds without any worker until we give up: a queue may be about to start others
 _LOOK = 5.0  # seconds between looks at whether any worker is left
+_TRANSFER = 300.0  # seconds for a result to arrive, of some megabytes: any network is faster
 _AHEAD = 2  # pieces of work for each thread: the next is there when one is done
 
 
@@ -121,12 +122,13 @@ class Machines:
         """Return the result of what was handed over. Raises ClusterError, and what the work raised."""
         from concurrent.futures import CancelledError
 
-        from distributed import KilledWorker
+        from distributed import KilledWorker, wait
         from distributed import TimeoutError as StillAtWork
 
         while True:
             try:
-                return future.result(timeout=_LOOK)
+                wait([future], timeout=_LOOK)
+                return future.result(timeout=_TRANSFER)
             except StillAtWork:
                 try:
                     self._threads()
