@@ -13,6 +13,7 @@ import itertools
 import logging
 import pickle
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
@@ -122,35 +123,34 @@ class Machines:
         """Return the result of what was handed over. Raises ClusterError, and what the work raised."""
         from concurrent.futures import CancelledError
 
-        from distributed import KilledWorker, wait
-        from distributed import TimeoutError as StillAtWork
+        from distributed import KilledWorker
 
-        while True:
+        finished = threading.Event()
+        future.add_done_callback(lambda _: finished.set())
+        while not finished.wait(_LOOK):
             try:
-                wait([future], timeout=_LOOK)
-                return future.result(timeout=_TRANSFER)
-            except StillAtWork:
-                try:
-                    self._threads()
-                except ClusterError:
-                    if not future.done():  # it may be why nobody is left
-                        raise
-            except KilledWorker as problem:
-                raise ClusterError(
-                    f"{problem.allowed_failures + 1} workers ended, one after another, at the same piece of work; "
-                    f"{problem.last_worker.address} was the last.",
-                    "Look at their logs: a system that is short of memory ends processes.",
-                ) from problem
-            except ImportError as problem:
-                raise _unlike(f"Workers of {self._address} cannot load planner: {problem}.") from problem
-            except RuntimeError as problem:
-                if "deserialization" not in str(problem):
+                self._threads()
+            except ClusterError:
+                if not finished.is_set():  # it may be why nobody is left
                     raise
-                raise _unlike(f"The scheduler {self._address} cannot load planner.") from problem
-            except (CancelledError, OSError) as problem:
-                if future.status == "error":  # the work's own
-                    raise
-                raise self._lost() from problem
+        try:
+            return future.result(timeout=_TRANSFER)
+        except KilledWorker as problem:
+            raise ClusterError(
+                f"{problem.allowed_failures + 1} workers ended, one after another, at the same piece of work; "
+                f"{problem.last_worker.address} was the last.",
+                "Look at their logs: a system that is short of memory ends processes.",
+            ) from problem
+        except ImportError as problem:
+            raise _unlike(f"Workers of {self._address} cannot load planner: {problem}.") from problem
+        except RuntimeError as problem:
+            if "deserialization" not in str(problem):
+                raise
+            raise _unlike(f"The scheduler {self._address} cannot load planner.") from problem
+        except (CancelledError, OSError) as problem:
+            if future.status == "error":  # the work's own
+                raise
+            raise self._lost() from problem
 
     def _threads(self) -> int:
         """Return how many threads workers have, after waiting for workers where there are none. Raises ClusterError if
