@@ -204,7 +204,8 @@ def _connected(address: str) -> Client:
             f"distributed is needed for {option('scheduler')}, and cannot be loaded: {error}.",
             "Install it (seconds, no compiler): pip install 'gguf-planner[dask]'",
         ) from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is raised
+    for name in ("distributed", "distributed.client"):  # each has a level of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is raised
     try:
         return Client(address, timeout=_CONNECTING, set_as_default=False)
     except (OSError, ValueError, TypeError) as problem:
