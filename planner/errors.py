@@ -12,6 +12,7 @@
     ├── InferenceError      llama.cpp is missing or cannot run the model
     ├── BaselineError       log-probabilities or tasks to evaluate with cannot be read or do not belong
     ├── OutputError         a file that cannot be written
+    ├── ClusterError        workers on other machines that cannot be reached, or are of no use
     └── Interrupted         stopped by the user; what was done is kept (exit status 130)
 
 Each says what was wrong and where (`problem`), and what to do next (`remedy`). Only `planner.cli` prints them.
@@ -28,6 +29,7 @@ from collections.abc import Callable, Iterator
 __all__ = [
     "BaselineError",
     "BudgetError",
+    "ClusterError",
     "CovarianceError",
     "ImatrixError",
     "InferenceError",
@@ -131,6 +133,10 @@ class BaselineError(PlannerError):
 
 
 class OutputError(PlannerError):
+    pass
+
+
+class ClusterError(PlannerError):
     pass
 
 

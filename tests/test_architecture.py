@@ -40,12 +40,13 @@ ORDER = (
     ("planner.formats.mlx", "formats kernels __init__"),
     ("planner.names", "gguf transformers mlx __init__"),
     ("planner.formats", "family families registry __init__"),
+    ("planner.work", "crew shared machines __init__"),
     ("planner.fit", "parameters layers context compute needs __init__"),
     (
         "planner.gguf",
         "entry legacy llama_cpp metadata contents provenance tensor reader container model encoder parameters "
-        "health imatrix products covariance layout refinement quantize sums imatrix_writer covariance_writer "
-        "vocabulary __init__",
+        "health imatrix products covariance layout refinement conversion quantize sums imatrix_writer "
+        "covariance_writer vocabulary __init__",
     ),
     ("planner.recipe", "recipe recount __init__"),
     (
@@ -93,7 +94,20 @@ ORDER = (
     ("planner", "__main__"),
 )
 # What is slow to load, and that a command does not wait for before it knows what it is to do
-SLOW = {"gguf", "joblib", "llama_cpp", "llvmlite", "matplotlib", "numba", "numpy", "ortools", "pydantic", "rich"}
+SLOW = {
+    "dask",
+    "distributed",
+    "gguf",
+    "joblib",
+    "llama_cpp",
+    "llvmlite",
+    "matplotlib",
+    "numba",
+    "numpy",
+    "ortools",
+    "pydantic",
+    "rich",
+}
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 350, 60
 LONGER: dict[str, int] = {}  # and ought not to be
 

@@ -47,6 +47,7 @@ def quantize(
     max_shard_size: str | int | None = None,
     allow_requantize: bool = False,
     threads: int | None = None,
+    scheduler: str | None = None,
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Quantized:
@@ -57,10 +58,12 @@ def quantize(
     `imatrix` says where the recipe's imatrix is now, if it was moved. With `force`, files of the name are replaced.
     `keep_split` writes as many parts as the model has, `max_shard_size` as many as needed. Progress is in bytes. `note`
     is told what a user should know: edits of the recipe, tensors that the imatrix has not seen or that are not refined.
+    Kernels run in `threads`, or in the workers of the Dask `scheduler` at an address.
 
     Raises RecipeError for a recipe that cannot be followed, ImatrixError for one that is missing or another,
     CovarianceError for covariances that are damaged or another model's, KernelError without numba, ModelError
-    for weights that cannot be quantized, OutputError for files that cannot be written; `out` is then as it was before.
+    for weights that cannot be quantized, OutputError for files that cannot be written, ClusterError for machines that
+    are of no use; `out` is then as it was before.
     """
     check_number("threads", threads, 1)
     tell = note or (lambda text: None)
@@ -81,7 +84,7 @@ def quantize(
             refined = _refined(refinement, plan, opened, tell)
             written = quantize_model(
                 opened, plan.formats, matrix, Path(out), file_type=plan.file_type,
-                extra=_provenance(plan, refined), refinement=refined, threads=threads,
+                extra=_provenance(plan, refined), refinement=refined, threads=threads, scheduler=scheduler,
                 force=force, keep_split=keep_split, max_shard_size=limit, allow_requantize=allow_requantize,
                 progress=None if progress is None else lambda step: progress(step.tensor, step.done, step.total),
             )  # fmt: skip

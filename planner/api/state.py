@@ -91,6 +91,7 @@ class State(Closing):
         tolerance: float = 0.05,
         allow_requantize: bool = False,
         threads: int | None = None,
+        scheduler: str | None = None,
         progress: Progress | None = None,
     ) -> int:
         """Measure how wrong every tensor of a model becomes in every format of `types`; return how many measurements
@@ -100,10 +101,11 @@ class State(Closing):
         the file `covariance`, which has an imatrix too, codes are refined against it as `quantize` would (`shrinkage`
         as there), and errors are measured by it.
         `pin` names formats that single tensors are measured in besides. Rows of a tensor are sampled, by `seed`, until
-        the standard error is within `tolerance` of the error.
+        the standard error is within `tolerance` of the error. Kernels run in `threads`, or in the workers of the Dask
+        `scheduler` at an address.
 
-        Raises ModelError, ImatrixError, CovarianceError, UsageError, KernelError, and StateFileError for the state of
-        another model.
+        Raises ModelError, ImatrixError, CovarianceError, UsageError, KernelError, ClusterError for machines that are of
+        no use, and StateFileError for the state of another model.
         """
         from planner.api.refining import inputs_of
         from planner.measure import Settings
@@ -121,7 +123,7 @@ class State(Closing):
                 opened, matrix, self.store, formats, Settings(seed, tolerance), family=family, refinement=refinement,
                 pinned=pinned_formats(rules, opened.by_name), allow_requantize=allow_requantize,
             )  # fmt: skip
-            for step in campaign.run(threads or os.cpu_count() or 1):
+            for step in campaign.run(threads or os.cpu_count() or 1, scheduler):
                 done = step.done
                 if progress:
                     progress(step.what, step.done, step.total)

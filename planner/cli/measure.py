@@ -53,7 +53,7 @@ def run_campaign(
 ) -> tuple[int, int]:
     """Measure what is missing, with a progress bar; returns how many measurements there are and how many are new.
 
-    Raises Interrupted, and what `Campaign` raises.
+    Raises Interrupted, ClusterError, and what `Campaign` raises.
     """
     from planner.measure import Settings
     from planner.measure.campaign import Campaign
@@ -79,7 +79,7 @@ def run_campaign(
     done = total = fresh = 0
     try:
         with progress_bar("measurements") as advance:
-            for step in campaign.run(measuring.threads):
+            for step in campaign.run(measuring.threads, measuring.scheduler):
                 done, total, fresh = step.done, step.total, step.fresh
                 advance(step.what, done, total)
     except KeyboardInterrupt:

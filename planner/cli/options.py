@@ -38,6 +38,7 @@ __all__ = [
     "measuring_options",
     "only_state",
     "open_sources",
+    "scheduler_option",
     "shrinkage_option",
     "threads_option",
 ]
@@ -47,6 +48,10 @@ Command = Callable[..., Any]
 threads_option = click.option(
     "-t", "--threads", type=click.IntRange(min=1), default=lambda: os.cpu_count() or 1, show_default="all cores",
     help="Threads that run kernels.",
+)  # fmt: skip
+scheduler_option = click.option(
+    "--scheduler", metavar="ADDRESS",
+    help="Let the workers of this Dask scheduler run kernels, such as tcp://192.168.1.5:8786.",
 )  # fmt: skip
 gpu_option = click.option(
     "-ngl", "--gpu-layers", type=int, default=0, show_default=True, help="Layers on the GPU; -1: all."
@@ -103,6 +108,7 @@ class Measuring:
     tolerance: float
     allow_requantize: bool
     threads: int
+    scheduler: str | None
 
 
 # All that `measure` takes besides the model; other commands that measure take it too
@@ -131,6 +137,7 @@ measuring_options = grouped(
     ),
     click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already."),
     threads_option,
+    scheduler_option,
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from planner.cli.options import shrinkage_option, threads_option
+from planner.cli.options import scheduler_option, shrinkage_option, threads_option
 from planner.cli.progress import progress_bar
 from planner.errors import Interrupted
 
@@ -33,6 +33,7 @@ __all__ = ["quantize"]
 @click.option("--max-shard-size", metavar="SIZE", help="Write parts OUT-00001-of-0000N.gguf of at most this size.")
 @click.option("--allow-requantize", is_flag=True, help="Accept a model that is quantized already.")
 @threads_option
+@scheduler_option
 def quantize(
     model: Path,
     recipe: Path,
@@ -45,6 +46,7 @@ def quantize(
     max_shard_size: str | None,
     allow_requantize: bool,
     threads: int,
+    scheduler: str | None,
 ) -> None:
     """Write OUT: MODEL with every tensor in the format that RECIPE gives it.
 
@@ -60,7 +62,7 @@ def quantize(
             written = write_quantized(
                 model, recipe, out, imatrix=imatrix, covariance=covariance, shrinkage=shrinkage, force=force,
                 keep_split=keep_split, max_shard_size=max_shard_size, allow_requantize=allow_requantize,
-                threads=threads, note=functools.partial(click.echo, err=True),
+                threads=threads, scheduler=scheduler, note=functools.partial(click.echo, err=True),
                 progress=lambda tensor, done, total: advance(tensor, done / 1e6, total / 1e6),
             )  # fmt: skip
     except KeyboardInterrupt:

@@ -33,6 +33,7 @@ from planner.gguf.products import Part
 from planner.gguf.reader import GgufFile, Tensor, read_gguf
 from planner.inputs.kinds import GGUF
 from planner.inputs.reading import kind_at
+from planner.work import Reference, reference
 
 __all__ = [
     "CORRELATIONS", "INPUTS", "KIND", "POOLED", "TENSORS", "TOKENS", "VERSION", "VERSION_KEY", "Covariances", "Input",
@@ -98,6 +99,14 @@ class Covariances(Closing):
         self.inputs: Mapping[str, Input] = {name: one.input for name, one in stored.items()}
         self._file, self._stored = file, stored
         self._of = {tensor: name for name, one in stored.items() for tensor in one.input.tensors}
+
+    def __reduce__(self) -> Reference[Covariances]:
+        """Pickled as a reference."""
+        return self._reference
+
+    @functools.cached_property
+    def _reference(self) -> Reference[Covariances]:
+        return reference(Covariances.open, self.path, [self.path])
 
     @classmethod
     def open(cls, path: str | Path) -> Self:

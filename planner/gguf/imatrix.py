@@ -30,6 +30,7 @@ from planner.gguf.model import Model
 from planner.gguf.reader import GgufFile, Tensor, read_gguf
 from planner.inputs.kinds import GGUF
 from planner.inputs.reading import kind_at
+from planner.work import Reference, reference
 
 __all__ = ["Coverage", "Imatrix", "Match", "imatrix_of", "read_imatrix"]
 
@@ -92,6 +93,14 @@ class Imatrix:
     chunk_size: int
     entries: Mapping[str, Entry]
     legacy: bool
+
+    def __reduce__(self) -> Reference[Imatrix]:
+        """Pickled as a reference."""
+        return self._reference
+
+    @functools.cached_property
+    def _reference(self) -> Reference[Imatrix]:
+        return reference(read_imatrix, self.path, [self.path])
 
     @property
     def has_means(self) -> bool:

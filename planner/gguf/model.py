@@ -19,6 +19,7 @@ from planner.gguf.contents import other_contents
 from planner.gguf.llama_cpp import tensor_order
 from planner.gguf.metadata import Metadata
 from planner.gguf.reader import GgufFile, Tensor, read_gguf
+from planner.work import Reference, reference
 
 __all__ = ["SPLIT_COUNT", "SPLIT_KEYS", "SPLIT_NO", "SPLIT_TENSORS", "Model", "open_model", "split_path"]
 
@@ -62,6 +63,14 @@ class Model(Closing):
                 file.data.close()
             except BufferError:
                 continue
+
+    def __reduce__(self) -> Reference[Model]:
+        """Pickled as a reference: weights stay where they are."""
+        return self._reference
+
+    @functools.cached_property
+    def _reference(self) -> Reference[Model]:
+        return reference(open_model, self.path, self.parts)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.by_name[name]

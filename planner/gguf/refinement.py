@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +78,10 @@ class LatestMetric:
         self._latest: tuple[int, Metric] | None = None
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled without what it keeps."""
+        return LatestMetric, (self._refinement, self._tensor)
+
     def of(self, matrix: int) -> Metric:
         """Return the metric of a matrix. Raises CovarianceError for values that are none."""
         with self._lock:
@@ -102,6 +107,10 @@ class SharedMetric:
         self._metric: Metric | None = None
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as what it is of: all who have to do with the same, in another process, get the same."""
+        return _in_common, self._from
+
     def get(self) -> Metric:
         """Return the metric. Raises CovarianceError for values that are none."""
         with self._lock:
@@ -116,3 +125,18 @@ class SharedMetric:
             self._users -= 1
             if self._users == 0:
                 self._metric = None
+
+
+_together: weakref.WeakValueDictionary[tuple[object, ...], SharedMetric] = weakref.WeakValueDictionary()
+_meeting = threading.Lock()
+
+
+def _in_common(refinement: Refinement, tensor: Tensor, matrix: int) -> SharedMetric:
+    """Return the metric that others in this process work with, if they do: a large one takes a gigabyte. It is let go
+    with the last of them."""
+    key = refinement.covariances, refinement.shrinkage, tensor.name, matrix
+    with _meeting:
+        found = _together.get(key)
+        if found is None:
+            found = _together[key] = SharedMetric(refinement, tensor, matrix, users=0)
+        return found

@@ -3,7 +3,7 @@ structure."""
 
 from __future__ import annotations
 
-from planner.measure.loop import Job, Measured, Settings, in_threads, measure_jobs
+from planner.measure.loop import Job, Measured, Settings, measure_jobs
 from planner.measure.metric import METRIC_VERSION, Estimate
 from planner.measure.moments import Moments, moments
 from planner.measure.survey import Survey, survey_tensor
@@ -16,7 +16,6 @@ __all__ = [
     "Moments",
     "Settings",
     "Survey",
-    "in_threads",
     "measure_jobs",
     "moments",
     "survey_tensor",

@@ -8,7 +8,6 @@ Everything kept has a key that covers all it depends on, so nothing stale is use
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,7 +22,7 @@ from planner.measure.anatomy import read_anatomy
 from planner.measure.energies import block_facts, global_facts
 from planner.measure.experts import EXPERTS_VERSION
 from planner.measure.inventory import take_inventory
-from planner.measure.loop import Job, Measured, Settings, in_threads, measure_jobs
+from planner.measure.loop import Job, Measured, Settings, measure_jobs
 from planner.measure.metric import METRIC_VERSION
 from planner.measure.moments import moments
 from planner.measure.rounding import rounding_of
@@ -32,6 +31,7 @@ from planner.measure.targets import Block, Target, batches, find_blocks, notes_o
 from planner.names.gguf import has_massive_channels, is_expert
 from planner.sensitivity import STRUCTURE_VERSION, Facts
 from planner.terms import FamilyName
+from planner.work import Crew, Stop, open_crew
 from state import Energies, Measurement, Store
 
 __all__ = ["Campaign", "Step"]
@@ -45,6 +45,24 @@ class Step:
     done: int
     total: int
     fresh: int
+
+
+@dataclass(frozen=True)
+class _Surveying:
+    """What each who surveys blocks of a model does."""
+
+    model: Model
+    imatrix: Imatrix | None
+    refinement: Refinement | None
+
+    def __call__(self, block: Block, stop: Stop) -> list[Survey]:
+        surveys = []
+        for target in block.to_survey:
+            tensor = target.tensor
+            massive = has_massive_channels(tensor.name)
+            known = moments(tensor, self.imatrix, self.refinement)
+            surveys.append(survey_tensor(self.model, tensor, known, find_massive=massive, stop=stop))
+        return surveys
 
 
 class Campaign:
@@ -89,8 +107,14 @@ class Campaign:
         """Notes on the model and its imatrix for before anything is measured."""
         return notes_on(self._blocks, self._coverage)
 
-    def run(self, threads: int) -> Iterator[Step]:
-        """Measure what is missing, storing every tensor's results as they come; yields progress."""
+    def run(self, threads: int, scheduler: str | None = None) -> Iterator[Step]:
+        """Measure what is missing, in threads or by the workers of a Dask scheduler, storing every tensor's results as
+        they come; yields progress. Raises ClusterError."""
+        with open_crew(threads, scheduler) as crew:
+            yield from self._run(crew)
+
+    def _run(self, crew: Crew) -> Iterator[Step]:
+        survey = _Surveying(self._model, self._imatrix, self._refinement)
         total = sum(len(target.formats) for block in self._blocks for target in block.targets)
         for block in self._blocks:
             self._recall(block)
@@ -99,11 +123,11 @@ class Campaign:
         for batch in batches([block for block in self._blocks if block.to_survey]):
             left -= _missing(batch)  # until the batch ends, what is missing outside of it, which does not change
             jobs: list[Job] = []
-            for surveyed in in_threads(self._survey, batch, threads):
+            for surveyed in crew.unordered(survey, batch):
                 jobs += self._learn(*surveyed)
                 yield Step("", total - left - _missing(batch), total, fresh)
             targets = {target.tensor.name: target for block in batch for target in block.targets}
-            for found in measure_jobs(self._model, jobs, self._settings, threads=threads):
+            for found in measure_jobs(self._model, jobs, self._settings, crew):
                 target = targets[found.tensor.name]
                 self._store.add(self._records(target, found))
                 target.missing = tuple(fmt for fmt in target.missing if fmt.name not in found.rows)
@@ -181,15 +205,6 @@ class Campaign:
         return digest(*where, fmt.name, *how, *pairs)
 
     # Doing it
-
-    def _survey(self, block: Block, stop: threading.Event) -> tuple[Block, list[Survey]]:
-        surveys = []
-        for target in block.to_survey:
-            tensor = target.tensor
-            massive = has_massive_channels(tensor.name)
-            known = moments(tensor, self._imatrix, self._refinement)
-            surveys.append(survey_tensor(self._model, tensor, known, find_massive=massive, stop=stop.is_set))
-        return block, surveys
 
     def _learn(self, block: Block, surveys: Sequence[Survey]) -> list[Job]:
         """Store the facts that follow from a block's surveys; return what is left to measure of it."""

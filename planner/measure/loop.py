@@ -1,32 +1,27 @@
 """The parallel loop: measure tensor by tensor, results yielded as they come.
 
-Threads, not processes: the kernels are C and leave the GIL alone, and their tables are built once a process.
-Nothing that is computed here depends on how many threads there are or on who comes first.
+Nothing that is computed here depends on how many work at it, or on who comes first.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from planner.formats.ggml import Format, has_tables, prepare_tables, tables_ready
 from planner.gguf import Model, Tensor
 from planner.measure.metric import Estimate, Spread, Tally, corrected, estimate, row_errors
 from planner.measure.sampling import first_draws, stages
-from planner.measure.survey import Stopped, Survey
+from planner.measure.survey import Survey
+from planner.work import Crew, Stop, Stopped
 
-__all__ = ["Job", "Measured", "Settings", "in_threads", "measure_jobs"]
+__all__ = ["Job", "Measured", "Settings", "measure_jobs"]
 
-T = TypeVar("T")
-R = TypeVar("R")
 _KERNEL_WEIGHTS = 1 << 17  # weights handed to a kernel at once: a tenth of a second of the slowest
 
 
@@ -60,7 +55,20 @@ class Measured:
     unusable: dict[str, str]
 
 
-def measure_jobs(model: Model, jobs: Iterable[Job], settings: Settings, *, threads: int) -> Iterator[Measured]:
+@dataclass(frozen=True)
+class _Measuring:
+    """What each who measures tensors of a model does; `tables` are formats of some of them that need lookup tables."""
+
+    model: Model
+    settings: Settings
+    tables: tuple[Format, ...]
+
+    def __call__(self, job: Job, stop: Stop) -> Measured:
+        _start_tables(self.tables)
+        return measure_job(self.model, job, self.settings, stop)
+
+
+def measure_jobs(model: Model, jobs: Iterable[Job], settings: Settings, crew: Crew) -> Iterator[Measured]:
     """Measure tensors in formats; yields one result per job and kind of kernel (with and without lookup tables).
 
     Kernels with tables come last, while a thread of its own builds them.
@@ -69,13 +77,25 @@ def measure_jobs(model: Model, jobs: Iterable[Job], settings: Settings, *, threa
     quick = [_restricted(job, tables=False) for job in jobs]
     slow = [_restricted(job, tables=True) for job in jobs]
     tables = tuple({fmt.name: fmt for job in slow for fmt in job.formats}.values())
-    if tables:
-        threading.Thread(target=prepare_tables, args=(tables,), daemon=True, name="ggml tables").start()
     todo = [job for job in quick + slow if job.formats]
-    yield from in_threads(lambda job, stop: measure_job(model, job, settings, stop.is_set), todo, threads)
+    for _, found in crew.unordered(_Measuring(model, settings, tables), todo):
+        yield found
 
 
-def measure_job(model: Model, job: Job, settings: Settings, stop: Callable[[], bool] = lambda: False) -> Measured:
+_started: set[Format] = set()  # formats whose tables this process has built, or has begun to
+_starting = threading.Lock()
+
+
+def _start_tables(wanted: tuple[Format, ...]) -> None:
+    """Have the formats' tables built by a thread of its own, once in this process."""
+    with _starting:
+        new = tuple(fmt for fmt in wanted if fmt not in _started)
+        _started.update(new)
+    if new:
+        threading.Thread(target=prepare_tables, args=(new,), daemon=True, name="ggml tables").start()
+
+
+def measure_job(model: Model, job: Job, settings: Settings, stop: Stop = lambda: False) -> Measured:
     """Measure one tensor in the job's formats, on the same rows, each until it is within the tolerance."""
     try:
         return _measured(model, job, settings, stop)
@@ -84,7 +104,7 @@ def measure_job(model: Model, job: Job, settings: Settings, stop: Callable[[], b
             job.survey.moments.pairs.release()
 
 
-def _measured(model: Model, job: Job, settings: Settings, stop: Callable[[], bool]) -> Measured:
+def _measured(model: Model, job: Job, settings: Settings, stop: Stop) -> Measured:
     survey, tensor = job.survey, job.survey.tensor
     usage = survey.moments.usage[:, None]
     expected = (usage * survey.expected_error).reshape(-1, tensor.rows)
@@ -136,7 +156,7 @@ def _errors_of_rows(
     fmts: Sequence[Format],
     rows: NDArray[np.int64],
     seconds: dict[str, float],
-    stop: Callable[[], bool],
+    stop: Stop,
 ) -> dict[Format, NDArray[np.float64]]:
     """Return the errors of rows, int64 [k], in each format, float64 [3, k], weighted by usage; adds to `seconds`."""
     errors = {fmt: np.zeros((3, len(rows))) for fmt in fmts}
@@ -153,7 +173,7 @@ def _errors_of_rows(
     return errors
 
 
-def _check(stop: Callable[[], bool]) -> None:
+def _check(stop: Stop) -> None:
     if stop():
         raise Stopped
 
@@ -170,21 +190,3 @@ def _chunks(tensor: Tensor, rows: NDArray[np.int64]) -> Iterator[tuple[int, slic
 
 def _restricted(job: Job, *, tables: bool) -> Job:
     return Job(job.survey, tuple(fmt for fmt in job.formats if has_tables(fmt) is tables))
-
-
-def in_threads(work: Callable[[T, threading.Event], R], items: Sequence[T], threads: int) -> Iterator[R]:
-    """Yield the results of `work` in threads, as they come. When the consumer stops, or is interrupted, workers stop
-    soon."""
-    stop = threading.Event()
-    results = Parallel(n_jobs=threads, prefer="threads", return_as="generator_unordered")(
-        delayed(work)(item, stop) for item in items
-    )
-    try:
-        # Not `yield from`: closing us would close joblib's generator before `stop` is set
-        for result in results:  # noqa: UP028
-            yield result
-    finally:
-        stop.set()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # joblib's of results that nobody took: they are meant to be lost
-            results.close()

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from planner.errors import ModelError
 from planner.gguf import Model, Tensor
 from planner.measure.moments import Moments
+from planner.work import Stop, Stopped
 
-__all__ = ["Stopped", "Survey", "survey_tensor"]
+__all__ = ["Survey", "survey_tensor"]
 
 Doubles = NDArray[np.float64]
 _CHUNK = 1 << 18  # weights in flight: what a core's cache holds
@@ -25,10 +26,6 @@ _BLOCK = 32  # the smallest block of the usual formats
 # A channel is massive when its energy exceeds both: see "Massive activations" in docs/design.md
 _MASSIVE_RATIO = 30.0
 _MASSIVE_SHARE = 0.05
-
-
-class Stopped(Exception):
-    """Raised in a cancelled worker, whose result nobody waits for."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Survey:
 
 
 def survey_tensor(
-    model: Model, tensor: Tensor, moments: Moments, *, find_massive: bool, stop: Callable[[], bool] = lambda: False
+    model: Model, tensor: Tensor, moments: Moments, *, find_massive: bool, stop: Stop = lambda: False
 ) -> Survey:
     """Read all rows of a tensor once (twice if massive channels are found).
 
@@ -104,7 +101,7 @@ def _pass(
     tensor: Tensor,
     moments: Moments,
     massive: NDArray[np.bool_],
-    stop: Callable[[], bool],
+    stop: Stop,
     digest: Callable[[memoryview], None],
 ) -> Survey:
     flat = {name: np.zeros(tensor.rows) for name in ("mean", "var", "massive", "expected", "peaks", "expected_massive")}

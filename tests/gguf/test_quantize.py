@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from planner.errors import ImatrixError, ModelError, OutputError, RecipeError
 from planner.formats.ggml import dequantize_rows, formats, quantize_rows
-from planner.gguf import open_model, predicted_size, quantize, read_imatrix, requires_imatrix
+from planner.gguf import conversion, open_model, predicted_size, read_imatrix, requires_imatrix
 from planner.gguf.quantize import Progress, quantize_model
 
 HERE = Path(__file__).parents[1]
@@ -108,7 +108,7 @@ QUANTIZABLE = ("token_embd.weight", "output.weight", "blk.0.ffn_up_exps.weight",
     chunk=st.sampled_from([1, WIDTH * 2, 1 << 18]),
 )
 def test_each_tensor_is_its_rows_through_the_kernel(small, tmp_path, monkeypatch, picks, with_imatrix, threads, chunk):
-    monkeypatch.setattr(quantize, "_CHUNK", chunk)
+    monkeypatch.setattr(conversion, "_CHUNK", chunk)
     model = open_model(small[0])
     imatrix = read_imatrix(small[1]) if with_imatrix else None
     recipe, expected = {}, {}

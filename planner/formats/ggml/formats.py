@@ -49,6 +49,10 @@ class Format:
     family: ClassVar[FamilyName] = "gguf"
     piece: ClassVar[str] = "block"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as a name: it is the loaded library's own, wherever that is."""
+        return _of_library, (self.name,)
+
     @property
     def bpw(self) -> float:
         """Bits per weight."""
@@ -98,6 +102,10 @@ def formats() -> Mapping[str, Format]:
             needs_imatrix=bool(lib.requires_imatrix(number)),
         )
     return MappingProxyType(table)
+
+
+def _of_library(name: str) -> Format:
+    return formats()[name]
 
 
 @functools.cache

@@ -34,6 +34,10 @@ class Affine(Format):
     family: ClassVar[FamilyName] = "mlx"
     piece: ClassVar[str] = "group"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled as a name."""
+        return affine_named, (self.name,)
+
     @property
     def parameters(self) -> dict[str, int]:
         """The format's parameters as config.json has them."""

@@ -1,0 +1,115 @@
+"""Convert rows of a model to other formats, in chunks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.errors import KernelError, ModelError
+from planner.formats.ggml import quantize_rows, rows_are_valid
+from planner.formats.ggml.refine import refine_rows
+from planner.gguf.health import all_finite
+from planner.gguf.imatrix import Imatrix
+from planner.gguf.layout import Placed
+from planner.gguf.model import Model
+from planner.gguf.refinement import Refinement, SharedMetric
+from planner.work import Stop, Stopped
+
+__all__ = ["Chunk", "Converter", "chunks_of", "together"]
+
+_CHUNK = 1 << 18  # weights converted together: at most half a second of one core
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows of a tensor that are converted together, never of two experts; `weights` f32[row_length]; `metric` if they
+    are refined."""
+
+    placed: Placed
+    start: int
+    stop: int
+    weights: NDArray[np.float32] | None
+    metric: SharedMetric | None
+
+
+def chunks_of(placed: Placed, imatrix: Imatrix | None, refinement: Refinement | None) -> Iterator[Chunk]:
+    """Yield a tensor's chunks in order. Raises ImatrixError, CovarianceError for those of another model."""
+    tensor = placed.tensor
+    changes = placed.format.name != tensor.format
+    values = imatrix.weights(tensor) if imatrix and changes else None
+    if refinement is not None and not (changes and refinement.applies(tensor, placed.format)):
+        refinement = None
+    size = max(_CHUNK, refinement.least(tensor)) if refinement else _CHUNK
+    for matrix, parts in itertools.groupby(tensor.slices(size), key=lambda part: part[0]):
+        weights = None if values is None else values[matrix]
+        rows = [(start, stop) for _, start, stop in parts]
+        metric = SharedMetric(refinement, tensor, matrix, len(rows)) if refinement else None
+        for start, stop in rows:
+            yield Chunk(placed, start, stop, weights, metric)
+
+
+def together(chunks: Iterable[Chunk], least: int) -> Iterator[list[Chunk]]:
+    """Yield the chunks of one tensor in groups of `least` weights or more, except the last group."""
+    group: list[Chunk] = []
+    for chunk in chunks:
+        group.append(chunk)
+        if (chunk.stop - group[0].start) * chunk.placed.tensor.row_length >= least:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+@dataclass(frozen=True)
+class Converter:
+    """Converts chunks of the model."""
+
+    model: Model
+
+    def __call__(self, chunks: Sequence[Chunk], stop: Stop) -> NDArray[np.uint8]:
+        """Return the bytes of consecutive chunks in their format, u8[rows, row_bytes]. Raises ModelError for weights
+        that are not finite, or too large."""
+        done = []
+        for chunk in chunks:
+            if stop():
+                raise Stopped
+            done.append(self._convert(chunk))
+        if len(done) == 1:
+            return done[0]
+        self.model.release(chunks[0].placed.tensor, chunks[0].start, chunks[-1].stop)
+        return np.concatenate(done)
+
+    def _convert(self, chunk: Chunk) -> NDArray[np.uint8]:
+        """Return the chunk's bytes in its format, checked on both sides as llama-quantize does."""
+        tensor, target = chunk.placed.tensor, chunk.placed.format
+        source = self.model.format(tensor)
+        raw = self.model.raw_rows(tensor, chunk.start, chunk.stop)
+        # Ours for plain floats: ggml's prints to stderr
+        sound = all_finite(raw, source.name) if source.name in ("f32", "f16", "bf16") else rows_are_valid(source, raw)
+        if not sound:
+            raise ModelError(
+                f"{self.model.parts[tensor.part]}: {tensor.name} holds NaN or infinite values "
+                f"(rows {chunk.start:,} to {chunk.stop - 1:,}).",
+                "llama-quantize refuses such a model too: convert it again from its original, to BF16 or F32 if "
+                "its weights exceed F16. `planner inspect` counts such values in each tensor.",
+            )
+        if source is target:
+            return raw
+        rows = self.model.rows(tensor, chunk.start, chunk.stop)
+        try:
+            out = quantize_rows(target, rows, chunk.weights)
+        except KernelError as problem:
+            raise ModelError(f"{tensor.name}: {problem.problem}", problem.remedy) from problem
+        if not rows_are_valid(target, out):
+            raise ModelError(
+                f"{tensor.name}: weights too large for {target.name} (rows {chunk.start:,} to {chunk.stop - 1:,}).",
+                "Give this tensor bf16 or f32.",
+            )
+        if chunk.metric is not None:
+            out = refine_rows(target, rows, out, chunk.metric.get())
+            chunk.metric.done()
+        return out
