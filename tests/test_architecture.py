@@ -30,7 +30,7 @@ ORDER = (
     ("state", "errors lock migrations records rows schema connection store __init__"),
     ("planner", "closing digests errors lastwords files memory sizes terms text version"),
     ("planner.inputs", "strangers kinds reading __init__"),
-    ("planner.formats.ggml", "library types formats file_types foreign kernels __init__"),
+    ("planner.formats.ggml", "library ik_library types formats file_types foreign kernels __init__"),
     ("planner.formats.ggml.refine", "fields layouts lattices codes kernels rows __init__"),
     ("planner.formats.mlx", "formats kernels __init__"),
     ("planner.names", "gguf transformers mlx __init__"),

@@ -102,8 +102,7 @@ def quantize_rows(fmt: Format, rows: Floats, weights: Floats | None = None) -> B
     if count == 0:
         return out
     prepare_tables((fmt,))
-    lib = library.load()
-    written = lib.quantize_chunk(
+    written = fmt.library.quantize_chunk(
         fmt.id, _address(rows), _address(out), 0, count, length, None if weights is None else _address(weights)
     )
     if written != out.nbytes:
@@ -122,23 +121,25 @@ def dequantize_rows(fmt: Format, data: Bytes, row_length: int) -> Floats:
         )
     if fmt.name == "f32":
         return np.ascontiguousarray(data).view(np.float32)
-    convert = library.load().type_traits(fmt.id).contents.to_float
-    if not convert:
+    convert = fmt.library.to_float(fmt.id)
+    if convert is None:
         raise KernelError(
             f"The ggml library cannot convert {fmt.name} to floats.",
             "Start from an F32, F16 or BF16 model.",
         )
     data = np.ascontiguousarray(data)
     rows = np.empty((data.shape[0], row_length), dtype=np.float32)
-    if data.shape[0]:
-        convert(_address(data), _address(rows), rows.size)
+    # Kernels know one row, or blocks with nothing between them
+    parts = data.shape[0] if fmt.row_header else min(data.shape[0], 1)
+    for part in range(parts):
+        convert(_address(data[part:]), _address(rows[part:]), rows.size // parts)
     return rows
 
 
 def rows_are_valid(fmt: Format, data: Bytes) -> bool:
     """Return whether ggml accepts the bytes as rows of the format: no NaN or Inf scales."""
     data = np.ascontiguousarray(data)
-    return bool(library.load().validate_row_data(fmt.id, _address(data), data.nbytes)) if data.size else True
+    return bool(fmt.library.validate_row_data(fmt.id, _address(data), data.nbytes)) if data.size else True
 
 
 _ready: set[str] = set()
