@@ -139,7 +139,7 @@ class _IkLlama(_Gguf):
                 f"Build it as docs/formats.md says, and set {IK_VARIABLE} to its build/ggml/src/libggml.so.",
             )
         known = types_of_dialect(self.dialect)
-        return {name: fmt for name, fmt in formats().items() if name in known}
+        return {**{name: fmt for name, fmt in native_formats().items() if name in known}, **self.own}
 
     @property
     def kernel(self) -> tuple[str, ...]:

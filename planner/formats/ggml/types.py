@@ -101,7 +101,7 @@ TYPES: Mapping[str, Type] = MappingProxyType({row.name: row for row in _ROWS})
 # src/llama-quantize.cpp, numbers of file types are from include/llama.h. Other types of its own (interleaved rows,
 # activations, BitNet's) are not for weights
 _OWN, _TRELLIS = ("all", "ik"), ("kt",)
-_IK_ROWS = (
+_OF_IK_LLAMA = (
     Type("iq2_ks", _OWN, _IK, fallback="iq4_nl", file_type=147),
     Type("iq2_k", _OWN, _IK, fallback="iq4_nl", file_type=138),
     Type("iq2_kl", _OWN, _IK, fallback="iq4_nl", file_type=155),
@@ -120,7 +120,7 @@ _IK_ROWS = (
     Type("iq3_kt", _TRELLIS, _IK, fallback="iq4_nl", file_type=152),
     Type("iq4_kt", _TRELLIS, _IK, fallback="iq4_nl", file_type=153),
 )
-IK_TYPES: Mapping[str, Type] = MappingProxyType({row.name: row for row in _IK_ROWS})
+IK_TYPES: Mapping[str, Type] = MappingProxyType({row.name: row for row in _OF_IK_LLAMA})
 """Rows of the types that weights can have in ik_llama.cpp alone, by name."""
 
 
