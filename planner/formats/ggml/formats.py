@@ -61,6 +61,8 @@ class Format:
     row_header: int = field(default=0, kw_only=True)
     family: ClassVar[FamilyName] = "gguf"
     piece: ClassVar[str] = "block"
+    validated: ClassVar[bool] = True  # by the library, which else takes any bytes for sound
+    degree: ClassVar[int] = 2  # of what its kernel adds up: squares of weights, or squares that are weighed by squares
 
     @property
     def library(self) -> library.Library | IkLibrary:
@@ -105,6 +107,8 @@ class _IkFormat(Format):
     """A type of ik_llama.cpp's own, by the name and the number that it has there."""
 
     family: ClassVar[FamilyName] = "ik_llama"
+    validated: ClassVar[bool] = False
+    degree: ClassVar[int] = 4
 
     @property
     def library(self) -> IkLibrary:

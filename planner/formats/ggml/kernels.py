@@ -29,7 +29,7 @@ __all__ = [
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-# Kernels sum products of squared weights and imatrix values over a row in float32
+# Kernels sum products of powers of weights (`Format.degree`) and imatrix values over a row in float32
 _LARGEST_PRODUCT = 1e34
 _IQ3_DIMENSIONS = 4  # of lattices that iq3xs_init_impl builds; those of iq2xs_init_impl have 8
 FAINTEST_WEIGHT = 1e-30  # an imatrix value below is none: such products would be too small
@@ -57,7 +57,7 @@ def _check_range(fmt: Format, rows: Floats, weights: Floats | None) -> None:
             "Convert the model again from its original; `planner inspect` counts such values in each tensor.",
         )
     heaviest = float(weights.max(initial=0)) if weights is not None else 1.0
-    if not fmt.quantized or largest * largest * max(heaviest, 1.0) * rows.shape[1] < _LARGEST_PRODUCT:
+    if not fmt.quantized or largest**fmt.degree * max(heaviest, 1.0) * rows.shape[1] < _LARGEST_PRODUCT:
         return
     raise KernelError(
         f"Weights as large as {largest:g} (imatrix values to {heaviest:g}) overflow the kernel of {fmt.name}.",
@@ -137,7 +137,10 @@ def dequantize_rows(fmt: Format, data: Bytes, row_length: int) -> Floats:
 
 
 def rows_are_valid(fmt: Format, data: Bytes) -> bool:
-    """Return whether ggml accepts the bytes as rows of the format: no NaN or Inf scales."""
+    """Return whether ggml accepts the bytes as rows of the format, u8[r, fmt.row_bytes(n)]: no NaN or Inf scales."""
+    if not fmt.validated:
+        length = (data.shape[1] - fmt.row_header) // fmt.block_bytes * fmt.block
+        return bool(np.isfinite(dequantize_rows(fmt, data, length)).all())
     data = np.ascontiguousarray(data)
     return bool(fmt.library.validate_row_data(fmt.id, _address(data), data.nbytes)) if data.size else True
 

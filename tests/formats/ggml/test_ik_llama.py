@@ -89,6 +89,13 @@ def test_without_the_library_there_are_no_types_and_messages_say_what_to_set():
     assert "--family ik_llama" in caught.value.remedy
 
 
+def test_the_page_has_a_row_for_each_type():
+    page = (Path(__file__).parents[3] / "docs/formats.md").read_text(encoding="utf-8")
+    for row in IK_TYPES.values():
+        assert f"| `{row.name}` | {_BITS[row.name]:g} |" in page
+        assert f"| {', '.join(row.sets)} |\n" in page.partition(f"| `{row.name}` |")[2][:40]
+
+
 def test_a_command_says_so_too(run, example):
     done = run("measure", example.model, "--no-imatrix", "--family", "ik_llama", "--state", "never.planner")
     assert done.status == 2
@@ -211,6 +218,22 @@ def test_no_stretch_of_zeros_makes_weights_vanish(name, ik_library):
 def test_whatever_is_let_through_comes_back(name, ik_library, rows, weights):
     data = quantize_rows(formats()[name], rows, weights)
     assert not np.isnan(dequantize_rows(formats()[name], data, 256)).any()
+
+
+@pytest.mark.parametrize(("name", "sound"), [("q6_0", False), ("iq2_k", False), ("iq4_ks", True), ("iq5_ks", True)])
+def test_scales_that_half_floats_cannot_hold_are_noticed(name, sound, ik_library):
+    """The library itself takes any bytes of its types for sound. Scales of whole rows are floats."""
+    fmt, rows = formats()[name], normal(8, 2, 512)
+    assert rows_are_valid(fmt, quantize_rows(fmt, rows[:0]))
+    assert rows_are_valid(fmt, quantize_rows(fmt, rows))
+    assert rows_are_valid(fmt, quantize_rows(fmt, rows * np.float32(3e8))) == sound
+
+
+def test_products_that_overflow_do_not_reach_the_kernels(ik_library):
+    """That of iq4_kss ends the process when it finds no best code."""
+    for scale in (1e10, 1e18):
+        with pytest.raises(KernelError, match="overflow"):
+            quantize_rows(formats()["iq4_kss"], normal(8, 2, 512, scale=scale))
 
 
 def test_types_that_the_kernels_cannot_make_do_not_reach_them(ik_library):
