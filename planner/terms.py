@@ -6,8 +6,8 @@ from typing import Literal
 
 __all__ = ["Design", "Draft", "FamilyName", "RunOn", "Source"]
 
-FamilyName = Literal["gguf", "mlx"]
-"""Formats that one engine has: ggml's types, or MLX's affine formats."""
+FamilyName = Literal["gguf", "ik_llama", "mlx"]
+"""Formats that one engine has: ggml's types, these and ik_llama.cpp's own, or MLX's affine formats."""
 
 Source = Literal["uniform", "prior", "structure", "structure+prior", "measured"]
 """Where sensitivities come from."""

@@ -21,6 +21,9 @@ from hypothesis import settings
 from planner.errors import options_spelt
 from tests.models import CHEAP
 
+# What tests say of types is true without ik_llama.cpp's: those that want them ask for `ik_library`
+IK_LIBRARY = os.environ.pop("PLANNER_GGML_IK", "")
+
 # Machines are of any speed, and busy: no example has a time to meet
 settings.register_profile("planner", deadline=None)
 settings.load_profile("planner")
@@ -80,6 +83,28 @@ def spelling() -> Iterator[None]:
 
     with options_spelt(spelt):
         yield
+
+
+@pytest.fixture
+def ik_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """ik_llama.cpp's ggml library, loaded: the one that PLANNER_GGML_IK names when the tests are started."""
+    if not IK_LIBRARY:
+        pytest.skip("PLANNER_GGML_IK names no ggml library of ik_llama.cpp")
+    monkeypatch.setenv("PLANNER_GGML_IK", IK_LIBRARY)
+    forget_types()
+    yield Path(IK_LIBRARY)
+    monkeypatch.undo()
+    forget_types()
+
+
+def forget_types() -> None:
+    """Let the types of ik_llama.cpp be looked for again; ggml's own stay the same objects."""
+    from planner.formats.ggml.formats import _by_id, formats, ik_formats
+    from planner.formats.ggml.ik_library import load_ik
+    from planner.formats.registry import all_formats
+
+    for cached in (load_ik, ik_formats, formats, _by_id, all_formats):
+        cached.cache_clear()
 
 
 @pytest.fixture

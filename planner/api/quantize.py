@@ -68,11 +68,12 @@ def quantize(
     check_number("threads", threads, 1)
     tell = note or (lambda text: None)
     given, where = read(recipe)
-    dialect = family_named(given.family).exported_to
-    if dialect is not None:
+    family = family_named(given.family)
+    if family.exported_to is not None:
         raise RecipeError(
-            f"{where} is planned for MLX: no GGUF can have its formats.",
-            f"Export it: planner export RECIPE --to {dialect}. Or solve again without {option('family', 'mlx')}.",
+            f"{where} is planned for {family.title}: no GGUF can have its formats.",
+            f"Export it: planner export RECIPE --to {family.exported_to}. "
+            f"Or solve again without {option('family', family.name)}.",
         )
     limit = size_in_bytes(max_shard_size)
     with model_at(model) as opened:

@@ -72,7 +72,8 @@ class LiteralChoice(_Choice):
 
 family_option = click.option(
     "--family", type=LiteralChoice(FamilyName), default="gguf", show_default=True,
-    help="Whose types: ggml's, or those of MLX (mlx_q4_g64 ..., and the sets all, g32, g64, g128).",
+    help="Whose types: ggml's; these and ik_llama.cpp's own (iq4_k ..., and the sets ik, kt); or those of MLX "
+    "(mlx_q4_g64 ..., and the sets all, g32, g64, g128).",
 )  # fmt: skip
 
 

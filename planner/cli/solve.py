@@ -128,8 +128,11 @@ def _plan_with_model(
     from planner.plan.findings import Findings
     from planner.plan.plan import make_plan
 
-    if polishing.polish is not None and family_named(request.family).exported_to is not None:
-        raise UsageError("--polish runs llama.cpp, which has none of MLX's types.", "Leave --polish or --family out.")
+    family = family_named(request.family)
+    if polishing.polish is not None and family.exported_to is not None:
+        raise UsageError(
+            f"--polish runs llama.cpp, which has none of {family.title}'s types.", "Leave --polish or --family out."
+        )
     with open_sources(model, measuring) as sources:
         if polishing.polish is not None or polishing.check is not None:
             check_runs([model], context=0, gpu_layers=gpu_layers)

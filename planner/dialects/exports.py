@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from planner.dialects.dialect import ExportContext, Exported
 from planner.dialects.registry import load_dialect, writable
 from planner.errors import ImatrixError, RecipeError, UsageError, option
+from planner.formats.registry import family_named
 from planner.recipe import ImatrixSource, Recipe
 
 __all__ = ["export_recipe", "files_of"]
@@ -29,7 +31,7 @@ def export_recipe(
     if chosen.write is None:
         raise UsageError(f"{dialect} can be imported only.", f"Export to one of {', '.join(writable())}.")
     if recipe.family not in chosen.families:
-        raise _of_another_family(recipe, dialect)
+        raise _of_another_family(recipe, dialect, chosen.families)
     suffixes = chosen.suffixes
     paths = {suffix: beside.with_name(beside.name.removesuffix(".json") + suffix) for suffix in suffixes}
     if output is not None:
@@ -40,15 +42,16 @@ def export_recipe(
     return {paths[suffix]: text for suffix, text in exported.files.items()}, exported
 
 
-def _of_another_family(recipe: Recipe, dialect: str) -> RecipeError:
-    if recipe.family == "mlx":
+def _of_another_family(recipe: Recipe, dialect: str, families: Sequence[str]) -> RecipeError:
+    own = family_named(recipe.family)
+    if own.option:
         return RecipeError(
-            f"The recipe is planned for MLX, and {dialect} has none of MLX's formats.",
-            f"Export it {option('to', 'mlx-lm')}, or solve again without {option('family', 'mlx')}.",
+            f"The recipe is planned for {own.title}, and {dialect} has none of {own.title}'s formats.",
+            f"Export it {option('to', own.dialect)}, or solve again without {option('family', own.name)}.",
         )
     return RecipeError(
         f"The recipe is planned for ggml, and {dialect} has none of its formats.",
-        f"Solve again with {option('family', 'mlx')}.",
+        f"Solve again with {option('family', families[0])}.",
     )
 
 

@@ -18,13 +18,13 @@ from planner.dialects.regex import Regex
 from planner.dialects.rules import Rule, reader_of_rules
 from planner.dialects.shell import is_script, script_rules, tensor_type_words
 from planner.errors import RecipeError, option
-from planner.formats.ggml import TYPES, file_types
+from planner.formats.ggml import file_types, types_of_dialect
 from planner.recipe import Choice, Recipe
 from planner.text import command
 
 __all__ = ["DIALECT"]
 
-_TYPES = frozenset(row.name for row in TYPES.values() if "ik_llama" in row.dialects)
+_TYPES = types_of_dialect("ik_llama")
 # No base: rules are ignored beside what is unquantized (issue 2415 there), and QUANT_OPTIONS lacks types of newer
 # llama.cpp
 _NO_BASE = ("F32", "F16", "BF16", "NVFP4", "TQ1_0", "TQ2_0", "MXFP4_MOE", "Q1_0", "Q2_0")
@@ -133,4 +133,10 @@ def _sniff(text: str) -> bool:
     return _SPACED.match(lines[0]) is not None
 
 
-DIALECT = Dialect(write=_write, suffixes=(".custom-q.txt", ".imatrix.dat"), read=reader_of_rules(_parse), sniff=_sniff)
+DIALECT = Dialect(
+    write=_write,
+    suffixes=(".custom-q.txt", ".imatrix.dat"),
+    families=("gguf", "ik_llama"),
+    read=reader_of_rules(_parse),
+    sniff=_sniff,
+)

@@ -10,7 +10,7 @@ from pathlib import Path
 from planner.dialects.dialect import ImportContext, Imported
 from planner.dialects.registry import load_dialect, readable
 from planner.errors import RecipeError, UsageError, option
-from planner.formats.ggml import nearest_known
+from planner.formats.ggml import IK_VARIABLE, ik_formats, nearest_known
 
 __all__ = ["are_rules", "guess_dialect", "known_formats", "read_choices"]
 
@@ -44,7 +44,7 @@ def read_choices(
     their lengths, where known.
 
     Raises UsageError for an unknown dialect, RecipeError for text that the dialect's parser would reject, and for types
-    that ggml does not know.
+    that neither ggml nor ik_llama.cpp's library, where that is loaded, knows.
     """
     chosen = load_dialect(dialect)
     if chosen.read is None:
@@ -55,21 +55,23 @@ def read_choices(
 
 
 def known_formats(formats: Mapping[str, str], where: str, *, nearest: bool, rows: Mapping[str, int]) -> Imported:
-    """Return types by tensor as ggml has them: see `read_choices`. Raises RecipeError for types that only ik_llama.cpp
-    has, unless the nearest are wanted."""
-    near = {name: nearest_known(kind, rows.get(name)) for name, kind in formats.items()}
+    """Return types by tensor as there are kernels for them: see `read_choices`. Raises RecipeError for types of which
+    there are none, unless the nearest are wanted."""
+    own = {} if nearest else ik_formats()
+    near = {name: nearest_known(kind, rows.get(name)) for name, kind in formats.items() if kind.lower() not in own}
     pairs = Counter((formats[name], other) for name, other in near.items() if other is not None)
     if pairs and not nearest:
         listed = ", ".join(f"{kind} ({other})" for kind, other in list(pairs)[:6])
         raise RecipeError(
             f"{where} has types of ik_llama.cpp or of older ggml, which ggml does not have: {listed}.",
-            f"With {option('nearest')} each becomes the type of ggml that is nearest in bits per weight (in brackets).",
+            f"With {option('nearest')} each becomes the type of ggml that is nearest in bits per weight (in brackets). "
+            f"With {IK_VARIABLE} set to ik_llama.cpp's libggml, its types can be planned with.",
         )
     notes = [
         f"{count} {'tensor gets' if count == 1 else 'tensors get'} {other} for {kind}, which ggml does not have."
         for (kind, other), count in pairs.items()
     ]
-    return Imported({name: near[name] or kind for name, kind in formats.items()}, tuple(notes))
+    return Imported({name: near.get(name) or kind for name, kind in formats.items()}, tuple(notes))
 
 
 def are_rules(text: str) -> bool:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import csv
 import io
 import re
+from typing import get_args
 
 from planner.dialects.dialect import Dialect, ExportContext, Exported, ImportContext, Imported, with_own_names
 from planner.errors import RecipeError, option
 from planner.recipe import Recipe
+from planner.terms import FamilyName
 
 __all__ = ["DIALECT", "is_table", "read_rows", "read_table"]
 
@@ -92,5 +94,10 @@ def _read(text: str, context: ImportContext) -> Imported:
 
 
 DIALECT = Dialect(
-    write=_write, suffixes=(".csv",), families=("gguf", "mlx"), read=_read, sniff=is_table, own_suffix=".csv"
+    write=_write,
+    suffixes=(".csv",),
+    families=get_args(FamilyName),
+    read=_read,
+    sniff=is_table,
+    own_suffix=".csv",
 )

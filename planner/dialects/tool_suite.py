@@ -15,7 +15,7 @@ from planner.dialects.regex import Regex
 from planner.dialects.rules import Rule, reader_of_rules
 from planner.dialects.shell import is_script
 from planner.errors import RecipeError
-from planner.formats.ggml import TYPES
+from planner.formats.ggml import types_of_dialect
 from planner.recipe import Recipe
 from planner.text import command
 
@@ -23,7 +23,7 @@ __all__ = ["DIALECT"]
 
 _SURE = re.compile(r"(?im)^\s*## (quant mix|recipe of planner)|GGUF Tool Suite")
 
-_TYPES = frozenset(row.name for row in TYPES.values() if "gguf-tool-suite" in row.dialects)
+_TYPES = types_of_dialect("gguf-tool-suite")
 
 
 def _lines(recipe: Recipe, *, compact: bool) -> str:
@@ -75,4 +75,11 @@ def _sniff(text: str) -> bool:
     return commented and not is_script(text) and _SURE.search(begin) is not None
 
 
-DIALECT = Dialect(write=_write, suffixes=(".recipe",), read=reader_of_rules(_parse), sniff=_sniff, own_suffix=".recipe")
+DIALECT = Dialect(
+    write=_write,
+    suffixes=(".recipe",),
+    families=("gguf", "ik_llama"),
+    read=reader_of_rules(_parse),
+    sniff=_sniff,
+    own_suffix=".recipe",
+)

@@ -1,4 +1,5 @@
-"""The families: `GGUF`, which has ggml's types and llama.cpp, and `MLX`, which has affine formats and mlx-lm."""
+"""The families: `GGUF`, which has ggml's types and llama.cpp; `IK_LLAMA`, which has more types and ik_llama.cpp; and
+`MLX`, which has affine formats and mlx-lm."""
 
 from __future__ import annotations
 
@@ -13,22 +14,30 @@ from numpy.typing import NDArray
 from planner.errors import UsageError, option
 from planner.formats.family import Family
 from planner.formats.ggml import (
+    IK_SETS,
+    IK_TYPES,
+    IK_VARIABLE,
     Format,
     dequantize_rows,
     format_named,
     formats,
+    ik_formats,
     library_digest,
     library_version,
+    load_ik,
+    native_formats,
     quantize_rows,
     select_formats,
+    types_of_dialect,
 )
 from planner.formats.mlx import AFFINE, AFFINE_SETS, KERNEL, Affine, affine_named, round_trip_affine
 from planner.names.gguf import role_of
+from planner.terms import FamilyName
 
 if TYPE_CHECKING:
     from state import Inventory, TensorRecord
 
-__all__ = ["GGUF", "MLX"]
+__all__ = ["GGUF", "IK_LLAMA", "MLX"]
 
 _SUPERBLOCK = 256  # QK_K of ggml-common.h
 _HALVES = ("f16", "bf16")  # what MLX has besides its affine formats
@@ -40,20 +49,26 @@ _GGUF_ONLY = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight")  # M
 class _Gguf(Family):
     """Models are as the state describes them."""
 
-    name = "gguf"
+    name: FamilyName = "gguf"
+    title = "llama.cpp"
     engine = "llama.cpp"
-    option = ()
+    option: tuple[str, ...] = ()
     alignment = 32
     whole_file = True
+    dialect = "llama-quantize"
     exported_to = None
+    in_llama_cpp = True
     substitutes = True
     keeps_quantized = True
     calibrated = True
     halves = ("f16",)
 
     @property
-    def formats(self) -> Mapping[str, Format]:
-        return formats()
+    def own(self) -> Mapping[str, Format]:
+        return native_formats()
+
+    def claims(self, name: str) -> bool:
+        return False
 
     @property
     def kernel(self) -> tuple[str, ...]:
@@ -61,11 +76,13 @@ class _Gguf(Family):
 
     def named(self, name: str) -> Format:
         plain = name.strip().lower()
-        if plain in AFFINE:
-            raise UsageError(
-                f"{plain} is a format of MLX, which no GGUF can have.", f"Plan for MLX with {option('family', 'mlx')}."
-            )
-        return format_named(name)
+        for other in (IK_LLAMA, MLX):
+            if other.claims(plain):
+                raise UsageError(
+                    f"{plain} is a format of {other.title}, which llama.cpp does not have.",
+                    f"Plan for {other.title} with {option('family', other.name)}.",
+                )
+        return format_named(name, self.formats)
 
     def choose(self, choice: str | Sequence[str]) -> tuple[Format, ...]:
         return select_formats(choice, named=self.named)
@@ -97,25 +114,75 @@ class _Gguf(Family):
         return []
 
 
+class _IkLlama(_Gguf):
+    """ik_llama.cpp: what it has in common with llama.cpp is quantized by ggml, so that one measurement is for both."""
+
+    name = "ik_llama"
+    title = "ik_llama.cpp"
+    engine = "ik_llama.cpp"
+    option = ("--family", "ik_llama")
+    dialect = "ik_llama"
+    in_llama_cpp = False
+
+    @property
+    def own(self) -> Mapping[str, Format]:
+        return ik_formats()
+
+    def claims(self, name: str) -> bool:
+        return name in IK_TYPES
+
+    @property
+    def formats(self) -> Mapping[str, Format]:
+        if load_ik() is None:
+            raise UsageError(
+                f"The types of ik_llama.cpp need its library, and {IK_VARIABLE} names none.",
+                f"Build it as docs/formats.md says, and set {IK_VARIABLE} to its build/ggml/src/libggml.so.",
+            )
+        known = types_of_dialect(self.dialect)
+        return {**{name: fmt for name, fmt in native_formats().items() if name in known}, **self.own}
+
+    @property
+    def kernel(self) -> tuple[str, ...]:
+        library = load_ik()
+        assert library is not None, "there are formats of it"
+        return "ik_llama.cpp", library.digest
+
+    def named(self, name: str) -> Format:
+        if MLX.claims(plain := name.strip().lower()):
+            raise UsageError(
+                f"{plain} is a format of MLX, which no GGUF can have.",
+                f"Plan for MLX with {option('family', MLX.name)}.",
+            )
+        return format_named(name, self.formats)
+
+    def choose(self, choice: str | Sequence[str]) -> tuple[Format, ...]:
+        return select_formats(choice, sets=IK_SETS, named=self.named)
+
+
 class _Mlx(Family):
     """Models have 16 bits a weight for what is not quantized (the type that most of the model has; F32 becomes bf16),
     no alignment, and no header: a safetensors file's is not ours to promise. mlx-lm leaves out layers that predict
     several tokens ahead. Where mlx-lm has tensors is loaded when it is asked for: plans for GGUF need not wait."""
 
     name = "mlx"
+    title = "MLX"
     engine = "mlx-lm"
     option = ("--family", "mlx")
     alignment = 1
     whole_file = False
-    exported_to = "mlx-lm"
+    dialect = exported_to = "mlx-lm"
+    in_llama_cpp = False
     substitutes = False
     keeps_quantized = False
     calibrated = False
     halves = ()
 
     @property
-    def formats(self) -> Mapping[str, Format]:
+    def own(self) -> Mapping[str, Format]:
         return AFFINE
+
+    def claims(self, name: str) -> bool:
+        return name in AFFINE
 
     @property
     def kernel(self) -> tuple[str, ...]:
@@ -188,4 +255,5 @@ class _Mlx(Family):
 
 
 GGUF: Family = _Gguf()
+IK_LLAMA: Family = _IkLlama()
 MLX: Family = _Mlx()

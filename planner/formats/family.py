@@ -25,11 +25,13 @@ __all__ = ["Family"]
 class Family(ABC):
     """A family of formats.
 
-    - `name`: as commands and recipes have it; `engine`: what runs its models
+    - `name`: as commands and recipes have it; `title`: as messages have it; `engine`: what runs its models
     - `option`: the words that a command line needs to mean it
     - `alignment`: bytes to which each tensor is padded, where a model says nothing else
     - `whole_file`: whether sizes are of a whole file, not of tensor data alone
-    - `exported_to`: the dialect of the tool that writes its models; None where planner does, and llama.cpp runs them
+    - `dialect`: that of the tool of the engine that writes its models
+    - `exported_to`: the same, where planner cannot write them; None where it does
+    - `in_llama_cpp`: whether llama.cpp runs them
     - `substitutes`: whether the engine has formats for rows that blocks of the one asked for do not fill
     - `keeps_quantized`: whether tensors that ggml has quantized already can stay as they are
     - `calibrated`: whether kernels take an importance matrix's values, and codes can be refined against covariances
@@ -37,11 +39,14 @@ class Family(ABC):
     """
 
     name: FamilyName
+    title: str
     engine: str
     option: tuple[str, ...]
     alignment: int
     whole_file: bool
+    dialect: str
     exported_to: str | None
+    in_llama_cpp: bool
     substitutes: bool
     keeps_quantized: bool
     calibrated: bool
@@ -49,8 +54,18 @@ class Family(ABC):
 
     @property
     @abstractmethod
+    def own(self) -> Mapping[str, Format]:
+        """Formats that no other family has, unless it has all of this one's, by name: as far as kernels are there."""
+
+    @property
     def formats(self) -> Mapping[str, Format]:
-        """Formats that a tensor can be quantized to, by name."""
+        """Formats that a tensor can be quantized to, by name. Raises UsageError where the kernels are not there."""
+        return self.own
+
+    @abstractmethod
+    def claims(self, name: str) -> bool:
+        """Return whether a name, in lower case, tells this family from those before it, whether or not the kernels are
+        there."""
 
     @property
     @abstractmethod

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.families import GGUF, MLX
+from planner.formats.families import GGUF, IK_LLAMA, MLX
 from planner.formats.family import Family
 from planner.formats.ggml import Format
 from planner.terms import FamilyName
@@ -25,7 +25,7 @@ __all__ = [
     "round_trip",
 ]
 
-FAMILIES: Mapping[FamilyName, Family] = MappingProxyType({family.name: family for family in (GGUF, MLX)})
+FAMILIES: Mapping[FamilyName, Family] = MappingProxyType({family.name: family for family in (GGUF, IK_LLAMA, MLX)})
 """By name. Where several would do, the first is taken."""
 
 
@@ -35,14 +35,17 @@ def family_named(name: FamilyName) -> Family:
 
 
 def family_of(names: Iterable[str]) -> FamilyName:
-    """Return the family that has formats of these names, in upper or lower case: `mlx` if one of them is MLX's."""
-    return "mlx" if any(name.lower() in MLX.formats for name in names) else "gguf"
+    """Return the family that has formats of these names, in upper or lower case: the first that claims one of them, or
+    else the first."""
+    wanted = {name.lower() for name in names}
+    claiming = (name for name, family in FAMILIES.items() if any(map(family.claims, wanted)))
+    return next(claiming, next(iter(FAMILIES)))
 
 
 @functools.cache
 def all_formats() -> Mapping[str, Format]:
-    """Return every format of every family by its name, ggml's first. No name is in two families."""
-    return MappingProxyType({name: fmt for family in FAMILIES.values() for name, fmt in family.formats.items()})
+    """Return every format of every family by its name, ggml's first, as far as kernels are there."""
+    return MappingProxyType({name: fmt for family in FAMILIES.values() for name, fmt in family.own.items()})
 
 
 def kernel_of(fmt: Format) -> tuple[str, ...]:

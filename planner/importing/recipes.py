@@ -72,7 +72,8 @@ def _of_gguf(path: Path, basis: Basis | None, *, nearest: bool) -> Assessment:
         basis = basis or Basis(take_inventory(model, None, Settings()), None)
     rows = {tensor.name: tensor.row_length for tensor in basis.inventory.tensors}
     known = known_formats(stored, str(path), nearest=nearest, rows=rows)
-    made = assess(basis.inventory, known.formats, basis.losses, why=f"imported from {path.name}")
+    family, why = family_of(known.formats.values()), f"imported from {path.name}"
+    made = assess(basis.inventory, known.formats, basis.losses, family=family, why=why)
     warning = (
         f"This recipe is for {path.name} itself, which cannot be quantized: give the original with {option('model')}.",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from planner.errors import ModelError, UsageError, option
+from planner.formats.registry import family_named
 from planner.gguf import Model, ids_beyond, vocabulary_fault
 from planner.llama.library import llama
 
@@ -43,6 +44,12 @@ def check_model(model: Model, *, context: int, predicts: bool = True) -> None:
         raise ModelError(
             f"{model.path} cannot be run: it is {what} ({architecture}).",
             "planner measure, solve and quantize need no run.",
+        )
+    formats = (model.format(tensor) for tensor in model.tensors)
+    if (other := next((fmt for fmt in formats if not family_named(fmt.family).in_llama_cpp), None)) is not None:
+        raise ModelError(
+            f"llama.cpp cannot run {model.path}: only {family_named(other.family).engine} has its type {other.name}.",
+            "Run it there; or give its recipe, which is followed in the memory of llama.cpp.",
         )
     if predicts and (what := _why_no_prediction(model)) is not None:
         raise ModelError(

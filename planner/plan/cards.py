@@ -113,9 +113,9 @@ def check_fit(fit: Fit | None, devices: Sequence[Device], family: FamilyName) ->
     """Raise UsageError for a context that nothing is to hold, and for one that two kinds of limits would count."""
     if fit is None:
         return
-    if family_named(family).exported_to is not None:
+    if not family_named(family).in_llama_cpp:
         raise UsageError(
-            f"{option('ctx')} counts what llama.cpp keeps, which has none of these types.",
+            f"{option('ctx')} counts what llama.cpp keeps, which does not have these types.",
             f"Leave it and {option('vram')} out, and limit the data with {option('budget')}.",
         )
     if fit.vram is not None and devices:

@@ -7,12 +7,17 @@ from planner.formats.ggml.foreign import FOREIGN, nearest_known, unknown_type
 from planner.formats.ggml.formats import (
     CANDIDATES,
     FORMAT_SETS,
+    IK_SETS,
     Format,
     format_by_id,
     format_named,
     formats,
+    ik_formats,
+    native_formats,
     select_formats,
 )
+from planner.formats.ggml.ik_library import VARIABLE as IK_VARIABLE
+from planner.formats.ggml.ik_library import load_ik
 from planner.formats.ggml.kernels import (
     FAINTEST_WEIGHT,
     dequantize_rows,
@@ -23,7 +28,7 @@ from planner.formats.ggml.kernels import (
 )
 from planner.formats.ggml.library import load
 from planner.formats.ggml.reference import has_tables, quantize_by_ggml
-from planner.formats.ggml.types import TYPES, Type, type_of
+from planner.formats.ggml.types import IK_TYPES, TYPES, Type, type_of, types_of_dialect
 
 __all__ = [
     "CANDIDATES",
@@ -31,6 +36,9 @@ __all__ = [
     "FOREIGN",
     "FORMAT_SETS",
     "GUESSED",
+    "IK_SETS",
+    "IK_TYPES",
+    "IK_VARIABLE",
     "TYPES",
     "Format",
     "Type",
@@ -41,8 +49,11 @@ __all__ = [
     "format_named",
     "formats",
     "has_tables",
+    "ik_formats",
     "library_digest",
     "library_version",
+    "load_ik",
+    "native_formats",
     "nearest_known",
     "prepare_tables",
     "quantize_by_ggml",
@@ -51,6 +62,7 @@ __all__ = [
     "select_formats",
     "tables_ready",
     "type_of",
+    "types_of_dialect",
     "unknown_type",
 ]
 

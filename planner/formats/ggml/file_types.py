@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from planner.formats.ggml.formats import formats
-from planner.formats.ggml.types import TYPES
+from planner.formats.ggml.types import IK_TYPES, TYPES
 
 __all__ = ["GUESSED", "file_type_of", "file_types"]
 
@@ -25,7 +25,8 @@ _OF_A_FORMAT = ("{}", "{}_M", "{}_MOE")
 def file_types() -> Mapping[int, str]:
     """Return number → name as llama-quantize spells it: `Q4_K_M`, `F16`, `MXFP4_MOE`."""
     known = {number: name.removeprefix("MOSTLY_").removeprefix("ALL_") for name, number in _enumeration().items()}
-    newer = {row.file_type: row.name.upper() for row in TYPES.values() if row.file_type is not None}
+    rows = (*TYPES.values(), *IK_TYPES.values())
+    newer = {row.file_type: row.name.upper() for row in rows if row.file_type is not None}
     return MappingProxyType({number: name for number, name in {**newer, **known}.items() if number != GUESSED})
 
 

@@ -1,4 +1,4 @@
-"""Types that files have and the loaded library has not: those of ik_llama.cpp, and those that ggml has given up."""
+"""Types that files have and ggml's library has not: those of ik_llama.cpp, and those that ggml has given up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from planner.formats.ggml.formats import CANDIDATES, formats
+from planner.formats.ggml.formats import CANDIDATES, native_formats
+from planner.formats.ggml.ik_library import VARIABLE as IK_VARIABLE
+from planner.formats.ggml.types import IK_TYPES
 from planner.text import command
 
 __all__ = ["FOREIGN", "Foreign", "nearest_known", "unknown_type"]
@@ -64,7 +66,7 @@ def nearest_known(kind: str, row_length: int | None = None) -> str | None:
 
     A repacked type (`_r4`, `_r8`, `_4_4`) holds the same numbers as the one that it is made of.
     """
-    table = formats()
+    table = native_formats()
     lowered = {name.lower(): name for name in table if table[name].for_weights}
     base = _OF_ACTIVATIONS.sub("q8_k", _REPACKED.sub("", kind.lower()))
     if kind.lower() in lowered or (base not in lowered and base not in _BITS):
@@ -93,6 +95,8 @@ def unknown_type(number: int, row_length: int, path: Path) -> tuple[str, str]:
     near = nearest_known(foreign.name, row_length)
     if not foreign.removed:
         whose, remedy = "only ik_llama.cpp has", "Run the file with ik_llama.cpp."
+        if foreign.name in IK_TYPES:
+            remedy += f" {IK_VARIABLE}, set to its libggml, lets planner read it."
     elif near is not None and foreign.name.startswith(near):
         whose, remedy = "ggml has no more", f"Get the model in {near}, which llama.cpp rearranges itself when loading."
     else:

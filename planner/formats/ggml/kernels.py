@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import KernelError
-from planner.formats.ggml import fast, library, reference
+from planner.formats.ggml import fast, reference
 from planner.formats.ggml.formats import Format, formats
 from planner.formats.ggml.reference import address
 from planner.formats.ggml.types import type_of
@@ -26,7 +26,7 @@ __all__ = [
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-# Kernels sum products of squared weights and imatrix values over a row in float32
+# Kernels sum products of powers of weights (`Format.degree`) and imatrix values over a row in float32
 _LARGEST_PRODUCT = 1e34
 FAINTEST_WEIGHT = 1e-30  # an imatrix value below is none: such products would be too small
 
@@ -49,7 +49,7 @@ def _check_range(fmt: Format, rows: Floats, weights: Floats | None) -> None:
             "Convert the model again from its original; `planner inspect` counts such values in each tensor.",
         )
     heaviest = float(weights.max(initial=0)) if weights is not None else 1.0
-    if not fmt.quantized or largest * largest * max(heaviest, 1.0) * rows.shape[1] < _LARGEST_PRODUCT:
+    if not fmt.quantized or largest**fmt.degree * max(heaviest, 1.0) * rows.shape[1] < _LARGEST_PRODUCT:
         return
     raise KernelError(
         f"Weights as large as {largest:g} (imatrix values to {heaviest:g}) overflow the kernel of {fmt.name}.",
@@ -103,23 +103,28 @@ def dequantize_rows(fmt: Format, data: Bytes, row_length: int) -> Floats:
         )
     if fmt.name == "f32":
         return np.ascontiguousarray(data).view(np.float32)
-    convert = library.load().type_traits(fmt.id).contents.to_float
-    if not convert:
+    convert = fmt.library.to_float(fmt.id)
+    if convert is None:
         raise KernelError(
             f"The ggml library cannot convert {fmt.name} to floats.",
             "Start from an F32, F16 or BF16 model.",
         )
     data = np.ascontiguousarray(data)
     rows = np.empty((data.shape[0], row_length), dtype=np.float32)
-    if data.shape[0]:
-        convert(address(data), address(rows), rows.size)
+    # Kernels know one row, or blocks with nothing between them
+    parts = data.shape[0] if fmt.row_header else min(data.shape[0], 1)
+    for part in range(parts):
+        convert(address(data[part:]), address(rows[part:]), rows.size // parts)
     return rows
 
 
 def rows_are_valid(fmt: Format, data: Bytes) -> bool:
-    """Return whether ggml accepts the bytes as rows of the format: no NaN or Inf scales."""
+    """Return whether ggml accepts the bytes as rows of the format, u8[r, fmt.row_bytes(n)]: no NaN or Inf scales."""
+    if not fmt.validated:
+        length = (data.shape[1] - fmt.row_header) // fmt.block_bytes * fmt.block
+        return bool(np.isfinite(dequantize_rows(fmt, data, length)).all())
     data = np.ascontiguousarray(data)
-    return bool(library.load().validate_row_data(fmt.id, address(data), data.nbytes)) if data.size else True
+    return bool(fmt.library.validate_row_data(fmt.id, address(data), data.nbytes)) if data.size else True
 
 
 def tables_ready(fmt: Format) -> bool:

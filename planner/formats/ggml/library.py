@@ -8,11 +8,12 @@ import functools
 import hashlib
 import importlib.util
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from planner.errors import KernelError
 
-__all__ = ["Library", "load", "type_names"]
+__all__ = ["Library", "LibraryFile", "let_llama_have_its_own", "load", "type_names"]
 
 _PACKAGE = "libggml"
 _PATTERNS = ("**/libggml-base.so", "**/libggml-base.dylib", "**/ggml-base.dll", "**/libggml-base.dll")
@@ -36,11 +37,24 @@ class _TypeTraits(ctypes.Structure):
     )
 
 
-class Library:
-    """The C functions that we call, each declared as in `ggml.h`."""
+class LibraryFile:
+    """A library that is loaded from `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the library file: other kernels may give other bytes."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Library(LibraryFile):
+    """The C functions that we call, each declared as in `ggml.h`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         try:
             dll = ctypes.CDLL(str(path))
             # const struct ggml_type_traits * ggml_get_type_traits(enum ggml_type type)
@@ -85,17 +99,15 @@ class Library:
                 "Point PLANNER_GGML at a libggml-base of 2025 or later, or unset it to use libggml-python's.",
             ) from error
 
-    @functools.cached_property
-    def digest(self) -> str:
-        """SHA-256 of the library file: other kernels may give other bytes."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    def to_float(self, number: int) -> Callable[..., None] | None:
+        """Return the kernel that converts a row of a type to floats; None where there is none."""
+        return self.type_traits(number).contents.to_float or None
 
 
 @functools.cache
 def load() -> Library:
     """Load the library named by `PLANNER_GGML`, else the one of the package libggml-python. Raises KernelError."""
-    _let_llama_have_its_own()
+    let_llama_have_its_own(*_PATTERNS)
     chosen = os.environ.get("PLANNER_GGML")
     if chosen:
         path = Path(chosen).expanduser()
@@ -105,7 +117,7 @@ def load() -> Library:
                 "Set it to the path of a libggml-base (.so, .dylib or .dll), or unset it.",
             )
         return Library(path.resolve())
-    if found := _find(_PACKAGE):
+    if found := _find(_PACKAGE, _PATTERNS):
         return Library(found)
     raise KernelError(
         "The ggml library was not found: the package libggml-python is missing or has no libggml-base.",
@@ -113,23 +125,23 @@ def load() -> Library:
     )
 
 
-def _find(package: str) -> Path | None:
-    """Return the path of the ggml base library that a package brings along."""
+def _find(package: str, patterns: Sequence[str]) -> Path | None:
+    """Return the path of the library that a package brings along under one of the names."""
     spec = importlib.util.find_spec(package)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
-        for pattern in _PATTERNS:
+        for pattern in patterns:
             if found := sorted(Path(folder).glob(pattern)):
                 return found[0].resolve()
     return None
 
 
-def _let_llama_have_its_own() -> None:
-    """Load llama-cpp-python's ggml before ours, where there is one.
+def let_llama_have_its_own(*patterns: str) -> None:
+    """Load llama-cpp-python's library of one of these names before another of its name, where there is one.
 
-    Linkers know libraries by name, and both are libggml-base.so.0: libllama would otherwise be given ours, which is
-    of another version. Ours is loaded by its path, which no other library can stand in for.
+    Linkers know libraries by name, and both base libraries are libggml-base.so.0: libllama would otherwise be given
+    ours, which is of another version. Ours is loaded by its path, which no other library can stand in for.
     """
-    if path := _find("llama_cpp"):
+    if path := _find("llama_cpp", patterns):
         with contextlib.suppress(OSError):  # broken: who needs it will hear of it
             ctypes.CDLL(str(path))
 

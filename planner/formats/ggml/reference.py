@@ -37,7 +37,7 @@ def quantize_by_ggml(fmt: Format, rows: Floats, weights: Floats | None = None) -
     if count == 0:
         return out
     prepare_tables((fmt,))
-    written = library.load().quantize_chunk(
+    written = fmt.library.quantize_chunk(
         fmt.id, address(rows), address(out), 0, count, length, None if weights is None else address(weights)
     )
     if written != out.nbytes:

@@ -1,8 +1,8 @@
-"""ggml's types: all that has to be said of each and that the library itself does not tell, a row a type.
+"""ggml's types and ik_llama.cpp's: all that has to be said of each and that its library does not tell, a row a type.
 
-A new type of the library is a row here; one that the library lacks must have none. Names that users choose by, lookup
-tables, llama.cpp's rules and what other quantizers call it follow from its row; number, block, bytes and whether it is
-quantized are read from the loaded library.
+A new type of a library is a row here; one that ggml's library lacks must have none among its types. Names that users
+choose by, lookup tables, llama.cpp's rules and what other quantizers call it follow from its row; number, block, bytes
+and whether it is quantized are read from the loaded library.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-__all__ = ["TYPES", "Type", "type_of"]
+__all__ = ["IK_TYPES", "TYPES", "Type", "type_of", "types_of_dialect"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class Type:
     - `imatrix`: whether llama-quantize refuses it without an imatrix (tensor_requires_imatrix in llama-quant.cpp)
     - `fallback`: the type with smaller blocks that llama-quantize takes instead where its blocks do not fill a row
       (tensor_type_fallback there)
-    - `file_type`: its number in `enum llama_ftype` of llama.h, where the package gguf has none of its name
+    - `file_type`: its number in `enum llama_ftype` of llama.h (ik_llama.cpp's, for its types), where the package gguf
+      has none of its name
     - `evopress`: what get_tensor_bit_width in mapper/gguf_splitter.py of the gptq-gguf-toolkit says of it; what is
       not there would be called 32
     - `auto_round`: AutoRound's preset that stands for the type alone (GGUF_PRESET_ALIASES in auto_round/schemes.py)
@@ -96,6 +97,38 @@ TYPES: Mapping[str, Type] = MappingProxyType({row.name: row for row in _ROWS})
 """Rows by name, in the order in which sets list their types. A library may have types that are not here."""
 
 
+# ik_llama.cpp's own. What stands in where blocks do not fill a row and what is refused without an imatrix is from its
+# src/llama-quantize.cpp, numbers of file types are from include/llama.h. Other types of its own (interleaved rows,
+# activations, BitNet's) are not for weights
+_OWN, _TRELLIS = ("all", "ik"), ("kt",)
+_OF_IK_LLAMA = (
+    Type("iq2_ks", _OWN, _IK, fallback="iq4_nl", file_type=147),
+    Type("iq2_k", _OWN, _IK, fallback="iq4_nl", file_type=138),
+    Type("iq2_kl", _OWN, _IK, fallback="iq4_nl", file_type=155),
+    Type("iq3_ks", _OWN, _IK, fallback="iq4_nl", file_type=154),
+    Type("iq3_k", _OWN, _IK, fallback="iq4_nl", file_type=139),
+    Type("iq4_kss", _OWN, _IK, fallback="iq4_nl", file_type=148),
+    Type("iq4_ks", _OWN, _IK, fallback="iq4_nl", file_type=145),
+    Type("iq4_k", _OWN, _IK, fallback="q5_0", file_type=140),
+    Type("iq5_ks", _OWN, _IK, fallback="q5_0", file_type=150),
+    Type("iq5_k", _OWN, _IK, fallback="q6_0", file_type=141),
+    Type("iq6_k", _OWN, _IK, fallback="q8_0", file_type=142),
+    Type("q6_0", _OWN, _IK, file_type=135),
+    # codes that a generator of random numbers spells out, slow to find
+    Type("iq1_kt", _TRELLIS, _IK, imatrix=True, fallback="iq4_nl", file_type=156),
+    Type("iq2_kt", _TRELLIS, _IK, imatrix=True, fallback="iq4_nl", file_type=151),
+    Type("iq3_kt", _TRELLIS, _IK, fallback="iq4_nl", file_type=152),
+    Type("iq4_kt", _TRELLIS, _IK, fallback="iq4_nl", file_type=153),
+)
+IK_TYPES: Mapping[str, Type] = MappingProxyType({row.name: row for row in _OF_IK_LLAMA})
+"""Rows of the types that weights can have in ik_llama.cpp alone, by name."""
+
+
 def type_of(name: str) -> Type:
     """Return the row of a type; of one that has none, an empty row: nothing but what the library says is known."""
-    return TYPES.get(name) or Type(name)
+    return TYPES.get(name) or IK_TYPES.get(name) or Type(name)
+
+
+def types_of_dialect(dialect: str) -> frozenset[str]:
+    """Return the names of the types that one of the dialects of `Type.dialects` has."""
+    return frozenset(row.name for row in (*TYPES.values(), *IK_TYPES.values()) if dialect in row.dialects)

@@ -69,7 +69,7 @@ class Card:
 def readme(card: Card) -> str:
     """Lay out the card. Texts of the model's metadata are escaped, for YAML and for Markdown."""
     blocks = [_front(card), *_introduction(card), _table(card), *_notes(card)]
-    if card.entries[0].recipe is None or family_named(card.entries[0].recipe.family).exported_to is None:
+    if card.entries[0].recipe is None or family_named(card.entries[0].recipe.family).in_llama_cpp:
         blocks += _running(card)
     blocks += _making(card)
     return "\n\n".join(blocks) + "\n"

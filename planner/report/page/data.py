@@ -134,7 +134,7 @@ def _provenance(
 
 def _sayable(recipe: Recipe) -> bool:
     """Return whether llama-quantize can be told recipes of this model."""
-    if family_named(recipe.family).exported_to is not None:
+    if not family_named(recipe.family).in_llama_cpp:
         return False
     try:
         tensor_types(recipe)

@@ -20,7 +20,7 @@ _SHORTEST, _LONGEST = 4096, 2**20  # tokens
 def memory_data(inventory: Inventory, family: FamilyName) -> dict[str, object] | None:
     """Return contexts with the bytes that llama.cpp allocates for them, and the tensors that stay off a card. None
     where they are not known: a state of an older planner, an architecture of no context, another engine."""
-    if family_named(family).exported_to is not None:
+    if not family_named(family).in_llama_cpp:
         return None
     try:
         needs = needs_of(inventory)
