@@ -38,7 +38,7 @@ ORDER = (
     ("planner.fit", "parameters layers context compute needs __init__"),
     (
         "planner.gguf",
-        "entry legacy llama_cpp metadata contents provenance tensor reader container model encoder parameters "
+        "entry legacy llama_cpp metadata contents provenance tensor reader container model drafts encoder parameters "
         "health imatrix products covariance layout refinement quantize sums imatrix_writer covariance_writer "
         "vocabulary __init__",
     ),
@@ -51,8 +51,8 @@ ORDER = (
     ("planner.sensitivity", "parts rounding facts confidence design link measured prior structure sources __init__"),
     (
         "planner.plan",
-        "losses findings rules candidates families limits conflicts cards accounting assess mixes prediction target "
-        "request arrangement sweep plan rivals gain curve ladder offer __init__",
+        "drafts losses findings rules candidates families limits conflicts cards accounting assess mixes prediction "
+        "target request arrangement sweep plan rivals gain curve ladder offer __init__",
     ),
     (
         "planner.measure",
