@@ -86,6 +86,8 @@ def quantize_model(
     large for their format, OutputError for files that cannot be written. Existing files stay until the output is
     complete.
     """
+    if both := set(dropped) & formats.keys():
+        raise RecipeError(f"The recipe leaves draft heads out, and has {min(both)}.", "Remove their lines.")
     chosen = resolve_formats(model, formats, imatrix, allow_requantize=allow_requantize)
     added = [*imatrix_pairs(imatrix), *extra]
     shards = arrange(

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from planner.errors import OutputError, RecipeError, option
 from planner.files import write_atomically
 from planner.formats.ggml import file_type_of
-from planner.names.gguf import ahead
 from planner.terms import FamilyName
 
 __all__ = [
@@ -186,8 +185,6 @@ def parse_recipe(text: str, where: str) -> Recipe:
         ) from error
     if len(recipe.formats) != len(recipe.tensors):
         raise RecipeError(f"{where} names a tensor twice.", "Remove one of the two lines.")
-    if recipe.draft == "drop" and (heads := ahead(recipe.formats)):
-        raise RecipeError(f"{where} leaves draft heads out, and has {min(heads)}.", "Remove their lines.")
     return recipe
 
 
