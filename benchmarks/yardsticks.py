@@ -102,11 +102,13 @@ def measured_against(
 def table(rows: list[Row]) -> str:
     """Return the rows at 80 columns."""
     width = max(len(row.published.file) for row in rows)
-    lines = [f"{'file':{width}} {'published':>9} {'again':>8}   {'ours, of bytes':>24} {'share':>5}"]
+    lines = [f"{'file':{width}} {'theirs':>7} {'again':>7} {'ours':>7} {'bytes':>13} {'share':>5}"]
     for row in rows:
-        again = "" if row.again is None else f"{row.again.value:8.3g}"
-        ours = f"{row.ours.value:.3g}  {row.bytes:14,}"
-        lines.append(f"{row.published.file:{width}} {row.published.kld:9.3g} {again:>8}   {ours:>24} {row.share:5.2f}")
+        again = "" if row.again is None else f"{row.again.value:.3g}"
+        lines.append(
+            f"{row.published.file:{width}} {row.published.kld:7.3g} {again:>7} {row.ours.value:7.3g} "
+            f"{row.bytes:13,} {row.share:5.2f}"
+        )
     return "\n".join(lines)
 
 
