@@ -61,7 +61,7 @@ ORDER = (
     ),
     ("planner.evidence", "bpw_state kld_table add __init__"),
     ("planner.importing", "source basis recipes measurements __init__"),
-    ("planner.llama", "library fitness graph workers loaded engine branches text __init__"),
+    ("planner.llama", "library fitness graph workers drafts loaded engine branches text __init__"),
     (
         "planner.llama.collect",
         "activations stream checkpoint collector inputs multiplier passes trial rendering chat run template __init__",
