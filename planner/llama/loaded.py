@@ -48,9 +48,9 @@ class LoadedModel(Closing):
 
     `memory` gives the context's memory by the number of words in the vocabulary. `positions` is how many the texts
     have (0: not known yet). `writable` loads the weights into memory of the process, as they are in the file (not
-    packed again for speed), so that they can be changed. `heads` observes the model's draft head, which then runs beside
-    it, where this llama.cpp is known to be able to (`runs_head`). `gpu_layers` is llama.cpp's -ngl. An encoder, whose logits
-    mean nothing, is refused unless `predicts` is false.
+    packed again for speed), so that they can be changed. `heads` observes the model's draft head, which then runs
+    beside it, where this llama.cpp is known to be able to (`runs_head`). `gpu_layers` is llama.cpp's -ngl. An encoder,
+    whose logits mean nothing, is refused unless `predicts` is false.
 
     The attribute `workers` has as many threads as llama.cpp, idle while that runs, for work on logits and weights. The
     attribute `observer` may be set to another one or to None later, if one was given at first.

@@ -44,8 +44,8 @@ def test_heads_are_collected_and_nothing_else_changes(architecture, tmp_path):
                 assert found[key].sum2.sum() > 0, key
 
 
-@pytest.mark.parametrize("batch", [2048, 24])
-def test_heads_read_tokens_and_the_state_before(batch, tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"batch": 24, "windows_at_a_time": 1}], ids=["whole", "pieces"])
+def test_heads_read_tokens_and_the_state_before(settings, tmp_path):
     """`eh_proj` reads the normed embedding of a token, and the normed state of the one before, which a window's first
     token does not have; also where windows run in pieces."""
     path = architectures.write_model("qwen35", tmp_path / "m.gguf")
@@ -53,7 +53,7 @@ def test_heads_read_tokens_and_the_state_before(batch, tmp_path):
         heads = draft_heads(model)
         table = model.by_name["blk.6.nextn.embed_tokens.weight"]
         embeddings = model.rows(table, 0, table.rows)[TOKENS.ravel()].astype(np.float64)
-    entry = sums_of(path, heads, batch=batch)["blk.6.nextn.eh_proj.weight"]
+    entry = sums_of(path, heads, **settings)["blk.6.nextn.eh_proj.weight"]
     width = embeddings.shape[1]
     energies = embeddings**2 / ((embeddings**2).mean(axis=1, keepdims=True) + 1e-5)  # norms have weights of 1
     np.testing.assert_allclose(entry.sum2[:width], energies.sum(axis=0), rtol=1e-3)
