@@ -219,7 +219,7 @@ def test_only_the_command_line_prints_or_exits():
 
 def test_only_the_libraries_have_c_types():
     found = {name for name, path in MODULES.items() if {"ctypes", "cffi"} & {i.split(".")[0] for i in imports(path)}}
-    llama = {"planner.llama.graph", "planner.llama.library", "planner.llama.loaded"}
+    llama = {"planner.llama.graph", "planner.llama.library", "planner.llama.drafts", "planner.llama.loaded"}
     assert found == {"planner.formats.ggml.library", *llama}
 
 
