@@ -35,7 +35,7 @@ PAGES = tuple(
         "README.md", "docs/formats.md", "docs/limits.md", "docs/fit.md", "docs/recipe.md", "docs/dialects.md",
         "docs/state.md", "docs/evaluate.md", "examples/README.md", "CONTRIBUTING.md", "docs/design.md",
         "docs/quality.md", "benchmarks/README.md", "docs/imatrix.md", "docs/sensitivity.md", "docs/frontier.md",
-        "docs/card.md",
+        "docs/card.md", "docs/yardsticks.md",
     )
 )  # fmt: skip
 SCHEMA = ROOT / "docs/recipe.schema.json"

@@ -15,8 +15,8 @@ Source = Literal["uniform", "prior", "structure", "structure+prior", "measured"]
 Design = Literal["per-tensor", "factored"]
 """Passes of the model: over every tensor alone, or over blocks and roles."""
 
-Draft = Literal["auto", "keep", "q8_0"]
-"""Formats of draft heads: chosen as others are, but of 4 bits at least; as they are stored; or 8 bits."""
+Draft = Literal["auto", "keep", "q8_0", "drop"]
+"""Formats of draft heads: chosen as others are, but of 4 bits at least; as they are stored; 8 bits; or no heads."""
 
 RunOn = Literal["cpu", "gpu"]
 """Where a file will run."""

@@ -15,11 +15,22 @@ from state.errors import (
     StateNewer,
     StateReadOnly,
 )
-from state.records import COVARIANCE, LONGEST_NAME, Energies, Inventory, Measurement, Pass, Summary, TensorRecord
+from state.records import (
+    COVARIANCE,
+    HEADLESS,
+    LONGEST_NAME,
+    Energies,
+    Inventory,
+    Measurement,
+    Pass,
+    Summary,
+    TensorRecord,
+)
 from state.store import Store
 
 __all__ = [
     "COVARIANCE",
+    "HEADLESS",
     "LONGEST_NAME",
     "Energies",
     "Inventory",

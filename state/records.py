@@ -8,11 +8,25 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-__all__ = ["COVARIANCE", "LONGEST_NAME", "Energies", "Inventory", "Measurement", "Pass", "Summary", "TensorRecord"]
+__all__ = [
+    "COVARIANCE",
+    "HEADLESS",
+    "LONGEST_NAME",
+    "Energies",
+    "Inventory",
+    "Measurement",
+    "Pass",
+    "Summary",
+    "TensorRecord",
+]
 
 LONGEST_NAME = 4096
 COVARIANCE = "rounding.covariance", "rounding.digest", "rounding.shrinkage"
 """Metadata of an inventory: path and digest of the covariances that errors were taken by, and their shrinkage."""
+
+
+HEADLESS = "drafts.header_bytes"
+"""Metadata of an inventory: bytes of the header of a file without the model's draft heads."""
 
 
 def _printable(value: object) -> object:

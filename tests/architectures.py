@@ -93,19 +93,35 @@ _FACTORS = (".scale", ".input_scale")
 _ABSENT = {"lfm2": ("dense_2",), "lfm2moe": ("dense_2",), "qwen3next": ("ssm_in",)}
 
 
-def pairs_of(architecture: str) -> dict[str, oracle.Value]:
-    """Metadata of a small model, without the architecture's name before the keys."""
-    return {**oracle._COMMON, "context_length": 512, **metadata_of(architecture), **_MORE.get(architecture, {})}
+def pairs_of(architecture: str, heads: int | None = None) -> dict[str, oracle.Value]:
+    """Metadata of a small model, without the architecture's name before the keys; with so many draft heads, where that
+    is said."""
+    pairs = {**oracle._COMMON, "context_length": 512, **metadata_of(architecture), **_MORE.get(architecture, {})}
+    if heads is None:
+        return pairs
+    before = _number(pairs["block_count"])
+    count = before - _number(pairs.get("nextn_predict_layers", 0)) + heads
+    by_block = {
+        key: [*value, *value[-1:] * heads][:count]
+        for key, value in pairs.items()
+        if isinstance(value, list) and len(value) == before and key != "attention.indexer.types"  # of all but heads
+    }
+    return pairs | by_block | {"block_count": count, "nextn_predict_layers": heads}
+
+
+def _number(value: oracle.Value) -> int:
+    assert isinstance(value, int)
+    return value
 
 
 @cache
-def tensors_of(architecture: str) -> Mapping[str, tuple[int, ...]]:
+def tensors_of(architecture: str, heads: int | None = None) -> Mapping[str, tuple[int, ...]]:
     """Names and shapes (ggml order) of all tensors that llama.cpp loads, with those of draft heads."""
     api, header, found = library.llama(), oracle._gguf().gguf_init_empty(), {}
     oracle._gguf().gguf_set_val_str(header, b"general.architecture", architecture.encode())
     oracle._gguf().gguf_set_val_str(header, b"tokenizer.ggml.model", b"no_vocab")
     oracle._set(oracle._gguf(), header, "tokenizer.ggml.token_type_count", 2)
-    for key, value in {**pairs_of(architecture), "vocab_size": WORDS}.items():
+    for key, value in {**pairs_of(architecture, heads), "vocab_size": WORDS}.items():
         oracle._set(oracle._gguf(), header, f"{architecture}.{key}", value)
 
     @api.llama_model_set_tensor_data_t
@@ -129,13 +145,13 @@ def tensors_of(architecture: str) -> Mapping[str, tuple[int, ...]]:
     }
 
 
-def write_model(architecture: str, path: Path, *, seed: int = 0) -> Path:
+def write_model(architecture: str, path: Path, *, seed: int = 0, heads: int | None = None) -> Path:
     """A model with random weights in F16 (F32 where they are few), and a vocabulary."""
     writer = gguf.GGUFWriter(path, architecture)
-    for key, value in pairs_of(architecture).items():
+    for key, value in pairs_of(architecture, heads).items():
         _add(writer, f"{architecture}.{key}", value)
     _add_vocabulary(writer)
-    for number, (name, shape) in enumerate(tensors_of(architecture).items()):
+    for number, (name, shape) in enumerate(tensors_of(architecture, heads).items()):
         writer.add_tensor(name, _weights(name, shape, np.random.default_rng([seed, number])))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

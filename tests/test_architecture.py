@@ -44,7 +44,7 @@ ORDER = (
     ("planner.fit", "parameters layers context compute needs __init__"),
     (
         "planner.gguf",
-        "entry legacy llama_cpp metadata contents provenance tensor reader container model encoder parameters "
+        "entry legacy llama_cpp metadata contents provenance tensor reader container model drafts encoder parameters "
         "health imatrix products covariance layout refinement conversion quantize sums imatrix_writer "
         "covariance_writer vocabulary __init__",
     ),
@@ -57,8 +57,8 @@ ORDER = (
     ("planner.sensitivity", "parts rounding facts confidence design link measured prior structure sources __init__"),
     (
         "planner.plan",
-        "losses findings rules candidates families limits conflicts cards accounting assess mixes prediction target "
-        "request arrangement sweep plan rivals gain curve ladder offer __init__",
+        "drafts losses findings rules candidates families limits conflicts cards accounting assess mixes prediction "
+        "target request arrangement sweep plan rivals gain curve ladder offer __init__",
     ),
     (
         "planner.measure",
@@ -67,7 +67,7 @@ ORDER = (
     ),
     ("planner.evidence", "bpw_state kld_table add __init__"),
     ("planner.importing", "source basis recipes measurements __init__"),
-    ("planner.llama", "library fitness graph workers loaded engine branches text __init__"),
+    ("planner.llama", "library fitness graph workers drafts loaded engine branches text __init__"),
     (
         "planner.llama.collect",
         "activations stream checkpoint collector inputs multiplier passes trial rendering chat run template __init__",
@@ -238,7 +238,7 @@ def test_only_the_command_line_prints_or_exits():
 
 def test_only_the_libraries_have_c_types():
     found = {name for name, path in MODULES.items() if {"ctypes", "cffi"} & {i.split(".")[0] for i in imports(path)}}
-    llama = {"planner.llama.graph", "planner.llama.library", "planner.llama.loaded"}
+    llama = {"planner.llama.graph", "planner.llama.library", "planner.llama.drafts", "planner.llama.loaded"}
     assert found == {"planner.formats.ggml.library", "planner.formats.ggml.ik_library", *llama}
 
 

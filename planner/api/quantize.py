@@ -14,6 +14,7 @@ from planner.errors import RecipeError, option
 from planner.formats.ggml import formats
 from planner.formats.registry import family_named
 from planner.gguf import Model
+from planner.gguf.drafts import draft_heads
 from planner.gguf.provenance import provenance_pairs
 from planner.gguf.quantize import quantize_model
 from planner.gguf.refinement import Refinement
@@ -87,6 +88,7 @@ def quantize(
                 opened, plan.formats, matrix, Path(out), file_type=plan.file_type,
                 extra=_provenance(plan, refined), refinement=refined, threads=threads, scheduler=scheduler,
                 force=force, keep_split=keep_split, max_shard_size=limit, allow_requantize=allow_requantize,
+                dropped=draft_heads(opened) if plan.draft == "drop" else (),
                 progress=None if progress is None else lambda step: progress(step.tensor, step.done, step.total),
             )  # fmt: skip
     return Quantized(written.paths, written.bytes, given.size)

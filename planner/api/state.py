@@ -157,7 +157,7 @@ class State(Closing):
         that loses no more `than` another: a GGUF, a recipe, or a mix of llama.cpp by its name. Rules: tensors
         that `pin` ("REGEX=TYPE") gives a type, nothing smaller than `min` or larger than `max` ("TYPE" or
         "REGEX=TYPE"), and one type for what a `tie` (a pattern, or "fused") finds in a block. `draft`: formats of draft
-        heads, "auto" for 4 bits at least, "keep" or "q8_0".
+        heads, "auto" for 4 bits at least, "keep", "q8_0", or "drop" for a file without them.
 
         Raises StateFileError where measurements are missing, UsageError for options that cannot be followed,
         BudgetError for limits or targets that no recipe meets, and RecipeError for another file that is of no use.
@@ -266,7 +266,7 @@ class State(Closing):
 
     def _planned(self, request: PlanRequest) -> Plan:
         with state_errors():
-            return make_plan(Findings.read(self.store, request.family), request)
+            return make_plan(Findings.read(self.store, request.family, request.draft), request)
 
 
 class _Asked(TypedDict):

@@ -165,7 +165,7 @@ def frontier(
         sensitivity=sensitivity, run_on=run_on,
     )  # fmt: skip
     with Store.open(path, read_only=True) as store:
-        findings = Findings.read(store, family)
+        findings = Findings.read(store, family, request.draft)
     points = wanted.points or (_SMOOTH if shown.output or shown.as_csv or shown.as_json else None)
     offer = _offer(findings, request, replace(wanted, points=points), beside, ladder)
     if shown.output is not None:

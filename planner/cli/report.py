@@ -79,7 +79,7 @@ def report(
         family=start.recipe.family if start.recipe else family, types=types, sensitivity=sensitivity, run_on=run_on,
     )  # fmt: skip
     with Store.open(find_state(state), read_only=True) as store:
-        findings = Findings.read(store, request.family)
+        findings = Findings.read(store, request.family, request.draft)
     page = report_page(
         findings, request, start, beside=[other_file(path) for path in beside],
         made_by=("planner", "report", *_words()),

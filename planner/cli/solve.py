@@ -111,7 +111,7 @@ def _plan_from_state(request: PlanRequest, measuring: Measuring, polishing: Poli
         if given is not None:
             raise UsageError(f"{name} is for measuring, which needs the model.", "Give the model too, or leave it out.")
     with Store.open(find_state(measuring.state), read_only=True) as store:
-        findings = Findings.read(store, request.family)
+        findings = Findings.read(store, request.family, request.draft)
     return make_plan(findings, request)
 
 
@@ -137,7 +137,7 @@ def _plan_with_model(
         if polishing.polish is not None or polishing.check is not None:
             check_runs([model], context=0, gpu_layers=gpu_layers)
         _measure(sources, request, measuring)
-        findings = Findings.read(sources.store, request.family)
+        findings = Findings.read(sources.store, request.family, request.draft)
         plan, polished = make_plan(findings, request), None
         if polishing.polish is not None:
             if request.target is not None:  # exchanges keep the size that was found
@@ -246,6 +246,7 @@ def _report(plan: Plan, output: Path, model: Path | None) -> None:
         drafts = sum(choice.bytes for choice in plan.recipe.tensors if choice.name in set(plan.drafted))
         click.echo(f"Draft      {len(plan.drafted)} tensors of draft heads (nextn), {drafts:,} bytes; see --draft")
     if plan.left_out:
-        click.echo(f"Left out   {len(plan.left_out)} tensors of nextn layers, which mlx-lm does not load")
+        why = "as asked" if plan.recipe.draft == "drop" else "which mlx-lm does not load"
+        click.echo(f"Left out   {len(plan.left_out)} tensors of draft heads (nextn), {why}")
     click.echo(f"Recipe     {output}")
     click.echo(f"\nNext: {next_step(recipe, output, model)}")

@@ -101,7 +101,7 @@ rule_options = grouped(
     click.option("--min", "floors", multiple=True, metavar="[REGEX=]TYPE", help="Nothing smaller than this type."),
     click.option("--max", "caps", multiple=True, metavar="[REGEX=]TYPE", help="Nothing larger than this type."),
     click.option("--draft", type=LiteralChoice(Draft), default="auto", show_default=True,
-                 help="Draft heads (nextn): chosen, but of 4 bits at least; as they are; or 8 bits."),
+                 help="Draft heads (nextn): chosen, but of 4 bits at least; as they are; 8 bits; or left out."),
 )  # fmt: skip
 solver_options = grouped(
     "solver",

@@ -18,6 +18,10 @@ _NOT_REFINED = (
     "The recipe is planned for codes that are refined against covariances. Another quantizer writes the same types "
     "with its own codes: a file of the same size that diverges more. planner quantize writes the refined ones."
 )
+_KEPT_HEADS = (
+    "The recipe leaves draft heads (nextn) out, and other quantizers keep them: the file gets larger than the recipe "
+    "says. planner quantize leaves them out; so does a conversion of the original (convert_hf_to_gguf.py --no-mtp)."
+)
 
 
 def export_recipe(
@@ -39,6 +43,8 @@ def export_recipe(
     exported = chosen.write(recipe, ExportContext(paths, compact, threads))
     if recipe.covariance is not None:
         exported = replace(exported, notes=(*exported.notes, _NOT_REFINED))
+    if recipe.draft == "drop":
+        exported = replace(exported, notes=(*exported.notes, _KEPT_HEADS))
     return {paths[suffix]: text for suffix, text in exported.files.items()}, exported
 
 

@@ -13,7 +13,7 @@ of the metadata at a zero byte; here they are copied whole.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from planner.errors import OutputError, UsageError
 from planner.formats.ggml import Format
+from planner.gguf.drafts import pairs_without
 from planner.gguf.imatrix import Imatrix
 from planner.gguf.llama_cpp import tensor_order
 from planner.gguf.metadata import encode_pair
@@ -59,9 +60,11 @@ class Placed:
 
 
 class _Pairs:
-    """The metadata of the output: the source's pairs, copied when written, and the added ones."""
+    """The metadata of the output: the source's pairs, copied when written, or `changed`; and the added ones."""
 
-    def __init__(self, model: Model, file_type: int, added: Sequence[tuple[str, Extra]]) -> None:
+    def __init__(
+        self, model: Model, file_type: int, added: Sequence[tuple[str, Extra]], changed: Mapping[str, bytes]
+    ) -> None:
         pairs: dict[str, Extra] = {
             "general.quantization_version": np.uint32(_QUANTIZATION_VERSION),
             "general.file_type": np.uint32(file_type),
@@ -71,7 +74,7 @@ class _Pairs:
                 raise ValueError(f"{key} follows from the layout and cannot be set")
             pairs.pop(key, None)  # set again, it goes to the end, as in gguf_set_val_*
             pairs[key] = value
-        self.metadata = model.metadata
+        self.metadata, self.changed = model.metadata, changed
         self.kept = [key for key in model.metadata if key not in pairs and key not in SPLIT_KEYS]
         self.added = [encode_pair(key, value) for key, value in pairs.items()]
 
@@ -81,11 +84,12 @@ class _Pairs:
 
     @property
     def nbytes(self) -> int:
-        return sum(map(self.metadata.raw_size, self.kept)) + sum(map(len, self.added))
+        kept = (len(self.changed[key]) if key in self.changed else self.metadata.raw_size(key) for key in self.kept)
+        return sum(kept) + sum(map(len, self.added))
 
     def __iter__(self) -> Iterator[bytes]:
         for key in self.kept:
-            yield from self.metadata.raw_pieces(key)
+            yield from (self.changed[key],) if key in self.changed else self.metadata.raw_pieces(key)
         yield from self.added
 
 
@@ -139,13 +143,16 @@ def arrange(
     *,
     keep_split: bool = False,
     max_shard_size: int | None = None,
+    dropped: Collection[str] = (),
 ) -> tuple[Shard, ...]:
-    """Return the files to write. `formats` names the format of each tensor that changes.
+    """Return the files to write. `formats` names the format of each tensor that changes; draft heads that are
+    `dropped` are left out.
 
     `max_shard_size` bounds each file as a whole, header included; a model that fits stays one file, without `split.*`.
-    Raises OutputError if a single tensor exceeds it, UsageError if it is given for a split that is kept.
+    Raises OutputError if a single tensor exceeds it, UsageError if it is given for a split that is kept, ModelError for
+    heads that cannot be left out.
     """
-    pairs = _Pairs(model, file_type, added)
+    pairs = _Pairs(model, file_type, added, pairs_without(model, dropped))
 
     def place(tensor: Tensor) -> Placed:
         return Placed(tensor, formats.get(tensor.name) or model.format(tensor))
@@ -155,12 +162,13 @@ def arrange(
             raise UsageError("The split of the source cannot be kept and changed.", "Choose one of the two options.")
         groups: list[list[Placed]] = [[] for _ in model.parts]
         for tensor in model.tensors:  # already by (part, offset)
-            groups[tensor.part].append(place(tensor))
+            if tensor.name not in dropped:
+                groups[tensor.part].append(place(tensor))
     else:
-        groups = [[place(model.by_name[name]) for name in tensor_order(model.by_name)]]
+        groups = [[place(model.by_name[name]) for name in tensor_order(model.by_name) if name not in dropped]]
         if max_shard_size is not None:
             groups = _divide(groups[0], pairs, model.alignment, max_shard_size)
-    count, total = len(groups), len(model.tensors)
+    count, total = len(groups), sum(map(len, groups))
     return tuple(
         Shard(
             None if index else pairs,
@@ -223,13 +231,18 @@ def _cut(text: str) -> str:
 
 
 def header_bytes(
-    model: Model, imatrix: Imatrix | None = None, extra: Sequence[tuple[str, Extra]] = (), file_type: int = 0
+    model: Model,
+    imatrix: Imatrix | None = None,
+    extra: Sequence[tuple[str, Extra]] = (),
+    file_type: int = 0,
+    *,
+    dropped: Collection[str] = (),
 ) -> int:
     """Return the bytes before the first tensor of an output in one file. They do not depend on the formats:
 
     file size = header_bytes + Σ over tensors of align(bytes in its format, model.alignment)
     """
-    return arrange(model, {}, [*imatrix_pairs(imatrix), *extra], file_type)[0].header_bytes
+    return arrange(model, {}, [*imatrix_pairs(imatrix), *extra], file_type, dropped=dropped)[0].header_bytes
 
 
 def predicted_size(

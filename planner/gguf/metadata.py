@@ -98,6 +98,17 @@ class Metadata(Mapping[str, Value]):
         pair = self._pairs[key]
         return pair.end - pair.begin
 
+    def with_number(self, key: str, value: int) -> bytes:
+        """Return the bytes of a whole pair with another number, of the same type; the pair is of one integer."""
+        pair = self._pairs[key]
+        return self._data[pair.begin : pair.value] + np.array(value, SCALARS[pair.kind]).tobytes()
+
+    def first_of(self, key: str, count: int) -> bytes:
+        """Return the bytes of a whole pair with the first numbers of its array."""
+        pair = self._pairs[key]
+        end = pair.value + count * SCALARS[pair.kind].itemsize
+        return self._data[pair.begin : pair.value - _U64.size] + _U64.pack(count) + self._data[pair.value : end]
+
     def pair(self, key: str) -> Pair:
         """Return the position and type of a pair."""
         return self._pairs[key]

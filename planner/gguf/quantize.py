@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +68,11 @@ def quantize_model(
     keep_split: bool = False,
     max_shard_size: int | None = None,
     allow_requantize: bool = False,
+    dropped: Collection[str] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> Written:
-    """Write `model` to `out`, each tensor in its format; tensors not in `formats` stay as they are.
+    """Write `model` to `out`, each tensor in its format; tensors not in `formats` stay as they are, and the draft heads
+    `dropped` are left out.
 
     The file is the one that `llama-quantize --imatrix --tensor-type-file` writes for the same types, with the pairs
     `extra` added to the metadata; with a `refinement`, tensors that it applies to get other codes of the same size.
@@ -83,9 +85,13 @@ def quantize_model(
     large for their format, OutputError for files that cannot be written, ClusterError for machines that are of no use.
     Existing files stay until the output is complete.
     """
+    if both := set(dropped) & formats.keys():
+        raise RecipeError(f"The recipe leaves draft heads out, and has {min(both)}.", "Remove their lines.")
     chosen = resolve_formats(model, formats, imatrix, allow_requantize=allow_requantize)
     added = [*imatrix_pairs(imatrix), *extra]
-    shards = arrange(model, chosen, added, file_type, keep_split=keep_split, max_shard_size=max_shard_size)
+    shards = arrange(
+        model, chosen, added, file_type, keep_split=keep_split, max_shard_size=max_shard_size, dropped=dropped
+    )
     paths = output_paths(out, len(shards), keep_split=keep_split)
     total = sum(shard.nbytes for shard in shards)
     inputs = [*model.parts, *([imatrix.path] if imatrix else [])]
@@ -173,9 +179,10 @@ class _Run:
         self.convert = Converter(model)
         self.progress = progress
         self.done = 0
-        self.total = sum(tensor.nbytes for tensor in model.tensors)
+        self.total = 0
 
     def write(self, shards: Sequence[Shard]) -> None:
+        self.total = sum(placed.tensor.nbytes for shard in shards for placed in shard.tensors)
         for shard in shards:
             self.output.begin()
             for piece in shard.header():

@@ -42,11 +42,12 @@ class Engine(LoadedModel):
         windows_at_a_time: int | None = None,
         predicts: bool = True,
         batch: int = BATCH,
+        heads: Observer | None = None,
     ) -> None:
         self.context, self._together, self._most = context, windows_at_a_time, batch
         super().__init__(
             path, self._memory_for, positions=context, threads=threads, gpu_layers=gpu_layers, observer=observer,
-            writable=writable, predicts=predicts,
+            writable=writable, predicts=predicts, heads=heads,
         )  # fmt: skip
 
     def _memory_for(self, vocabulary: int) -> Memory:

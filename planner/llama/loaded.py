@@ -19,6 +19,7 @@ from planner.closing import Closing
 from planner.errors import InferenceError, ModelError, option
 from planner.gguf import alphabet, open_model
 from planner.lastwords import note
+from planner.llama.drafts import DraftHead, has_head
 from planner.llama.fitness import check_ends, check_model, check_text, learned_positions, runs_backwards
 from planner.llama.graph import Enough, Node, Observer
 from planner.llama.library import has_amx, last_complaint, llama
@@ -47,8 +48,9 @@ class LoadedModel(Closing):
 
     `memory` gives the context's memory by the number of words in the vocabulary. `positions` is how many the texts
     have (0: not known yet). `writable` loads the weights into memory of the process, as they are in the file (not
-    packed again for speed), so that they can be changed. `gpu_layers` is llama.cpp's -ngl. An encoder, whose logits
-    mean nothing, is refused unless `predicts` is false.
+    packed again for speed), so that they can be changed. `heads` observes the model's draft head, which then runs
+    beside it, where this llama.cpp is known to be able to (`runs_head`). `gpu_layers` is llama.cpp's -ngl. An encoder,
+    whose logits mean nothing, is refused unless `predicts` is false.
 
     The attribute `workers` has as many threads as llama.cpp, idle while that runs, for work on logits and weights. The
     attribute `observer` may be set to another one or to None later, if one was given at first.
@@ -68,11 +70,14 @@ class LoadedModel(Closing):
         observer: Observer | None,
         writable: bool,
         predicts: bool,
+        heads: Observer | None = None,
     ) -> None:
         llama()
         self.path = path
         self.threads: int = threads or os.cpu_count() or 1
         self.observer, self._stop = observer, threading.Event()
+        self._heads_observer = heads
+        self._head: DraftHead | None = None
         self._failure: BaseException | None = None
         self._context: Any = None
         self._batch: Any = None
@@ -84,6 +89,7 @@ class LoadedModel(Closing):
                 check_model(model, context=positions, predicts=predicts)
                 self._in_one_piece, self._positions = runs_backwards(model), learned_positions(model)
                 self._letters = alphabet(model)
+                self.runs_head = heads is not None and has_head(model)
                 self._open_model(gpu_layers, writable)
                 check_ends(model, adds_bos=self.adds_bos, bos=self.bos, adds_eos=self.adds_eos, eos=self.eos)
             self.memory = memory(self.vocabulary_size)
@@ -107,6 +113,9 @@ class LoadedModel(Closing):
         if self._batch is not None:
             api.llama_batch_free(self._batch)
             self._batch = None
+        if self._head is not None:
+            self._head.close()
+            self._head = None
         if self._context:
             api.llama_free(self._context)
             self._context = None
@@ -201,6 +210,8 @@ class LoadedModel(Closing):
                 f"llama.cpp could not run {self.path} (status {status}): {last_complaint()}",
                 f"It may have run out of memory: try a shorter {option('ctx')}.",
             )
+        if self._head is not None:
+            self._follow(self._head, tokens, positions, sequences)
         rows = int(outputs.sum())
         if not rows:
             return np.empty((0, self.vocabulary_size), np.float32)
@@ -210,11 +221,25 @@ class LoadedModel(Closing):
     def forget(self) -> None:
         """Empty the memory of all sequences."""
         llama().llama_memory_clear(llama().llama_get_memory(self._context), True)
+        if self._head is not None:
+            self._head.forget()
+
+    def _follow(
+        self, head: DraftHead, tokens: NDArray[np.int32], positions: NDArray[np.int32], sequences: NDArray[np.int32]
+    ) -> None:
+        """Let the draft head run what the model has run."""
+        status = self._interruptible(lambda: head.follow(tokens, positions, sequences))
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if status:
+            raise InferenceError(f"llama.cpp could not run the draft head of {self.path} (status {status}).")
 
     def _open_model(self, gpu_layers: int, writable: bool) -> None:
         api = llama()
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
+        parameters.load_mtp = self.runs_head
         if writable:
             parameters.load_mode = _LOAD_MODE_NONE
         # Packed for speed, weights are no longer as in the file; and llama.cpp crashes on what it packs for AMX
@@ -253,7 +278,7 @@ class LoadedModel(Closing):
         self._abort = api.ggml_abort_callback(lambda _user_data: self._stop.is_set())
         parameters.abort_callback = self._abort
         if self.observer is not None:
-            self._eval = api.ggml_backend_sched_eval_callback(self._observe)
+            self._eval = api.ggml_backend_sched_eval_callback(functools.partial(self._observe, "observer"))
             parameters.cb_eval = self._eval
         self._context = api.llama_init_from_model(self._model, parameters)
         if not self._context:
@@ -262,11 +287,15 @@ class LoadedModel(Closing):
                 f"It may need more memory: try a shorter {option('ctx')}.",
             )
         self._batch = api.llama_batch_init(self.batch_tokens, 0, memory.sequences if memory.shared else 1)
+        if self.runs_head:
+            self._eval_head = api.ggml_backend_sched_eval_callback(functools.partial(self._observe, "_heads_observer"))
+            parameters.cb_eval = self._eval_head
+            self._head = DraftHead(self._model, self._context, parameters)
 
-    def _observe(self, address: int, asks: bool, _user_data: object) -> bool:
+    def _observe(self, which: str, address: int, asks: bool, _user_data: object) -> bool:
         """Answer llama.cpp, which first `asks` whether an operation is of interest and, if so, calls again when it is
         done. Returning False then ends the computation."""
-        observer = self.observer
+        observer: Observer | None = getattr(self, which)
         if observer is None:
             return False
         if self._failure is not None:  # the rest of the graph does not matter any more

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from planner.errors import ModelError
 from planner.gguf import Imatrix, Model, header_bytes, why_left_alone
+from planner.gguf.drafts import draft_heads
 from planner.gguf.parameters import own_parameters
 from planner.gguf.provenance import provenance_pairs
 from planner.gguf.refinement import Refinement
 from planner.measure.loop import Settings
-from state import COVARIANCE, LONGEST_NAME, Inventory, TensorRecord
+from state import COVARIANCE, HEADLESS, LONGEST_NAME, Inventory, TensorRecord
 
 __all__ = ["take_inventory"]
 
@@ -31,6 +33,7 @@ def take_inventory(
         metadata={
             **{key: value for key, value in own_parameters(model).items() if len(str(value)) <= LONGEST_NAME},
             **_head_groups(model),
+            **_headless(model, imatrix),
             "sampling.seed": settings.seed,
             "sampling.tolerance": settings.tolerance,
             **_rounding(refinement),
@@ -48,6 +51,15 @@ def take_inventory(
             for tensor in model.tensors
         ),
     )
+
+
+def _headless(model: Model, imatrix: Imatrix | None) -> dict[str, int]:
+    """Return the bytes of the header of a file without draft heads, where there are any that can be left out."""
+    heads = draft_heads(model)
+    try:
+        return {HEADLESS: header_bytes(model, imatrix, provenance_pairs(""), dropped=heads)} if heads else {}
+    except ModelError:
+        return {}
 
 
 def _head_groups(model: Model) -> dict[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from planner.formats.ggml import library_version
 from planner.formats.registry import family_named
+from planner.plan.drafts import dropped_drafts
 from planner.recipe import Choice, CovarianceSource, ImatrixSource, ModelSource, Recipe, file_type_of_choices
 from planner.sizes import align
 from planner.terms import FamilyName
@@ -55,6 +56,7 @@ def compose_recipe(
         ),
         imatrix=imatrix,
         covariance=covariance,
+        draft="drop" if dropped_drafts(inventory) else None,
         sensitivity=sensitivity,
         seed=int(number_of(inventory, "sampling.seed")),
         tolerance=number_of(inventory, "sampling.tolerance"),

@@ -10,6 +10,7 @@ from planner.formats.ggml import Format
 from planner.formats.registry import family_named
 from planner.plan.candidates import Candidates
 from planner.plan.cards import in_ram
+from planner.plan.drafts import check_dropped
 from planner.plan.families import fused_ties
 from planner.plan.findings import Findings, not_measured
 from planner.plan.losses import Losses
@@ -46,6 +47,8 @@ def _inventory(findings: Findings, request: PlanRequest) -> Inventory:
     """Return the model as the request's family stores it. Raises StateFileError and UsageError where formats were not
     measured."""
     family = family_named(request.family)
+    if family.exported_to is None:
+        check_dropped(findings.inventory, request.draft)
     measured = {fmt for _, fmt in findings.measurements if fmt in family.formats}
     if not measured:
         raise not_measured(findings.path, request.family, others=True)

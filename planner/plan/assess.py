@@ -11,6 +11,7 @@ from planner.formats.ggml import CANDIDATES, Format, formats
 from planner.formats.registry import Family, family_named
 from planner.gguf import fallback
 from planner.plan.accounting import compose_recipe, left_alone
+from planner.plan.drafts import without_drafts
 from planner.plan.losses import Losses
 from planner.recipe import Choice, Recipe
 from planner.recipe.recount import describe_change
@@ -146,6 +147,8 @@ def reassess(recipe: Recipe, inventory: Inventory, losses: Losses | None) -> Ass
             "Give the model or the state that it was made with.",
         )
     family = recipe.family
+    if recipe.draft == "drop":
+        inventory = without_drafts(inventory)
     found = assess(
         inventory, recipe.formats, losses, family=family, why="imported", budget=recipe.budget, status="edited"
     )

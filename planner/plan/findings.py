@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from planner.errors import StateFileError, UsageError, option
 from planner.formats.ggml import formats
 from planner.formats.registry import family_named
+from planner.plan.drafts import without_drafts
 from planner.plan.losses import Losses, observations, subject_of
 from planner.sensitivity import (
     Facts,
@@ -19,7 +20,7 @@ from planner.sensitivity import (
     measured_sensitivities,
     sensitivities,
 )
-from planner.terms import FamilyName
+from planner.terms import Draft, FamilyName
 from state import Energies, Inventory, Measurement, Pass, Store
 
 __all__ = ["Findings", "inventory_of", "not_measured"]
@@ -42,13 +43,23 @@ class Findings:
     subject: str | None
 
     @classmethod
-    def read(cls, store: Store, family: FamilyName = "gguf") -> Self:
-        """Read all of it. Raises StateFileError for a state without finished measurements, with the command that makes
-        them in the formats of `family`, and for a damaged one."""
+    def read(cls, store: Store, family: FamilyName = "gguf", draft: Draft = "auto") -> Self:
+        """Read all of it; with `draft` = "drop" of the model without its draft heads. Raises StateFileError for a state
+        without finished measurements, with the command that makes them in the formats of `family`, and for a damaged
+        one."""
         findings = cls.find(store)
         if findings is None:
             raise not_measured(store.path, family)
+        if draft == "drop" and family_named(family).exported_to is None:  # the other engine never loads them
+            return findings._of(without_drafts(findings.inventory))
         return findings
+
+    def _of(self, inventory: Inventory) -> Self:
+        """Return what is known of these of the model's tensors."""
+        names = {tensor.name for tensor in inventory.tensors}
+        measurements = {key: entry for key, entry in self.measurements.items() if entry.tensor in names}
+        facts = {name: known for name, known in self.facts.items() if name in names}
+        return replace(self, inventory=inventory, measurements=measurements, facts=facts)
 
     @classmethod
     def find(cls, store: Store) -> Self | None:

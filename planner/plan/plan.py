@@ -16,6 +16,7 @@ from planner.plan.arrangement import arrange
 from planner.plan.candidates import Candidate, Candidates
 from planner.plan.cards import Card, cards_of, limits_on_cards
 from planner.plan.conflicts import conflict
+from planner.plan.drafts import dropped_drafts
 from planner.plan.findings import Findings
 from planner.plan.limits import FILE, SizeLimit, size_limits
 from planner.plan.prediction import link_of
@@ -84,9 +85,9 @@ class Plan:
     """A recipe, and what is worth saying about it.
 
     `prediction` is the KL divergence to expect of its file, None without passes of the model. `sources` says where the
-    sensitivity of each tensor came from. `left_out` are tensors that the recipe's engine does not load. `cards` hold a
-    context beside their tensors, where one was asked for. `reached` says of a request for the smallest file what was
-    reached.
+    sensitivity of each tensor came from. `left_out` are tensors that the recipe's engine does not load, or that were to
+    be left out. `cards` hold a context beside their tensors, where one was asked for. `reached` says of a request for
+    the smallest file what was reached.
     """
 
     recipe: Recipe
@@ -178,7 +179,7 @@ def make_plan(findings: Findings, request: PlanRequest, factors: Mapping[str, fl
         limits=tuple(_uses(limits, solved)),
         prediction=None if link is None or recipe.loss is None else link.predict(_but_drafts(recipe)),
         sources={name: losses.sensitivities[name].source for name in solved.groups},
-        left_out=tuple(sorted(family_named(request.family).left_out(t.name for t in findings.inventory.tensors))),
+        left_out=tuple(sorted(_left_out(findings.inventory, request))),
         solved=solved,
         cards=tuple(cards),
         reached=reached,
@@ -314,6 +315,11 @@ def _uses(limits: Sequence[SizeLimit], solved: Solved) -> Iterator[LimitUse]:
     for limit, use in zip(limits, solved.solution.usage, strict=True):
         binds = limit.capacity < limit.overhead + solved.problem.extremes(limit.name)[1]
         yield LimitUse(limit.name, int(use.used + limit.overhead), limit.capacity, use.price, binds=binds)
+
+
+def _left_out(inventory: Inventory, request: PlanRequest) -> set[str]:
+    not_loaded = family_named(request.family).left_out(tensor.name for tensor in inventory.tensors)
+    return not_loaded.union(dropped_drafts(inventory))
 
 
 def _but_drafts(recipe: Recipe) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.recipe.recipe import (
+    UNLESS_GIVEN,
     Choice,
     CovarianceSource,
     ImatrixSource,
@@ -16,6 +17,7 @@ from planner.recipe.recipe import (
 )
 
 __all__ = [
+    "UNLESS_GIVEN",
     "Choice",
     "CovarianceSource",
     "ImatrixSource",

@@ -21,6 +21,7 @@ from planner.formats.ggml import file_type_of
 from planner.terms import FamilyName
 
 __all__ = [
+    "UNLESS_GIVEN",
     "Choice",
     "CovarianceSource",
     "ImatrixSource",
@@ -32,6 +33,9 @@ __all__ = [
     "recipe_schema",
     "save_recipe",
 ]
+
+UNLESS_GIVEN = "covariance", "draft"
+"""Fields that files of recipes leave out where they say nothing."""
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Size = Annotated[int, Field(gt=0, lt=2**63)]
@@ -87,7 +91,8 @@ class Choice(_Record):
 
 class Recipe(_Record):
     """A recipe and its provenance. `size` is the bytes of the file that it makes, `bpw` bits of tensor data
-    per element. In the family `mlx` both are of tensor data as mlx-lm stores it, without the header of a file.
+    per element. In the family `mlx` both are of tensor data as mlx-lm stores it, without the header of a file. With
+    `draft` = "drop" the file is without the model's draft heads, which then have no entry.
 
     `loss` is the sum over tensors, None where a tensor's is not known; `bound` a proven lower bound on it under the
     same limits, None where nobody looked for a better one.
@@ -100,6 +105,7 @@ class Recipe(_Record):
     model: ModelSource
     imatrix: ImatrixSource | None
     covariance: CovarianceSource | None = None
+    draft: Literal["drop"] | None = None
     sensitivity: str
     seed: int
     tolerance: float
@@ -151,8 +157,9 @@ def save_recipe(recipe: Recipe, path: Path, *, force: bool = True) -> None:
     # defaults, which recipes leave out
     if recipe.family == "gguf":
         del data["family"]
-    if recipe.covariance is None:
-        del data["covariance"]
+    for key in UNLESS_GIVEN:
+        if data[key] is None:
+            del data[key]
     head = json.dumps(data, indent=2, ensure_ascii=False).removesuffix("\n}")
     lines = ",\n".join("    " + json.dumps(tensor, ensure_ascii=False) for tensor in tensors)
     write_atomically(path, f'{head},\n  "tensors": [\n{lines}\n  ]\n}}\n'.encode("utf-8", "surrogateescape"))

@@ -7,7 +7,7 @@ activations themselves are added up, and for what writes to the residual stream 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,17 +53,20 @@ class _Step:
 class Collector:
     """An observer that adds what goes into the weights to `sums`. `output`: also into what makes the logits.
 
-    Float32, one row after the other: the bits that llama-imatrix has, from the same build of llama.cpp.
+    Float32, one row after the other: the bits that llama-imatrix has, from the same build of llama.cpp. `only` these
+    weights, of draft heads: what they read, and no stream, of which they are no part.
     """
 
-    def __init__(self, sums: Sums, *, output: bool = False) -> None:
-        self._sums, self._output = sums, output
+    def __init__(self, sums: Sums, *, output: bool = False, only: Collection[str] | None = None) -> None:
+        self._sums, self._output, self._only = sums, output, only
         self._last: tuple[object, _Step] | None = None
         self._seen: set[str] = set()  # weights since activations were last known to be new
         self._stream = StreamCollector(sums)
 
     def wants(self, node: Node) -> bool:
         """Return whether the node multiplies a weight that an importance matrix has, or may be the stream."""
+        if self._only is not None:
+            return is_collected(node, output=False) and node.sources[0].name in self._only
         return is_collected(node, output=self._output) or self._stream.wants(node)
 
     def see(self, node: Node) -> None:
@@ -92,7 +95,8 @@ class Collector:
         entry.sum2.reshape(-1, width)[step.matrices] = step.after[:, 0]
         if entry.sums is not None:
             entry.sums.reshape(-1, width)[step.matrices] = step.after[:, 1]
-        self._stream.note(node, first=not entry.counts.any())
+        if self._only is None:
+            self._stream.note(node, first=not entry.counts.any())
         if routed:
             entry.counts[step.matrices] += step.rows
         else:  # matrices that are not chosen among share one count

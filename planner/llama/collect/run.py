@@ -17,6 +17,7 @@ from planner.digests import digest, stamp
 from planner.errors import UsageError, option
 from planner.gguf import Imatrix, Model
 from planner.gguf.covariance import Covariances
+from planner.gguf.drafts import draft_heads
 from planner.gguf.sums import merge_imatrices
 from planner.llama.collect.chat import chat_tokens
 from planner.llama.collect.checkpoint import Checkpoint, Progress
@@ -84,6 +85,7 @@ class Gathering(Closing):
             gpu_layers=request.gpu_layers,
             observer=self._collector,
             predicts=False,
+            heads=Collector(self.sums, only=draft_heads(request.model)),
         )
         self.passes: Passes | None = None
         try:

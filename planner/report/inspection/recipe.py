@@ -28,6 +28,7 @@ class RecipeFacts:
     model_path: str
     imatrix: str | None
     covariance: str | None
+    draft: str | None
     sensitivity: str
     seed: int
     tolerance: float
@@ -57,6 +58,7 @@ def recipe_facts(recipe: Recipe, path: str) -> RecipeFacts:
         model_path=recipe.model.path,
         imatrix=recipe.imatrix.path if recipe.imatrix else None,
         covariance=recipe.covariance.path if recipe.covariance else None,
+        draft=recipe.draft,
         sensitivity=recipe.sensitivity,
         seed=recipe.seed,
         tolerance=recipe.tolerance,
@@ -82,6 +84,8 @@ def recipe_text(recipe: Recipe, facts: RecipeFacts, *, every_tensor: bool = Fals
     if recipe.covariance is not None:
         against = f"codes refined against {shown(recipe.covariance.path, 400)}"
         lines += labelled("Rounding", f"{against}, shrinkage {recipe.covariance.shrinkage:.4g}")
+    if recipe.draft == "drop":
+        lines += labelled("Draft", "the file is without the model's draft heads (nextn)")
     lines += labelled("Budget", shown(facts.budget, 100))
     label, _, size = size_line(recipe).partition(" ")
     lines += labelled(label, size.strip())

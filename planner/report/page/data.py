@@ -28,7 +28,7 @@ from planner.plan.mixes import MIXES
 from planner.plan.prediction import link_of
 from planner.plan.request import PlanRequest
 from planner.plan.target import Other, assess_other, unknown_loss
-from planner.recipe import Recipe
+from planner.recipe import UNLESS_GIVEN, Recipe
 from planner.report.page.memory import memory_data
 from planner.sensitivity import SCATTER, Source
 from planner.sizes import align
@@ -115,7 +115,7 @@ def _provenance(
     head = recipe.model_dump(mode="json", exclude={"tensors", "size", "bpw", "loss", "bound", "status", "budget"})
     of_one = [recipe.model_copy(update={"file_type": file_type_of({fmt: 1})}) for fmt in _formats(asked)]
     return {
-        "recipe": {key: value for key, value in head.items() if key != "covariance" or value is not None},
+        "recipe": {key: value for key, value in head.items() if key not in UNLESS_GIVEN or value is not None},
         "wholeFile": family.whole_file,
         "formats": [
             {
