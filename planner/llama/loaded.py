@@ -245,6 +245,9 @@ class LoadedModel(Closing):
         parameters.n_batch = self.batch_tokens
         if self._in_one_piece:
             parameters.n_ubatch = self.batch_tokens
+        self.graph_tokens: int = min(self.batch_tokens, parameters.n_ubatch)
+        # A layer with a sliding window need not remember what is behind it, where no sequence goes back
+        parameters.swa_full = memory.shared
         parameters.n_seq_max = memory.sequences
         parameters.kv_unified = memory.shared
         parameters.n_threads = parameters.n_threads_batch = self.threads

@@ -134,11 +134,8 @@ def collect(engine: Engine, texts: Sequence[Text], start: int = 0) -> Iterator[i
     if start % engine.windows_at_a_time:
         raise ValueError(f"windows are run {engine.windows_at_a_time} at a time, and {start} is within")
     windows = np.concatenate([text.windows for text in texts])[start:]
-    for number, _ in engine.windows(windows, first=0):
-        # llama.cpp runs what follows attention in the last block for requested tokens alone, so all are requested
-        done = number + 1
-        if done % engine.windows_at_a_time == 0 or done == len(windows):
-            yield start + done
+    for done in engine.read(windows):
+        yield start + done
 
 
 def _totals(entry: TensorSums, matrices: NDArray[np.intp], width: int) -> Floats:

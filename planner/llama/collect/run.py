@@ -84,6 +84,7 @@ class Gathering(Closing):
             gpu_layers=request.gpu_layers,
             observer=self._collector,
             predicts=False,
+            logits=False,
         )
         self.passes: Passes | None = None
         try:
