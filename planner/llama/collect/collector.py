@@ -20,14 +20,14 @@ from planner.llama.collect.stream import StreamCollector
 from planner.llama.engine import Engine
 from planner.llama.graph import Node
 
-__all__ = ["Collector", "Text", "collect", "is_collected"]
+__all__ = ["OUTPUT", "Collector", "Text", "collect", "is_collected"]
 
 Floats = NDArray[np.float32]
 
 _F32 = 0  # enum ggml_type
 _BLOCK_BYTES = 1 << 19  # of rows and squares at a time, which stay in the cache
 _LEAST_COLUMNS = 16  # smaller batches are left out, as llama-imatrix does
-_OUTPUT = "output.weight"
+OUTPUT = "output.weight"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def is_collected(node: Node, *, output: bool) -> bool:
     weight, activations = node.sources[:2]
     if activations.type != _F32 or activations.shape[1] < _LEAST_COLUMNS:
         return False
-    return weight.name.startswith("blk.") or (output and weight.name == _OUTPUT)
+    return weight.name.startswith("blk.") or (output and weight.name == OUTPUT)
 
 
 def collect(engine: Engine, texts: Sequence[Text], start: int = 0) -> Iterator[int]:

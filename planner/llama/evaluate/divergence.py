@@ -68,12 +68,17 @@ def compare(logits: NDArray[np.float32], base: NDArray[np.uint16], tokens: NDArr
         np.subtract(log_base, logits, out=terms)
         terms += shift[:, None]
         counts = log_base > _LEAST
-        terms *= np.where(counts, np.exp(log_base), np.float32(0))
-        terms[~counts] = 0  # infinity times 0 is NaN
+        # masks are slow, so words that do not count have a weight of 0; but infinity times 0 is NaN
+        weights = np.exp(log_base)
+        weights *= counts
+        terms *= weights
+        kld = terms.sum(axis=1, dtype=np.float64)
+        if (lost := np.isnan(kld)).any():
+            kld[lost] = np.where(counts[lost], terms[lost], np.float32(0)).sum(axis=1, dtype=np.float64)
     return Divergence(
         nll=np.where(never & lowest & ~counts[rows, tokens], nll_base, nll),
         nll_base=nll_base,
-        kld=terms.sum(axis=1, dtype=np.float64).astype(np.float32),
+        kld=kld.astype(np.float32),
         top=logits.argmax(axis=1).astype(np.int32),
         top_base=base[:, 4 : 4 + vocabulary].argmax(axis=1).astype(np.int32),
         confidence=np.exp(log_base.max(axis=1)),
