@@ -33,6 +33,7 @@ class Maker:
     arrays: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     kinds: dict[str, gguf.GGMLQuantizationType] = field(default_factory=dict)
     pairs: dict[str, Value] = field(default_factory=dict)
+    words: int = 0  # of a vocabulary with which llama.cpp runs the model; none if 0
 
     def matrix(self, name: str, *shape: int, scale: float = 0.05, dtype: type = np.float16) -> None:
         rng = np.random.default_rng([self.seed, len(self.arrays)])
@@ -51,6 +52,8 @@ class Maker:
         writer.add_file_type(1)
         for key, value in self.pairs.items():
             _add(writer, f"{self.architecture}.{key}", value)
+        if self.words:
+            _add_words(writer, self.words)
         for name, array in self.arrays.items():
             writer.add_tensor(name, array, raw_dtype=self.kinds.get(name))
         writer.write_header_to_file()
@@ -337,6 +340,36 @@ def mixture(example: Path, path: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def wide(path: Path, *, words: int, width: int = 64) -> Path:
+    """A llama of one block that runs: many words, of which no text has more than its bytes."""
+    maker = Maker()
+    _sizes(maker, 1, width, 2, 2, **{
+        "feed_forward_length": 2 * width, "attention.layer_norm_rms_epsilon": 1e-5, "rope.dimension_count": width // 2,
+        "vocab_size": words,
+    })  # fmt: skip
+    maker.matrix("token_embd", words, width, scale=1.0)
+    maker.norm("blk.0.attn_norm", width)
+    _attention(maker, 0, width, 2, 2, width // 2)
+    maker.norm("blk.0.ffn_norm", width)
+    _feed_forward(maker, 0, width, 2 * width)
+    maker.norm("output_norm", width)
+    maker.matrix("output", words, width, scale=0.3)
+    maker.words = words
+    return maker.write(path)
+
+
+def _add_words(writer: gguf.GGUFWriter, count: int) -> None:
+    """A SentencePiece vocabulary: three special tokens, all bytes, and words that no text has."""
+    control, byte, normal = 3, 6, 1  # llama_token_type
+    words = [f"word{number}" for number in range(count - 259)]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{number:02X}>" for number in range(256)), *words])
+    writer.add_token_scores([0.0] * count)
+    writer.add_token_types([2, control, control, *[byte] * 256, *[normal] * len(words)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
 
 
 MODELS: Mapping[str, Callable[[], Maker]] = {

@@ -70,7 +70,8 @@ ORDER = (
     ("planner.llama", "library fitness graph workers drafts loaded engine branches text __init__"),
     (
         "planner.llama.collect",
-        "activations stream checkpoint collector inputs multiplier passes trial rendering chat run template __init__",
+        "activations stream checkpoint collector inputs ending multiplier passes trial rendering chat run template "
+        "__init__",
     ),
     (
         "planner.llama.evaluate",

@@ -72,6 +72,20 @@ class Node:
         """Output of the operation."""
         return _tensor(self._address)
 
+    @functools.cached_property
+    def name(self) -> str:
+        """What the model's builder calls the result, such as `result_norm`."""
+        name: bytes = self._struct.name
+        return name.decode("utf-8", "replace")
+
+    def reading(self, activations: Tensor) -> Node:
+        """Return a multiplication as it would be of these activations. It is in no graph, and has no result."""
+        struct = GgmlTensor.from_buffer_copy(self._struct)
+        struct.src[1] = activations.address
+        node = Node(ctypes.addressof(struct))
+        node._struct = struct  # whose memory it is
+        return node
+
 
 class Enough(Exception):
     """An observer has seen all that it wants of a batch: the rest of the graph is not run, its results are void."""

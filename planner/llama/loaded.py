@@ -78,6 +78,7 @@ class LoadedModel(Closing):
         self.observer, self._stop = observer, threading.Event()
         self._heads_observer = heads
         self._head: DraftHead | None = None
+        self._ended = False  # the last batch, by an observer that had seen enough
         self._failure: BaseException | None = None
         self._context: Any = None
         self._batch: Any = None
@@ -201,6 +202,7 @@ class LoadedModel(Closing):
         for number, (sequence, width) in enumerate(zip(sequences.tolist(), widths.tolist(), strict=True)):
             for offset in range(width):
                 batch.seq_id[number][offset] = sequence + offset
+        self._ended = False
         status = self._interruptible(lambda: api.llama_decode(self._context, batch))
         if self._failure is not None:
             failure, self._failure = self._failure, None
@@ -210,7 +212,7 @@ class LoadedModel(Closing):
                 f"llama.cpp could not run {self.path} (status {status}): {last_complaint()}",
                 f"It may have run out of memory: try a shorter {option('ctx')}.",
             )
-        if self._head is not None:
+        if self._head is not None and not self._ended:
             self._follow(self._head, tokens, positions, sequences)
         rows = int(outputs.sum())
         if not rows:
@@ -270,6 +272,9 @@ class LoadedModel(Closing):
         parameters.n_batch = self.batch_tokens
         if self._in_one_piece:
             parameters.n_ubatch = self.batch_tokens
+        self.graph_tokens: int = min(self.batch_tokens, parameters.n_ubatch)
+        # A layer with a sliding window need not remember what is behind it, where no sequence goes back
+        parameters.swa_full = memory.shared
         parameters.n_seq_max = memory.sequences
         parameters.kv_unified = memory.shared
         parameters.n_threads = parameters.n_threads_batch = self.threads
@@ -306,6 +311,7 @@ class LoadedModel(Closing):
                 return observer.wants(node)
             observer.see(node)
         except Enough:
+            self._ended = True
             return False
         except BaseException as error:  # C cannot pass it on: it is raised again when llama_decode returns
             self._failure = error

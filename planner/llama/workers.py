@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -23,7 +24,7 @@ class Workers(Closing):
     """
 
     def __init__(self, count: int, name: str) -> None:
-        self._pool = ThreadPoolExecutor(count, name)
+        self._pool, self._count = ThreadPoolExecutor(count, name), count
         all_here = threading.Barrier(count + 1)
         try:
             for _ in range(count):
@@ -43,12 +44,28 @@ class Workers(Closing):
         return self._pool.submit(work)
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Return the results of all items, in their order. However this is left, no thread works on them any more."""
-        futures: list[Future[R]] = []
+        """Return the results of all items, in their order. Raises, and leaves the threads, as `feed`."""
+        found: list[R] = []
+        self.feed(work, items, found.append)
+        return found
+
+    def feed(self, work: Callable[[T], R], items: Iterable[T], take: Callable[[R], object]) -> None:
+        """Have `take` called with the results of all items, in their order, while others are worked on.
+
+        Items are taken as threads come free, two for each: no more items and results are in memory. However this is
+        left, no thread works on them any more.
+        """
+        waiting: deque[Future[R]] = deque()
         try:
-            futures.extend(self._pool.submit(work, item) for item in items)
-            return [future.result() for future in futures]
+            for item in items:
+                waiting.append(self._pool.submit(work, item))
+                if len(waiting) == 2 * self._count:
+                    take(waiting[0].result())
+                    waiting.popleft()
+            while waiting:
+                take(waiting[0].result())
+                waiting.popleft()
         finally:
-            for future in futures:
+            for future in waiting:
                 future.cancel()
-            wait(futures)
+            wait(waiting)

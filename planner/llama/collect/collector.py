@@ -20,7 +20,7 @@ from planner.llama.collect.stream import StreamCollector
 from planner.llama.engine import Engine
 from planner.llama.graph import Node
 
-__all__ = ["Collector", "Text", "collect", "is_collected"]
+__all__ = ["LOGITS", "Collector", "Text", "collect", "is_collected"]
 
 Floats = NDArray[np.float32]
 
@@ -28,7 +28,7 @@ _F32 = 0  # enum ggml_type
 _BLOCK_BYTES = 1 << 19  # of rows and squares at a time, which stay in the cache
 _LEAST_COLUMNS = 16  # smaller batches are left out, as llama-imatrix does
 # What makes the logits; where that is the embedding too, it goes by that name, and nothing else is multiplied with it
-_LOGITS = ("output.weight", "token_embd.weight")
+LOGITS = ("output.weight", "token_embd.weight")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def is_collected(node: Node, *, output: bool) -> bool:
     weight, activations = node.sources[:2]
     if activations.type != _F32 or activations.shape[1] < _LEAST_COLUMNS:
         return False
-    return weight.name.startswith("blk.") or (output and weight.name in _LOGITS)
+    return weight.name.startswith("blk.") or (output and weight.name in LOGITS)
 
 
 def collect(engine: Engine, texts: Sequence[Text], start: int = 0) -> Iterator[int]:
@@ -139,11 +139,8 @@ def collect(engine: Engine, texts: Sequence[Text], start: int = 0) -> Iterator[i
     if start % engine.windows_at_a_time:
         raise ValueError(f"windows are run {engine.windows_at_a_time} at a time, and {start} is within")
     windows = np.concatenate([text.windows for text in texts])[start:]
-    for number, _ in engine.windows(windows, first=0):
-        # llama.cpp runs what follows attention in the last block for requested tokens alone, so all are requested
-        done = number + 1
-        if done % engine.windows_at_a_time == 0 or done == len(windows):
-            yield start + done
+    for done in engine.read(windows):
+        yield start + done
 
 
 def _totals(entry: TensorSums, matrices: NDArray[np.intp], width: int) -> Floats:

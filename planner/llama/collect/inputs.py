@@ -15,9 +15,9 @@ from planner.gguf import Model, why_left_alone
 from planner.gguf.covariance import Input
 from planner.llama.collect.collector import is_collected
 from planner.llama.engine import Engine
-from planner.llama.graph import Node, origin
+from planner.llama.graph import Node, Observer, origin
 
-__all__ = ["find_inputs"]
+__all__ = ["find_inputs", "look"]
 
 _TOKENS = 16  # the fewest that count for an importance matrix
 
@@ -60,10 +60,19 @@ def find_inputs(engine: Engine, model: Model, *, output: bool = False) -> list[I
     """Return the inputs of the model's weights in the order in which they are computed: of those weights that llama.cpp
     quantizes and collects an importance matrix for (`output`: also of what makes the logits).
 
-    Runs a few tokens; the engine has to have been given an observer, which is put back. Raises what the engine raises.
+    Runs a few tokens, as `look` does. Raises what the engine raises.
     """
     readings = _Readings(output=output)
-    before, engine.observer = engine.observer, readings
+    look(engine, readings)
+    return _group(list(readings.found.values()), model)
+
+
+def look(engine: Engine, observer: Observer) -> None:
+    """Show an observer the graph of a few tokens. The engine has to have been given one, which is put back.
+
+    Raises what the engine raises.
+    """
+    before, engine.observer = engine.observer, observer
     try:
         count = min(_TOKENS, engine.context)
         tokens = np.full(count, max(engine.bos, 0), np.int32)
@@ -72,7 +81,6 @@ def find_inputs(engine: Engine, model: Model, *, output: bool = False) -> list[I
         engine.forget()
     finally:
         engine.observer = before
-    return _group(list(readings.found.values()), model)
 
 
 def _group(readings: list[_Reading], model: Model) -> list[Input]:

@@ -22,6 +22,7 @@ from planner.gguf.sums import merge_imatrices
 from planner.llama.collect.chat import chat_tokens
 from planner.llama.collect.checkpoint import Checkpoint, Progress
 from planner.llama.collect.collector import Collector, Text, collect
+from planner.llama.collect.ending import shortened
 from planner.llama.collect.multiplier import Together
 from planner.llama.collect.passes import Passes
 from planner.llama.collect.trial import Expected, Trial, try_out
@@ -86,6 +87,7 @@ class Gathering(Closing):
             observer=self._collector,
             predicts=False,
             heads=Collector(self.sums, only=draft_heads(request.model)),
+            logits=False,
         )
         self.passes: Passes | None = None
         try:
@@ -93,6 +95,7 @@ class Gathering(Closing):
             self._windows = sum(len(text.windows) for text in self._texts)
             self.sums.datasets += [text.name for text in self._texts]
             self.trial = None if request.covariance is None else self._try_out(request)
+            self._engine.observer = shortened(self._engine, self._collector)
             self._checkpoint = Checkpoint(self.progress, _identity(request, self._texts, self._engine, self.trial))
             self._begin(self._checkpoint.load(force=request.force))
         except BaseException:
@@ -179,7 +182,8 @@ class Gathering(Closing):
         if self.passes is None or not self.passes.left:
             return
         multiplier = self.passes.begin(later=self._past > 0)
-        self._engine.observer = multiplier if self._past else Together(self._collector, multiplier)
+        observer = multiplier if self._past else Together(self._collector, multiplier)
+        self._engine.observer = shortened(self._engine, observer)
         if found is not None and found.tokens is not None and self.passes.goes_on(found.tokens):
             self._checkpoint.load_products(found, self.passes.arrays)
             self._done = found.done

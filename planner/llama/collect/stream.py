@@ -74,7 +74,7 @@ class StreamCollector:
         energy = np.einsum("ij,ij->i", stream, stream, dtype=np.float64)
         scale = np.divide(1.0, np.sqrt(energy), out=np.zeros_like(energy), where=energy > 0)
         self._address, self._energy = node.result.address, energy
-        self._direction = scale.astype(np.float32) @ stream
+        self._direction = np.einsum("i,ij->j", scale.astype(np.float32), stream)
 
     def note(self, node: Node, *, first: bool) -> None:
         """Keep what goes into a weight, if it is one that writes to the stream; `first`: before any of its sums."""
@@ -115,6 +115,7 @@ def _add_weighted(sums: StreamSums, write: _Write, weights: NDArray[np.float64])
     sum2, plain = (array.reshape(-1, write.width) for array in (sums.sum2, sums.sums))
     for group in write.groups:
         own = weights[group.tokens].astype(np.float32)
-        sum2[group.matrix] += own @ np.square(group.rows)
-        plain[group.matrix] += own @ group.rows
+        # no matrix product: so few numbers are not worth the threads of BLAS, which wait for each other
+        sum2[group.matrix] += np.einsum("i,ij->j", own, np.square(group.rows))
+        plain[group.matrix] += np.einsum("i,ij->j", own, group.rows)
         sums.weights[group.matrix if write.experts > 1 else 0] += own.sum()

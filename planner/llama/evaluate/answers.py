@@ -19,7 +19,7 @@ from planner.errors import BaselineError
 from planner.files import atomic_file
 from planner.inputs.kinds import ANSWERS_MAGIC
 from planner.inputs.reading import open_regular
-from planner.llama.engine import Engine
+from planner.llama.engine import Block, Engine
 from planner.llama.evaluate.baseline import Baseline, write_rows
 
 __all__ = ["Answers", "Passage", "open_baseline", "record_answers"]
@@ -78,7 +78,7 @@ class Answers(Baseline):
         passage = self.passages[number]
         return passage.tokens[passage.positions + 1]
 
-    def run(self, engine: Engine) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def run(self, engine: Engine) -> Iterator[Block]:
         """Run a model on the passages, as `Baseline.run` does on windows."""
         yield from _run(engine, self.passages)
 
@@ -116,19 +116,18 @@ def record_answers(
         np.array([*head, *(len(each.tokens) for each in passages), *(len(each.positions) for each in passages)]),
         *(each.tokens for each in passages), *(each.positions for each in passages),
     ]  # fmt: skip
-    done, total = 0, sum(len(each.tokens) for each in passages)
+    lengths = [len(each.tokens) for each in passages]
     with atomic_file(path) as file:
         file.write(ANSWERS_MAGIC + np.concatenate(parts).astype("<i4").tobytes())
-        for number, logits in _run(engine, passages):
-            write_rows(engine, logits, file, f"passage {number}")
-            done += len(passages[number].tokens)
+        for block in _run(engine, passages):
+            write_rows(engine, block.logits, file, f"passage {block.window}")
             if progress:
-                progress(done, total)
+                progress(sum(lengths[: block.window]) + block.tokens, sum(lengths))
     return Answers.open(path)
 
 
-def _run(engine: Engine, passages: Sequence[Passage]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def _run(engine: Engine, passages: Sequence[Passage]) -> Iterator[Block]:
     for number, passage in enumerate(passages):
         wanted = np.zeros(len(passage.tokens), np.bool_)
         wanted[passage.positions] = True
-        yield number, engine.passage(passage.tokens, wanted)
+        yield from engine.passage(passage.tokens, wanted, number)

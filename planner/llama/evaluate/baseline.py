@@ -1,7 +1,7 @@
 """The original's log-probabilities, computed once and kept on disk: llama-perplexity's `--kl-divergence-base` files.
 
-The format is described in `logprobs`. A window's rows are read when they are asked for: memory is that of one window
-(134 MB of a vocabulary of 262,144 words at a context of 512), however long the file is.
+The format is described in `logprobs`. Rows are written as their logits come, and read when they are asked for: memory
+is that of a few, however long the file is, and its windows.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -21,7 +22,7 @@ from planner.errors import BaselineError, InferenceError
 from planner.files import atomic_file
 from planner.inputs.kinds import BASELINE_MAGIC
 from planner.inputs.reading import open_regular
-from planner.llama.engine import Engine
+from planner.llama.engine import Block, Engine
 from planner.llama.evaluate import logprobs
 from planner.text import command
 
@@ -31,7 +32,6 @@ _HEAD = len(BASELINE_MAGIC) + 12  # bytes before the tokens
 _LEAST_CONTEXT = 3  # below it, no token is scored
 _STEEPEST = 32 / 65535  # of a row: 16 nats over all steps, and room for rounding
 _LOWEST = -200.0  # of a row: 16 nats and the logarithm of the vocabulary, and room for rounding
-_ELEMENTS_AT_A_TIME = 1 << 22  # of logits, in each thread
 
 
 class Baseline(Closing):
@@ -100,12 +100,13 @@ class Baseline(Closing):
         """Close the file; a temporary one is gone with it."""
         self._file.close()
 
-    def rows(self, number: int) -> NDArray[np.uint16]:
-        """Read a window's rows, u16[predictions, row_width(vocabulary)], for `logprobs.decode`. Raises
-        BaselineError."""
-        count, width = self.predictions[number], logprobs.row_width(self.vocabulary)
+    def rows(self, number: int, start: int = 0, stop: int | None = None) -> NDArray[np.uint16]:
+        """Read a window's rows, or those from `start` to `stop`, u16[rows, row_width(vocabulary)], for
+        `logprobs.decode`. Raises BaselineError."""
+        every, width = self.predictions[number], logprobs.row_width(self.vocabulary)
+        count = (every if stop is None else stop) - start
         # read, not mapped: a file that another process truncates is then an error, and no SIGBUS
-        self._file.seek(self._first + 2 * width * int(self._ends[number] - count))
+        self._file.seek(self._first + 2 * width * int(self._ends[number] - every + start))
         data = self._file.read(2 * width * count)
         if len(data) != 2 * width * count:
             raise self._damaged("it ends too early")
@@ -120,11 +121,14 @@ class Baseline(Closing):
         scored = logprobs.scored(self.context)
         return self.tokens[number, scored.start + 1 : scored.stop + 1]
 
-    def run(self, engine: Engine) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Run a model on the windows, and yield each one's number and logits, f32[predictions, vocabulary], which are
-        valid until the next is asked for. Raises what the engine raises."""
-        for number, logits in engine.windows(self.tokens, first=logprobs.scored(self.context).start):
-            yield number, logits[: self.scored]
+    def run(self, engine: Engine) -> Iterator[Block]:
+        """Run a model on the windows, and yield the logits of their predictions in order. Raises what the engine
+        raises."""
+        yield from _scored(engine, self.tokens)
+
+    def done(self, block: Block) -> int:
+        """Return how many tokens were run up to the end of a block."""
+        return sum(self.lengths[: block.window]) + block.tokens
 
     def prompts(self, count: int, room: int) -> list[NDArray[np.int32]]:
         """Return the beginnings of at most `count` windows, spread evenly: half a window, so that `room` tokens can
@@ -175,18 +179,26 @@ def _write(
     count, context = windows.shape
     file.write(BASELINE_MAGIC + np.array([context, engine.vocabulary_size, count], "<i4").tobytes())
     file.write(windows.astype("<i4").tobytes())
-    scored = logprobs.scored(context)
-    for number, logits in engine.windows(windows, first=scored.start):
-        write_rows(engine, logits[: scored.stop - scored.start], file, f"window {number}")
+    for block in _scored(engine, windows):
+        write_rows(engine, block.logits, file, f"window {block.window}")
         if progress:
-            progress((number + 1) * context, windows.size)
+            progress(block.window * context + block.tokens, windows.size)
+
+
+def _scored(engine: Engine, windows: NDArray[np.int32]) -> Iterator[Block]:
+    """Run windows of tokens, i32[n, context], and yield the logits of what is scored."""
+    scored = logprobs.scored(windows.shape[1])
+    for block in engine.windows(windows, first=scored.start):
+        yield replace(block, logits=block.logits[: scored.stop - scored.start - block.start])
 
 
 def write_rows(engine: Engine, logits: NDArray[np.float32], file: BinaryIO, where: str) -> None:
     """Write logits, f32[n, vocabulary], as rows. Raises InferenceError where they are not numbers."""
-    step = max(1, _ELEMENTS_AT_A_TIME // engine.vocabulary_size)
-    parts = [logits[start : start + step] for start in range(0, len(logits), step)]
-    for rows in engine.workers.map(logprobs.encode, parts):
+
+    def write(rows: NDArray[np.uint16]) -> None:
         if not np.isfinite(np.ascontiguousarray(rows[:, :4]).view(np.float32)).all():
             raise no_numbers(engine.path, where)
         file.write(rows.data)
+
+    pieces = logprobs.pieces(*logits.shape)
+    engine.workers.feed(logprobs.encode, (logits[piece] for piece in pieces), write)

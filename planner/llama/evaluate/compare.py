@@ -1,14 +1,15 @@
-"""Compare a model's predictions with the baseline's, window by window."""
+"""Compare a model's predictions with the baseline's, a few at a time as their logits come."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import BaselineError
-from planner.llama.engine import Engine
+from planner.llama.engine import Block, Engine
+from planner.llama.evaluate import logprobs
 from planner.llama.evaluate.baseline import Baseline, no_numbers
 from planner.llama.evaluate.divergence import Divergence, compare, join
 
@@ -29,16 +30,25 @@ def diverge(engine: Engine, baseline: Baseline, progress: Progress | None = None
             f"with {baseline.vocabulary:,}.",
             "Compare files of one model.",
         )
-    parts, done = [], 0
-    for number, logits in baseline.run(engine):
-        part = compare(logits, baseline.rows(number), baseline.targets(number), engine.workers)
-        if np.isnan(part.nll).any():
-            raise no_numbers(engine.path, f"window {number}")
-        parts.append(part)
+    parts: list[Divergence] = []
+    for block in baseline.run(engine):
+        found = engine.workers.map(lambda piece: compare(*piece), _pieces(block, baseline))
+        if any(np.isnan(part.nll).any() for part in found):
+            raise no_numbers(engine.path, f"window {block.window}")
+        parts += found
         if progress:
-            done += baseline.lengths[number]
-            progress(done, baseline.tokens.size)
+            progress(baseline.done(block), baseline.tokens.size)
     return join(parts)
+
+
+def _pieces(
+    block: Block, baseline: Baseline
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint16], NDArray[np.int32]]]:
+    """Yield what `compare` takes, for a few rows of a block at a time."""
+    targets = baseline.targets(block.window)[block.start : block.stop]
+    for piece in logprobs.pieces(len(block.logits), baseline.vocabulary):
+        rows = baseline.rows(block.window, block.start + piece.start, block.start + piece.stop)
+        yield block.logits[piece], rows, targets[piece]
 
 
 def base_nll(baseline: Baseline) -> NDArray[np.float32]:
@@ -48,7 +58,9 @@ def base_nll(baseline: Baseline) -> NDArray[np.float32]:
     """
     found = []
     for number in range(baseline.windows):
-        rows, targets = baseline.rows(number), baseline.targets(number)
-        scale, least = np.ascontiguousarray(rows[:, :4]).view(np.float32).T
-        found.append(-(scale * rows[np.arange(len(rows)), 4 + targets] + least))
+        targets = baseline.targets(number)
+        for piece in logprobs.pieces(len(targets), baseline.vocabulary):
+            rows = baseline.rows(number, piece.start, piece.stop)
+            scale, least = np.ascontiguousarray(rows[:, :4]).view(np.float32).T
+            found.append(-(scale * rows[np.arange(len(rows)), 4 + targets[piece]] + least))
     return np.concatenate(found)

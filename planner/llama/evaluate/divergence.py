@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.llama.evaluate import logprobs
-from planner.llama.workers import Workers
 
 __all__ = ["Divergence", "compare", "join"]
 
 _LEAST = np.float32(-16)  # words less likely than e^-16 in the original do not count, as in llama-perplexity
-_ELEMENTS_AT_A_TIME = 1 << 22  # of logits, in each thread: 16 MiB of float32, and as much three times over
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +41,18 @@ class Divergence:
         return np.exp(-self.nll) - np.exp(-self.nll_base)
 
 
-def compare(
-    logits: NDArray[np.float32], base: NDArray[np.uint16], tokens: NDArray[np.int32], workers: Workers | None = None
-) -> Divergence:
-    """Compare logits f32[n, vocabulary] with the original's rows u16[n, ...] (see `logprobs`), where tokens i32[n]
-    came. With `workers` in several threads."""
-    count, vocabulary = logits.shape
-    step = max(1, _ELEMENTS_AT_A_TIME // vocabulary)
-    slices = [slice(start, start + step) for start in range(0, count, step)]
-
-    def some(rows: slice) -> Divergence:
-        return _compare(logits[rows], base[rows], tokens[rows])
-
-    return join(workers.map(some, slices) if workers else list(map(some, slices)))
-
-
 def join(parts: Sequence[Divergence]) -> Divergence:
     """Concatenate divergences."""
     return Divergence(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Divergence)))
 
 
-def _compare(logits: NDArray[np.float32], base: NDArray[np.uint16], tokens: NDArray[np.int32]) -> Divergence:
-    """Compare as the loop in llama-perplexity does, step by step in float32: where models hardly differ, a token's
-    divergence is hardly more than rounding, and the same inputs are to give the same numbers."""
+def compare(logits: NDArray[np.float32], base: NDArray[np.uint16], tokens: NDArray[np.int32]) -> Divergence:
+    """Compare logits f32[n, vocabulary] with the original's rows u16[n, ...] (see `logprobs`), where tokens i32[n]
+    came.
+
+    As the loop in llama-perplexity does, step by step in float32: where models hardly differ, a token's divergence is
+    hardly more than rounding, and the same inputs are to give the same numbers.
+    """
     rows, vocabulary = np.arange(len(tokens)), logits.shape[1]
     with np.errstate(invalid="ignore", over="ignore"):  # a broken model's statistics are NaN
         top = logits.max(axis=1)
@@ -81,12 +68,17 @@ def _compare(logits: NDArray[np.float32], base: NDArray[np.uint16], tokens: NDAr
         np.subtract(log_base, logits, out=terms)
         terms += shift[:, None]
         counts = log_base > _LEAST
-        terms *= np.where(counts, np.exp(log_base), np.float32(0))
-        terms[~counts] = 0  # infinity times 0 is NaN
+        # masks are slow, so words that do not count have a weight of 0; but infinity times 0 is NaN
+        weights = np.exp(log_base)
+        weights *= counts
+        terms *= weights
+        kld = terms.sum(axis=1, dtype=np.float64)
+        if (lost := np.isnan(kld)).any():
+            kld[lost] = np.where(counts[lost], terms[lost], np.float32(0)).sum(axis=1, dtype=np.float64)
     return Divergence(
         nll=np.where(never & lowest & ~counts[rows, tokens], nll_base, nll),
         nll_base=nll_base,
-        kld=terms.sum(axis=1, dtype=np.float64).astype(np.float32),
+        kld=kld.astype(np.float32),
         top=logits.argmax(axis=1).astype(np.int32),
         top_base=base[:, 4 : 4 + vocabulary].argmax(axis=1).astype(np.int32),
         confidence=np.exp(log_base.max(axis=1)),

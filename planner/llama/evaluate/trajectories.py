@@ -102,8 +102,9 @@ def alike(
     counts = []
     for number, (prompt, said) in enumerate(zip(prompts, original, strict=True), 1):
         tokens = np.concatenate([_begun(engine, prompt), np.array(said[:-1], np.int32)])
-        logits = engine.passage(tokens, np.arange(len(tokens)) >= len(prompt) - 1)
-        differ = [place for place, row in enumerate(logits) if _most_likely(engine, row) != said[place]]
+        blocks = engine.passage(tokens, np.arange(len(tokens)) >= len(prompt) - 1)
+        answers = [_most_likely(engine, row) for block in blocks for row in block.logits]
+        differ = [place for place, answer in enumerate(answers) if answer != said[place]]
         counts.append((differ[0] if differ else len(said), len(said)))
         if progress:
             progress(number, len(prompts))

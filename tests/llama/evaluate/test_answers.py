@@ -16,7 +16,7 @@ from planner.inputs.kinds import BASELINE
 from planner.inputs.reading import kind_at
 from planner.llama.collect.chat import Conversation
 from planner.llama.collect.rendering import Renderer
-from planner.llama.engine import Engine
+from planner.llama.engine import Block, Engine
 from planner.llama.evaluate.answers import Answers, Passage, open_baseline, record_answers
 from planner.llama.evaluate.chats import answer_passages, answers_of
 from planner.llama.evaluate.compare import base_nll, diverge
@@ -137,9 +137,9 @@ class Parrot:
 
     path, vocabulary_size, context, workers = Path("parrot.gguf"), 11, 12, Workers(2, "parrot")
 
-    def passage(self, tokens, wanted):
+    def passage(self, tokens, wanted, number):
         rng = np.random.default_rng(int(tokens.sum()))
-        return (4 * rng.standard_normal((int(wanted.sum()), 11))).astype(np.float32)
+        yield Block(number, len(tokens), 0, (4 * rng.standard_normal((int(wanted.sum()), 11))).astype(np.float32))
 
 
 @st.composite

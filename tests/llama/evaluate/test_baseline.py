@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from planner.errors import BaselineError, InferenceError, OutputError, PlannerError
 from planner.inputs.kinds import BASELINE
 from planner.inputs.reading import kind_at
-from planner.llama.engine import Engine
+from planner.llama.engine import Block, Engine
 from planner.llama.evaluate import logprobs
 from planner.llama.evaluate.baseline import Baseline, record
 from planner.llama.evaluate.compare import base_nll, diverge
@@ -29,14 +29,16 @@ CONTEXT, VOCABULARY = 8, 11
 
 
 class Parrot:
-    """An engine whose logits are random, the same for the same window."""
+    """An engine whose logits are random, the same for the same window; they come `batch` tokens at a time."""
 
     path, workers = Path("parrot.gguf"), Workers(2, "parrot")
 
     def __init__(
-        self, vocabulary: int = VOCABULARY, *, noise: float = 0, fails_at: int | None = None, value: float = np.nan
-    ) -> None:
+        self, vocabulary: int = VOCABULARY, *, noise: float = 0, fails_at: int | None = None, value: float = np.nan,
+        batch: int = CONTEXT,
+    ) -> None:  # fmt: skip
         self.vocabulary_size, self.noise, self.fails_at, self.value = vocabulary, noise, fails_at, value
+        self.batch = batch
 
     def logits(self, number: int, context: int, first: int) -> NDArray[np.float32]:
         rng = np.random.default_rng(number)
@@ -44,12 +46,14 @@ class Parrot:
         found += self.noise * rng.standard_normal(found.shape)
         return found[first:].astype(np.float32)
 
-    def windows(self, tokens: NDArray[np.int32], *, first: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def windows(self, tokens: NDArray[np.int32], *, first: int) -> Iterator[Block]:
         for number in range(len(tokens)):
             logits = self.logits(number, tokens.shape[1], first)
             if number == self.fails_at:
                 logits[0, 3] = self.value
-            yield number, logits
+            for start in range(0, CONTEXT, self.batch):
+                stop, row = start + self.batch, max(0, start - first)
+                yield Block(number, min(stop, CONTEXT), row, logits[row : max(0, stop - first)])
 
 
 def parrot(**options: Any) -> Engine:
@@ -121,6 +125,22 @@ def test_temporary_and_kept_are_the_same(file: Path):
                 np.testing.assert_array_equal(baseline.rows(number), kept.rows(number))
                 np.testing.assert_array_equal(baseline.targets(number), kept.targets(number))
         assert told == [(8, 24), (16, 24), (24, 24)]
+
+
+@pytest.mark.parametrize("batch", range(1, CONTEXT))
+def test_batches_and_pieces_change_nothing(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int):
+    with Baseline.open(file) as baseline:
+        whole, nll = diverge(parrot(noise=1), baseline), base_nll(baseline)
+    monkeypatch.setattr(logprobs, "_ELEMENTS_AT_A_TIME", 2 * VOCABULARY)
+    told = []
+    with record(parrot(batch=batch), some_windows(), tmp_path / "x.kld") as baseline:
+        assert (tmp_path / "x.kld").read_bytes() == file.read_bytes()
+        parts = diverge(parrot(noise=1, batch=batch), baseline, lambda done, of: told.append((done, of)))
+        np.testing.assert_array_equal(base_nll(baseline), nll)
+    for field in ("nll", "nll_base", "kld", "top", "top_base", "confidence", "tokens"):
+        np.testing.assert_array_equal(getattr(whole, field), getattr(parts, field))
+    assert sorted(told) == told
+    assert told[-1] == (24, 24)
 
 
 def test_another_vocabulary_is_refused(file: Path):

@@ -10,11 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.llama.evaluate import divergence as module
 from planner.llama.evaluate import logprobs
 from planner.llama.evaluate.divergence import compare
 from planner.llama.evaluate.statistics import Statistics, block_starts, perplexity, shown_in, statistics
-from planner.llama.workers import Workers
 
 
 def loops(logits, base, tokens):
@@ -139,19 +137,6 @@ def test_divergence_by_confidence():
         assert 0 < bucket.kld.error < bucket.kld.value
     unsure = compare(np.zeros((2, 4), np.float32), logprobs.encode(np.zeros((2, 4), np.float32)), np.zeros(2, np.int32))
     assert [(bucket.most, bucket.tokens) for bucket in statistics(unsure, [2]).kld_by_confidence] == [(0.5, 2)]
-
-
-def test_parts_and_threads_change_nothing(monkeypatch):
-    rng = np.random.default_rng(0)
-    logits = rng.standard_normal((50, 33)).astype(np.float32)
-    base = logprobs.encode(rng.standard_normal((50, 33)).astype(np.float32))
-    tokens = rng.integers(33, size=50).astype(np.int32)
-    whole = compare(logits, base, tokens)
-    monkeypatch.setattr(module, "_ELEMENTS_AT_A_TIME", 100)
-    with Workers(3, "test") as workers:
-        parts = compare(logits, base, tokens, workers)
-    for field in ("nll", "nll_base", "kld", "top", "top_base", "confidence", "tokens"):
-        np.testing.assert_array_equal(getattr(whole, field), getattr(parts, field))
 
 
 def test_one_token_and_none_that_is_a_number():

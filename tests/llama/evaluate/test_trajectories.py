@@ -21,7 +21,8 @@ def greedy(engine: Engine, prompt: list[int], length: int) -> list[int]:
     said: list[int] = []
     while len(said) < length and not (said and engine.ends(said[-1])):
         tokens = np.array([*prompt, *said], np.int32)
-        said.append(int(engine.passage(tokens, np.arange(len(tokens)) == len(tokens) - 1)[0].argmax()))
+        (block,) = engine.passage(tokens, np.arange(len(tokens)) == len(tokens) - 1)
+        said.append(int(block.logits[0].argmax()))
     return said
 
 

@@ -117,7 +117,7 @@ def test_a_change_moves_the_predictions_and_restoring_moves_them_back(example, m
     windows = np.arange(32, dtype=np.int32).reshape(2, 16)
 
     def logits(changer):
-        return np.stack([rows.copy() for _, rows in changer.engine.windows(windows, first=8)])
+        return np.stack([block.logits.copy() for block in changer.engine.windows(windows, first=8)])
 
     with open_perturber(example.model, model, imatrix, **SETTINGS) as changer:
         before = logits(changer)
