@@ -111,6 +111,6 @@ def quantizer(fmt: Format) -> Quantizer | None:
         agreed = known or agrees(fmt, function, fmt.name in WITHOUT_IMATRIX)
     except KernelError:
         raise
-    except Exception:  # numba is an extra; whatever one of another version stumbles over, ggml can do it
+    except Exception:  # whatever numba of another version stumbles over, ggml can do it
         return None
     return function if agreed else None

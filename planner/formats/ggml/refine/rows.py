@@ -54,7 +54,7 @@ def require_compiler() -> None:
     except ImportError as error:
         raise KernelError(
             f"numba is needed to refine codes, and cannot be loaded: {error}.",
-            "Install it (seconds, no compiler): pip install 'gguf-planner[round]'",
+            "Install one that goes with this Python and numpy: pip install --upgrade numba",
         ) from error
 
 
