@@ -53,7 +53,8 @@ class LoadedModel(Closing):
     whose logits mean nothing, is refused unless `predicts` is false.
 
     The attribute `workers` has as many threads as llama.cpp, idle while that runs, for work on logits and weights. The
-    attribute `observer` may be set to another one or to None later, if one was given at first.
+    attributes `observer` and `heads` may be set to others or to None later, if one was given at first; without `heads`
+    the draft head does not run.
 
     Raises InferenceError without llama-cpp-python, ModelError for a file that llama.cpp does not load or cannot run,
     UsageError for more positions than the model has.
@@ -75,8 +76,8 @@ class LoadedModel(Closing):
         llama()
         self.path = path
         self.threads: int = threads or os.cpu_count() or 1
-        self.observer, self._stop = observer, threading.Event()
-        self._heads_observer = heads
+        self.observer, self.heads = observer, heads
+        self._stop = threading.Event()
         self._head: DraftHead | None = None
         self._ended = False  # the last batch, by an observer that had seen enough
         self._failure: BaseException | None = None
@@ -212,7 +213,7 @@ class LoadedModel(Closing):
                 f"llama.cpp could not run {self.path} (status {status}): {last_complaint()}",
                 f"It may have run out of memory: try a shorter {option('ctx')}.",
             )
-        if self._head is not None and not self._ended:
+        if self._head is not None and self.heads is not None and not self._ended:
             self._follow(self._head, tokens, positions, sequences)
         rows = int(outputs.sum())
         if not rows:
@@ -293,7 +294,7 @@ class LoadedModel(Closing):
             )
         self._batch = api.llama_batch_init(self.batch_tokens, 0, memory.sequences if memory.shared else 1)
         if self.runs_head:
-            self._eval_head = api.ggml_backend_sched_eval_callback(functools.partial(self._observe, "_heads_observer"))
+            self._eval_head = api.ggml_backend_sched_eval_callback(functools.partial(self._observe, "heads"))
             parameters.cb_eval = self._eval_head
             self._head = DraftHead(self._model, self._context, parameters)
 

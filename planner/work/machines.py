@@ -216,8 +216,8 @@ def _connected(address: str) -> Client:
 
 
 def _kernels() -> tuple[tuple[str, ...], ...]:
-    """Return what results depend on besides what is handed over."""
-    return (("planner", __version__), *(family.kernel for family in FAMILIES.values()))
+    """Return what results depend on besides what is handed over: planner and, as far as they are there, kernels."""
+    return (("planner", __version__), *(family.kernel for family in FAMILIES.values() if family.own))
 
 
 def _perform(task: bytes) -> Any:
@@ -234,11 +234,11 @@ def _perform(task: bytes) -> Any:
 
     theirs, inner = pickle.loads(task)
     own = _kernels()
-    if theirs != own:
+    if not set(theirs) <= set(own):
         here, there = (", ".join(" ".join(part) for part in one if part not in other) for one, other in
-                       ((own, theirs), (theirs, own)))  # fmt: skip
+                       ((theirs, own), (own, theirs)))  # fmt: skip
         raise ClusterError(
-            f"The worker {worker.address} has {here}, and here is {there}.",
+            f"The worker {worker.address} has {there or 'nothing of the kind'}, and here is {here}.",
             "Install the same versions everywhere: what they compute is to be the same.",
         )
     try:

@@ -28,7 +28,7 @@ TOKENS = np.arange(1, 33, dtype=np.int32)[None]
 
 def logits_of(path):
     with Engine(path, context=32, threads=1) as engine:
-        return np.concatenate([logits.copy() for _, logits in engine.windows(TOKENS, first=0)])
+        return np.concatenate([block.logits.copy() for block in engine.windows(TOKENS, first=0)])
 
 
 def pairs_of(path):

@@ -9,7 +9,8 @@ from planner.errors import ModelError
 from planner.formats.ggml import dequantize_rows, formats, quantize_rows, select_formats
 from planner.gguf import open_model, read_imatrix
 from planner.measure import Job, Settings, measure_jobs, moments, survey_tensor
-from planner.measure.survey import Stopped, massive_channels
+from planner.measure.survey import massive_channels
+from planner.work import Stopped, Threads
 from tests.models import FEW, Maker, dense, experts, write_imatrix
 
 FORMATS = select_formats(FEW)
@@ -48,12 +49,10 @@ def by_hand(model, imatrix, name, fmt, massive=()):
     return np.divide(top, bottom, out=np.zeros(3), where=bottom > 0)
 
 
-def measured(model, imatrix, name, chosen=FORMATS, settings=None, *, find_massive=False, threads=1):
+def measured(model, imatrix, name, chosen=FORMATS, settings=None, *, find_massive=False):
     survey = surveyed(model, imatrix, name, find_massive=find_massive)
     estimates = {}
-    for found in measure_jobs(
-        model, [Job(survey, tuple(chosen))], settings or Settings(tolerance=1e-9), threads=threads
-    ):
+    for found in measure_jobs(model, [Job(survey, tuple(chosen))], settings or Settings(tolerance=1e-9), Threads(1)):
         estimates |= found.estimates
     return estimates
 
@@ -238,7 +237,7 @@ def test_a_format_that_cannot_hold_the_weights_is_left_out(tmp_path):
     with open_model(maker.write(tmp_path / "model.gguf")) as model:
         survey = surveyed(model, None, "blk.0.attn_q.weight")
         chosen = (formats()["f16"], formats()["bf16"])
-        (found,) = measure_jobs(model, [Job(survey, chosen)], Settings(), threads=1)
+        (found,) = measure_jobs(model, [Job(survey, chosen)], Settings(), Threads(1))
         assert set(found.estimates) == {"bf16"}
         assert "blk.0.attn_q.weight" in found.unusable["f16"]
 

@@ -12,6 +12,7 @@ from planner.gguf import open_model, read_imatrix
 from planner.measure import Job, Settings, loop, measure_jobs, moments, survey_tensor
 from planner.measure.metric import Spread, corrected, row_errors, standard_error
 from planner.measure.sampling import stages
+from planner.work import Threads
 from tests.models import FEW, Maker, dense, write_imatrix
 
 FORMATS = select_formats(FEW)
@@ -29,7 +30,7 @@ def test_a_looser_tolerance_needs_fewer_rows(tmp_path):
         survey = surveyed(model, imatrix, "output.weight")
         rows, errors = [], []
         for tolerance in (0.2, 0.02, 0.005):
-            (found,) = measure_jobs(model, [Job(survey, FORMATS)], Settings(tolerance=tolerance), threads=1)
+            (found,) = measure_jobs(model, [Job(survey, FORMATS)], Settings(tolerance=tolerance), Threads(1))
             rows.append(found.rows["q4_K"])
             for estimate in found.estimates.values():
                 assert estimate.stderr <= tolerance * estimate.error.total
@@ -65,7 +66,7 @@ def test_sampled_errors_are_within_their_standard_errors(types, example):
             truth = {fmt.name: exact(model, survey, fmt) for fmt in chosen}
             for seed in range(5):
                 settings = Settings(seed=seed, tolerance=0.08)
-                (found,) = measure_jobs(model, [Job(survey, chosen)], settings, threads=1)
+                (found,) = measure_jobs(model, [Job(survey, chosen)], settings, Threads(1))
                 for fmt, estimate in found.estimates.items():
                     assert estimate.stderr <= settings.tolerance * estimate.error.total
                     if estimate.stderr > 0:
@@ -115,7 +116,7 @@ def test_each_format_is_measured_until_it_is_precise_and_no_row_twice(tmp_path, 
     with open_model(path) as model:
         survey = surveyed(model, imatrix, "blk.0.ffn_up.weight")
         chosen = select_formats("q3_K,q4_0,q4_K,q5_0,q6_K")
-        (found,) = measure_jobs(model, [Job(survey, chosen)], Settings(tolerance=0.1), threads=1)
+        (found,) = measure_jobs(model, [Job(survey, chosen)], Settings(tolerance=0.1), Threads(1))
     assert found.rows["q4_0"] > 2 * found.rows["q4_K"] >= 16
     for name, count in found.rows.items():
         sums = [total for fmt, totals in calls if fmt == name for total in totals]

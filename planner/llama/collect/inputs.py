@@ -68,11 +68,13 @@ def find_inputs(engine: Engine, model: Model, *, output: bool = False) -> list[I
 
 
 def look(engine: Engine, observer: Observer) -> None:
-    """Show an observer the graph of a few tokens. The engine has to have been given one, which is put back.
+    """Show an observer the model's graph of a few tokens, without a draft head's. The engine has to have been given an
+    observer, which is put back.
 
     Raises what the engine raises.
     """
-    before, engine.observer = engine.observer, observer
+    before = engine.observer, engine.heads
+    engine.observer, engine.heads = observer, None
     try:
         count = min(_TOKENS, engine.context)
         tokens = np.full(count, max(engine.bos, 0), np.int32)
@@ -80,7 +82,7 @@ def look(engine: Engine, observer: Observer) -> None:
         engine.decode(tokens, np.arange(count, dtype=np.int32), np.zeros(count, np.int32), np.ones(count, np.bool_))
         engine.forget()
     finally:
-        engine.observer = before
+        engine.observer, engine.heads = before
 
 
 def _group(readings: list[_Reading], model: Model) -> list[Input]:

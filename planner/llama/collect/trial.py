@@ -14,6 +14,7 @@ from planner.errors import UsageError
 from planner.gguf import Model
 from planner.gguf.covariance import Covariances, Input
 from planner.gguf.covariance_writer import check_mergeable
+from planner.gguf.drafts import draft_heads
 from planner.gguf.products import Products
 from planner.gguf.sums import Sums
 from planner.llama.collect.collector import Collector, Text
@@ -111,7 +112,8 @@ def try_out(
     if not inputs:
         raise UsageError(f"{model.path}: llama.cpp shows no input of a weight that it quantizes.")
     check_mergeable(earlier, {one.name: one for one in inputs})
-    engine.observer, before = Collector(sums, output=output), engine.observer
+    before = engine.observer, engine.heads
+    engine.observer, engine.heads = Collector(sums, output=output), Collector(sums, only=draft_heads(model))
     try:
         tokens = texts[0].windows[0, :_TOKENS]
         numbers = np.arange(len(tokens), dtype=np.int32)
@@ -120,7 +122,7 @@ def try_out(
         seconds = (time.monotonic() - begin) / len(tokens)
         engine.forget()
     finally:
-        engine.observer = before
+        engine.observer, engine.heads = before
     least, whole = max(map(products_bytes, inputs)), sum(map(products_bytes, inputs))
     free = available_memory()
     beside = whole if free is None else max(least, free - model.size)

@@ -68,3 +68,20 @@ def test_the_command_makes_a_file_that_has_them(tmp_path, run):
     assert made.status == 0, made.text
     assert "nextn.eh_proj" not in made.out
     assert "blk.6.nextn.eh_proj.weight" in read_imatrix(tmp_path / "x.gguf").entries
+
+
+def test_covariances_leave_sums_of_heads_as_they_are(tmp_path, run):
+    """Neither what is tried out before the text is read nor passes after the first count."""
+    path = architectures.write_model("qwen35", tmp_path / "m.gguf")
+    text = tmp_path / "t.txt"
+    text.write_text(architectures.EXAMPLE.with_name("evaluation.txt").read_text(encoding="utf-8")[:800])
+    base = ("imatrix", path, "--text", text, "--ctx", 64, "-t", 1, "-f")
+    assert run(*base, "-o", tmp_path / "plain.gguf").status == 0
+    expected = read_imatrix(tmp_path / "plain.gguf")
+    for memory, passes in (("100MB", "one pass over"), ("2MB", "passes over")):
+        matrix, covariance = tmp_path / f"{memory}.imatrix", tmp_path / f"{memory}.gguf"
+        made = run(*base, "-o", matrix, "--covariance", covariance, "--memory", memory)
+        assert made.status == 0, made.text
+        assert passes in " ".join(made.err.split())
+        assert matrix.read_bytes() == (tmp_path / "plain.gguf").read_bytes()
+        assert read_imatrix(covariance).digest == expected.digest
