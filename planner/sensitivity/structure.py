@@ -23,10 +23,9 @@ STRUCTURE_VERSION = 7  # part of the key under which facts are kept: raise it wh
 # Fitted on the sensitivities measured in benchmarks/data/measured_sensitivity, as the constants of
 # planner.measure.energies
 MASSIVE = 4.0
-# What an embedding and an output count where the stream was seen, as shares of what they count otherwise: best in
-# recipes of prose-8m, SmolLM2-135M and Qwen2.5-Coder-1.5B (docs/quality.md)
+# What an embedding counts where the stream was seen, as a share of what it counts otherwise: best in recipes of
+# prose-8m, SmolLM2-135M and Qwen2.5-Coder-1.5B (docs/quality.md)
 SEEN_EMBEDDING = 0.5
-SEEN_OUTPUT = 8 / 12
 
 
 def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
@@ -48,7 +47,7 @@ def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
             steps.setdefault((block, fact.stage), []).append((name, fact, fact.added))
         elif fact.added is not None or fact.output is not None:
             embeds, predicts = 1.0 if fact.write else 0.0, fact.output or 0.0
-            share = SEEN_EMBEDDING * embeds + SEEN_OUTPUT * predicts if seen else embeds + predicts
+            share = (SEEN_EMBEDDING if seen else 1.0) * embeds + predicts
             shares[name] = ErrorParts(share, share, 0.0)
     for _, step in sorted(steps.items(), key=lambda item: item[0]):
         written += sum(fact.write for _, fact, _ in step)
