@@ -45,8 +45,9 @@ class Block:
 class Engine(LoadedModel):
     """A loaded model that runs windows of `context` tokens, each by itself; the rest is as in `LoadedModel`.
 
-    Windows are run together, as many as fit a batch of at most `batch` tokens, and at most `windows_at_a_time`. Batches
-    are smaller where logits of all their tokens would take too much memory; not so without `logits`, for `read` alone.
+    Windows are run together, as many as fit a batch of at most `batch` tokens (None: 2,048), and at most
+    `windows_at_a_time`. Batches are smaller where logits of all their tokens would take too much memory; not so without
+    `logits`, for `read` alone.
     """
 
     def __init__(
@@ -60,11 +61,11 @@ class Engine(LoadedModel):
         writable: bool = False,
         windows_at_a_time: int = MOST_SEQUENCES,
         predicts: bool = True,
-        batch: int = BATCH,
+        batch: int | None = None,
         logits: bool = True,
         heads: Observer | None = None,
     ) -> None:
-        self.context, self._together, self._most, self._bounded = context, windows_at_a_time, batch, logits
+        self.context, self._together, self._most, self._bounded = context, windows_at_a_time, batch or BATCH, logits
         super().__init__(
             path, self._memory_for, positions=context, threads=threads, gpu_layers=gpu_layers, observer=observer,
             writable=writable, predicts=predicts, heads=heads,

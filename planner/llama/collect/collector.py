@@ -131,15 +131,15 @@ def is_collected(node: Node, *, output: bool) -> bool:
 
 def collect(engine: Engine, texts: Sequence[Text], start: int = 0) -> Iterator[int]:
     """Let the engine's observer see the windows of all texts from number `start` on, which has to be a multiple of
-    `engine.windows_at_a_time`.
+    `engine.windows_at_a_time`, or that of all windows.
 
     Yields how many are done, whenever the sums are of whole windows: there they can be saved. Raises ValueError for
     another `start`, and what the engine raises.
     """
-    if start % engine.windows_at_a_time:
+    windows = np.concatenate([text.windows for text in texts])
+    if start % engine.windows_at_a_time and start < len(windows):
         raise ValueError(f"windows are run {engine.windows_at_a_time} at a time, and {start} is within")
-    windows = np.concatenate([text.windows for text in texts])[start:]
-    for done in engine.read(windows):
+    for done in engine.read(windows[start:]):
         yield start + done
 
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from planner.gguf.sums import Sums
-from planner.llama.collect.collector import OUTPUT, Collector, Text, collect
+from planner.llama.collect.collector import Collector, Text, collect
 from planner.llama.collect.ending import shortened
 from planner.llama.engine import Engine, cut
 from planner.llama.graph import Node
 from tests.architectures import write_model
 
 CONTEXT = 32
+OUTPUT = "output.weight"
 
 
 class Counter:
