@@ -51,7 +51,8 @@ def quantize(
     """Write OUT: MODEL with every tensor in the format that RECIPE gives it.
 
     Every tensor has the bytes that llama-quantize would write. With --covariance, a file that `planner imatrix
-    --covariance` makes, codes are refined: other bytes, as many of them, that any llama.cpp reads. OUT appears when it is complete, or not at all.
+    --covariance` makes, codes are refined: other bytes, as many of them, that any llama.cpp reads. OUT appears when it
+    is complete, or not at all.
     """
     from planner.api.quantize import quantize as write_quantized
     from planner.sizes import format_size

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from planner.formats.ggml import fast, formats, quantize_by_ggml, quantize_rows
-from planner.formats.ggml.fast.agreement import agrees, awkward_rows, awkward_weights, bearable
+from planner.formats.ggml.fast.agreement import (
+    BY_GGML,
+    agrees,
+    agrees_unasked,
+    awkward_rows,
+    awkward_weights,
+    bearable,
+    scattered,
+)
 from planner.formats.ggml.fast.lanes import LANES, from_half, half, load, nearest, store
 
 # of lattice types those whose tables ggml builds in a moment: for the others there are digests of what it made
@@ -187,20 +195,19 @@ def test_half_precision_and_integers_are_those_of_c():
     assert np.array_equal(integers, (bits & 0x007FFFFF) - 0x00400000)
 
 
-# SHA-256 of what ggml 0.20.2 makes of `scattered`: to ask it here would take its tables
-BY_GGML = {"iq2_xxs": "95cae3261bcb15a565cd0c705eec599cc7fd406639b7ff631ece4ccad270682a"}
-
-
-def scattered(count, wide):
-    """Rows and imatrix values that look random, of all sizes, and are the same everywhere."""
-    numbers = np.arange(count * wide + wide, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    numbers ^= numbers >> np.uint64(29)
-    sizes = 2.0 ** -((numbers >> np.uint64(20)) % np.uint64(6)).astype(np.float64)
-    values = (((numbers >> np.uint64(40)).astype(np.float64) / 2**23 - 1) * sizes).astype(np.float32)
-    return values[wide:].reshape(count, wide), values[:wide] ** 2
-
-
 @pytest.mark.parametrize("name", BY_GGML)
 def test_types_with_slow_tables_have_the_bytes_of_ggml(name):
-    rows, weights = scattered(64, 512)
+    rows, weights = scattered()
     assert hashlib.sha256(ours(name, rows, weights)).hexdigest() == BY_GGML[name]
+
+
+def test_a_quantizer_that_is_off_is_found_without_asking(monkeypatch):
+    fmt = formats()["iq3_s"]
+    function = quantizer("iq3_s")
+    assert agrees_unasked(fmt, function)
+
+    def off(rows, weights, out):
+        function(rows, weights, out)
+        out[-1, -1] ^= 1
+
+    assert not agrees_unasked(fmt, off)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import KernelError
-from planner.formats.ggml.fast.agreement import agrees, proven
+from planner.formats.ggml.fast.agreement import agrees, agrees_unasked, proven
 from planner.formats.ggml.formats import Format
 from planner.formats.ggml.reference import quantize_by_ggml
 
@@ -102,13 +102,7 @@ def quantizer(fmt: Format) -> Quantizer | None:
     try:
         module = importlib.import_module(f"{__name__}.{MODULES[fmt.name]}")
         function: Quantizer = getattr(module, fmt.name.lower())
-        if known := proven(fmt):  # to compile it
-            function(
-                np.zeros((1, fmt.block), np.float32),
-                np.ones(fmt.block, np.float32),
-                np.zeros((1, fmt.block_bytes), np.uint8),
-            )
-        agreed = known or agrees(fmt, function, fmt.name in WITHOUT_IMATRIX)
+        agreed = agrees_unasked(fmt, function) if proven(fmt) else agrees(fmt, function, fmt.name in WITHOUT_IMATRIX)
     except KernelError:
         raise
     except Exception:  # whatever numba of another version stumbles over, ggml can do it

@@ -6,7 +6,9 @@ others, and it has to do the work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from planner.formats.ggml.formats import Format
 from planner.formats.ggml.reference import quantize_by_ggml
 from planner.formats.ggml.types import type_of
 
-__all__ = ["agrees", "awkward_rows", "awkward_weights", "bearable", "proven"]
+__all__ = ["BY_GGML", "agrees", "agrees_unasked", "awkward_rows", "awkward_weights", "bearable", "proven", "scattered"]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -25,14 +27,41 @@ _ROWS, _WIDE, _SEED = 48, 512, 20  # some milliseconds of ggml's time
 _MOST = np.float32(1e8)  # beyond, the kernels of lattice types may overflow, and end the process
 # SHA-256 of ggml libraries with which lattice types were compared beforehand, by benchmarks/kernels.py
 _PROVEN = frozenset({"e871a2a305b2f0ed0adc0c8576ac20cea2e5b0792c5656ec4c2581a924077eed"})  # 0.20.2, Linux, x86-64
-_COMPARED = frozenset({"iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"})  # iq1_s and iq1_m: ggml is asked
+BY_GGML: Mapping[str, str] = MappingProxyType(
+    {
+        "iq2_xxs": "95cae3261bcb15a565cd0c705eec599cc7fd406639b7ff631ece4ccad270682a",
+        "iq2_xs": "75ccf0c3a92a5892197ffce9131f3cbe4bc7c67a5a3cdaf79c742120f642e46b",
+        "iq3_xxs": "e479c22117c72a2665b8e7b8a8f41c13d700be9f89788fd4c57426c88ce4b268",
+        "iq3_s": "5f7f5cfe4ca1bf54241c4c7781e9a627a632c48529657e7c4ed279578500dc6d",
+    }
+)
+"""SHA-256 of what those libraries make of `scattered`, by lattice type."""
 _RUN = 16  # weights that are of one kind in rows of many
 
 
 def proven(fmt: Format) -> bool:
-    """Return whether a lattice type's quantizer is known to agree with the loaded ggml, which is not asked: its answer
+    """Return whether it is known what the loaded ggml makes of a lattice type, so that it need not be asked: its answer
     would take its tables, and half a minute."""
-    return fmt.name in _COMPARED and library.load().digest in _PROVEN
+    return fmt.name in BY_GGML and library.load().digest in _PROVEN
+
+
+def agrees_unasked(fmt: Format, function: Callable[[Floats, Floats, Bytes], None]) -> bool:
+    """Return whether a quantizer of a `proven` type writes the bytes that ggml is known to."""
+    rows, weights = scattered()
+    out = np.zeros((len(rows), fmt.row_bytes(rows.shape[1])), np.uint8)
+    function(rows, weights, out)
+    return hashlib.sha256(out.data).hexdigest() == BY_GGML[fmt.name]
+
+
+def scattered() -> tuple[Floats, Floats]:
+    """Return rows f32[64, 512] and imatrix values f32[512] that look random, of all sizes, and are the same
+    everywhere."""
+    count, wide = 64, 512
+    numbers = np.arange(count * wide + wide, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # golden ratio, 64 bits
+    numbers ^= numbers >> np.uint64(29)
+    sizes = 2.0 ** -((numbers >> np.uint64(20)) % np.uint64(6)).astype(np.float64)
+    values = (((numbers >> np.uint64(40)).astype(np.float64) / 2**23 - 1) * sizes).astype(np.float32)
+    return values[wide:].reshape(count, wide), values[:wide] ** 2
 
 
 def agrees(fmt: Format, function: Callable[[Floats, Floats, Bytes], None], without: bool) -> bool:
