@@ -101,7 +101,7 @@ def test_an_encoder_takes_its_tensors(cheap, here, run):
         (("--vram", "24", "--ctx", "512"), "Write the unit too: --vram 24GiB"),
         (("--vram", "2GB", "--ctx", "512", "-np", "1000"), "--parallel 1000 is out of range"),
         (("--vram", "2GB", "--ctx", "512", "--device", "a:blk=1GB"), "for one on several"),
-        (("--vram", "2GB", "--ctx", "512", "--family", "mlx"), "none of these types"),
+        (("--vram", "2GB", "--ctx", "512", "--family", "mlx"), "does not have these types"),
     ],
 )
 def test_what_cannot_be_is_refused(cheap, here, run, arguments, said):

@@ -25,13 +25,13 @@ def choices(command: click.Command, name: str) -> tuple[str, ...]:
 
 
 def test_closed_sets_are_listed_once():
-    assert choices(solve, "family") == get_args(FamilyName) == ("gguf", "mlx")
+    assert choices(solve, "family") == get_args(FamilyName) == ("gguf", "ik_llama", "mlx")
     assert choices(solve, "sensitivity") == get_args(Source) == SOURCES
     assert choices(solve, "run_on") == get_args(RunOn)
     assert get_args(Design) == DESIGNS
     assert Recipe.model_fields["family"].annotation == FamilyName
     assert tuple(FAMILIES) == get_args(FamilyName)
-    assert {name for family in FAMILIES.values() for name in family.formats} == set(all_formats())
+    assert {name for family in FAMILIES.values() for name in family.own} == set(all_formats())
 
 
 def test_help_names_every_method():
@@ -71,4 +71,4 @@ def test_other_words_are_refused(text: str):
 
     result = CliRunner().invoke(command, ["--family", text])
     assert result.exit_code == 2
-    assert "'gguf', 'mlx'" in result.output
+    assert "'gguf', 'ik_llama', 'mlx'" in result.output

@@ -21,6 +21,7 @@ from planner.gguf import open_model, read_imatrix
 from planner.gguf.quantize import quantize_model
 from planner.measure import Settings
 from planner.measure.campaign import Campaign
+from planner.version import __version__
 from planner.work import Machines, Threads, machines, open_crew
 from state import Store
 from tests.conftest import ok
@@ -224,6 +225,9 @@ def test_other_kernels_are_refused(cluster, monkeypatch):
     monkeypatch.setattr(machines, "__version__", "0.0.1")
     with open_crew(1, cluster.address) as crew, pytest.raises(ClusterError, match=r"planner .*here is planner 0\.0\.1"):
         crew.submit(nap, 0.0).result()
+    monkeypatch.setattr(machines, "_kernels", lambda: (("planner", __version__),))
+    with open_crew(1, cluster.address) as crew:  # whose workers may have more than we do
+        assert crew.submit(nap, 0.0).result() == 0.0
 
 
 def test_nobody_is_there(tmp_path, example, here, run, monkeypatch):
