@@ -50,7 +50,7 @@ SHAPES: Mapping[str, tuple[int, int, int, int, int, int, bool]] = {
 """Of models by billions of weights."""
 
 PARTS: Mapping[str, Sequence[str]] = {
-    "reading": ("planner.measure.survey:digested",),
+    "reading": ("planner.measure.survey:_read",),
     "conversion": ("planner.gguf.model:Model.rows", "planner.formats.ggml.kernels:dequantize_rows"),
     "kernels": ("planner.formats.ggml.fast:quantize", "planner.formats.ggml.refine.rows:refine_rows"),
     "error": (
@@ -104,7 +104,6 @@ def child(kept: Path, arguments: Sequence[str]) -> None:
                 continue
             where, _, path = name.partition(":")
             owner: Any = importlib.import_module(where)
-            if not hasattr(owner, path.split(".")[0]): continue
             *outer, last = path.split(".")
             owner = functools.reduce(getattr, outer, owner)
             before = getattr(owner, last)
