@@ -201,10 +201,16 @@ class Bench:
 
     def planner(self, *arguments: object) -> Run:
         """Run a command of planner."""
-        kept = self.folder / "parts.json"
-        words = map(str, arguments)
-        threads = ["-t", str(self.given.threads)] if arguments[0] != "import" else []
-        return timed([sys.executable, "-m", "benchmarks.speed", "--child", str(kept), "--", *words, *threads], kept)
+        kept, words, threads = self.folder / "parts.json", map(str, arguments), str(self.given.threads)
+        command = [sys.executable, "-m", "benchmarks.speed", "--child", str(kept), "--", *words, "-t", threads]
+        return timed(command, kept)
+
+    def take(self, imatrix: Path) -> Path:
+        """Return a recipe with the types of llama.cpp's file."""
+        recipe = self.model.with_suffix(".json")
+        inputs = ("--model", str(self.model), "--imatrix", str(imatrix), "-f", "-o", str(recipe))
+        timed([sys.executable, "-m", "planner", "import", str(self.out["theirs"]), *inputs])
+        return recipe
 
     def llama(self, mix: str) -> Run:
         """Let llama.cpp write a mix."""
@@ -226,12 +232,9 @@ class Bench:
 
     def quantize(self) -> Iterator[tuple[str, Run, Run | None]]:
         """llama.cpp's mixes, and files of ours with the same types, whose tensors have to have the same bytes."""
-        recipe = self.model.with_suffix(".json")
         for mix in self.given.mixes.split(","):
             theirs = self.llama(mix)
-            inputs = ("--model", self.model, "--imatrix", self.imatrix)
-            self.planner("import", self.out["theirs"], *inputs, "-f", "-o", recipe)
-            ours = self.planner("quantize", self.model, recipe, self.out["ours"], "-f")
+            ours = self.planner("quantize", self.model, self.take(self.imatrix), self.out["ours"], "-f")
             with open_model(self.out["theirs"]) as first, open_model(self.out["ours"]) as second:
                 for tensor in first.tensors:
                     if not np.array_equal(first.raw_rows(tensor), second.raw_rows(second[tensor.name])):
@@ -240,15 +243,14 @@ class Bench:
 
     def inference(self) -> Iterator[tuple[str, Run, Run | None]]:
         """Collecting, with covariances and without; rounding against them; log-probabilities, and divergences."""
-        text, recipe = ROOT / "examples" / "calibration.txt", self.model.with_suffix(".json")
+        text = ROOT / "examples" / "calibration.txt"
         covariances, quick = self.model.with_suffix(".covariances"), ("--text", text, "--chunks", self.given.chunks)
         sums = self.model.with_suffix(".sums.gguf")
         yield "imatrix", self.planner("imatrix", self.model, *quick, "-f", "-o", sums), None
         more = ("--covariance", covariances)
         yield "imatrix, covariances", self.planner("imatrix", self.model, *quick, "-f", "-o", sums, *more), None
         self.llama("Q4_K_M")
-        self.planner("import", self.out["theirs"], "--model", self.model, "--imatrix", sums, "-f", "-o", recipe)
-        yield "rounding", self.planner("quantize", self.model, recipe, self.out["ours"], "-f", *more), None
+        yield "rounding", self.planner("quantize", self.model, self.take(sums), self.out["ours"], "-f", *more), None
         base = self.model.with_suffix(".kld")
         base.unlink(missing_ok=True)
         keep = (*quick, "--kl-divergence-base", base)

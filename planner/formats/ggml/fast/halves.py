@@ -1,4 +1,4 @@
-"""Half-precision floats as single ones: ggml looks each up in a table; in integers it is ten times as fast.
+"""Half-precision floats as single ones: in integers, many side by side, which ggml's base library does not do.
 
 Of a half, sign, exponent and fraction move to their places, and the exponent is counted from 127, not 15. Subnormal
 ones, fractions in units of 2⁻²⁴, are normal floats. NaN keep their bits, and are quiet.
