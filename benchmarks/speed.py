@@ -95,6 +95,7 @@ def clocked(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def child(kept: Path, arguments: Sequence[str]) -> None:
     """Run a command of planner in this process, and keep how its time was spent."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as planner's own entry point has it
     command = arguments[0]
     for module in ("planner.cli", f"planner.cli.{command}", "planner.measure.campaign", "planner.gguf.quantize"):
         importlib.import_module(module)
@@ -111,13 +112,10 @@ def child(kept: Path, arguments: Sequence[str]) -> None:
             for holder in holders:
                 for key in [key for key, value in vars(holder).items() if value is before]:
                     setattr(holder, key, clocked(part, before))
-    from planner.cli import main as run
+    from planner.cli import run
 
-    try:
-        run(list(arguments))
-    except SystemExit as ended:
-        if ended.code:
-            raise
+    if status := run(arguments):
+        raise SystemExit(status)
     everything = time.process_time()
     if command in ("imatrix", "evaluate"):  # what neither is clocked nor this thread's is llama.cpp's
         spent["llama.cpp"] = everything - sum(spent.values()) - (time.thread_time() - getattr(_own, "inner", 0.0))
