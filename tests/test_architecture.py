@@ -33,7 +33,7 @@ ORDER = (
     ("planner.formats.ggml", "library ik_library types formats file_types foreign reference"),
     (
         "planner.formats.ggml.fast",
-        "compiler lanes blocks fits iq4 qkx qx grids search splits iq1 iq1m iq2 iq3 agreement __init__",
+        "compiler halves lanes blocks fits iq4 qkx qx grids search splits iq1 iq1m iq2 iq3 agreement __init__",
     ),
     ("planner.formats.ggml", "kernels __init__"),
     ("planner.formats.ggml.refine", "fields layouts lattices codes kernels rows __init__"),

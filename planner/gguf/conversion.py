@@ -21,6 +21,7 @@ from planner.work import Stop, Stopped
 
 __all__ = ["Chunk", "Converter", "chunks_of", "together"]
 
+_PLAIN = ("f32", "f16", "bf16")
 _CHUNK = 1 << 18  # weights converted together: at most half a second of one core
 
 
@@ -88,21 +89,15 @@ class Converter:
         tensor, target = chunk.placed.tensor, chunk.placed.format
         source = self.model.format(tensor)
         raw = self.model.raw_rows(tensor, chunk.start, chunk.stop)
-        # Ours for plain floats: ggml's prints to stderr
-        sound = all_finite(raw, source.name) if source.name in ("f32", "f16", "bf16") else rows_are_valid(source, raw)
-        if not sound:
-            raise ModelError(
-                f"{self.model.parts[tensor.part]}: {tensor.name} holds NaN or infinite values "
-                f"(rows {chunk.start:,} to {chunk.stop - 1:,}).",
-                "llama-quantize refuses such a model too: convert it again from its original, to BF16 or F32 if "
-                "its weights exceed F16. `planner inspect` counts such values in each tensor.",
-            )
+        if source is target or source.name not in _PLAIN:  # of plain floats that change, quantize_rows looks at each
+            self._check_source(chunk, raw)
         if source is target:
             return raw
         rows = self.model.rows(tensor, chunk.start, chunk.stop)
         try:
             out = quantize_rows(target, rows, chunk.weights)
-        except KernelError as problem:
+        except KernelError as problem:  # which it raises for values that are not finite, too
+            self._check_source(chunk, raw)
             raise ModelError(f"{tensor.name}: {problem.problem}", problem.remedy) from problem
         if not rows_are_valid(target, out):
             raise ModelError(
@@ -113,3 +108,16 @@ class Converter:
             out = refine_rows(target, rows, out, chunk.metric.get())
             chunk.metric.done()
         return out
+
+    def _check_source(self, chunk: Chunk, raw: NDArray[np.uint8]) -> None:
+        tensor = chunk.placed.tensor
+        source = self.model.format(tensor)
+        # Ours for plain floats: ggml's prints to stderr
+        if all_finite(raw, source.name) if source.name in _PLAIN else rows_are_valid(source, raw):
+            return
+        raise ModelError(
+            f"{self.model.parts[tensor.part]}: {tensor.name} holds NaN or infinite values "
+            f"(rows {chunk.start:,} to {chunk.stop - 1:,}).",
+            "llama-quantize refuses such a model too: convert it again from its original, to BF16 or F32 if "
+            "its weights exceed F16. `planner inspect` counts such values in each tensor.",
+        )

@@ -6,6 +6,7 @@ the kernels then run on a sample.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -77,7 +78,9 @@ def survey_tensor(
     Raises ModelError where weights are NaN or infinite, and Stopped soon after `stop()` turns true.
     """
     sha = hashlib.sha256()
-    survey = _pass(model, tensor, moments, np.zeros_like(moments.mean, dtype=np.bool_), stop, sha.update)
+    survey = _pass(
+        model, tensor, moments, np.zeros_like(moments.mean, dtype=np.bool_), stop, functools.partial(_read, sha)
+    )
     survey = replace(survey, digest=sha.hexdigest())
     if not find_massive:
         return survey
@@ -86,6 +89,11 @@ def survey_tensor(
         return survey
     again = _pass(model, tensor, moments.with_massive(massive), massive, stop, lambda _: None)
     return replace(again, digest=survey.digest)
+
+
+def _read(sha: hashlib._Hash, data: memoryview) -> None:
+    """Look at a piece of the file for the first time."""
+    sha.update(data)
 
 
 def massive_channels(moments: Moments, columns: Doubles) -> NDArray[np.bool_]:

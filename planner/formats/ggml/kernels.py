@@ -103,19 +103,7 @@ def dequantize_rows(fmt: Format, data: Bytes, row_length: int) -> Floats:
         )
     if fmt.name == "f32":
         return np.ascontiguousarray(data).view(np.float32)
-    convert = fmt.library.to_float(fmt.id)
-    if convert is None:
-        raise KernelError(
-            f"The ggml library cannot convert {fmt.name} to floats.",
-            "Start from an F32, F16 or BF16 model.",
-        )
-    data = np.ascontiguousarray(data)
-    rows = np.empty((data.shape[0], row_length), dtype=np.float32)
-    # Kernels know one row, or blocks with nothing between them
-    parts = data.shape[0] if fmt.row_header else min(data.shape[0], 1)
-    for part in range(parts):
-        convert(address(data[part:]), address(rows[part:]), rows.size // parts)
-    return rows
+    return fast.dequantize(fmt, np.ascontiguousarray(data), row_length)
 
 
 def rows_are_valid(fmt: Format, data: Bytes) -> bool:

@@ -16,7 +16,7 @@ from planner.formats.ggml import library
 from planner.formats.ggml.formats import Format
 from planner.formats.ggml.types import type_of
 
-__all__ = ["address", "has_tables", "prepare_tables", "quantize_by_ggml", "tables_ready"]
+__all__ = ["address", "dequantize_by_ggml", "has_tables", "prepare_tables", "quantize_by_ggml", "tables_ready"]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -43,6 +43,23 @@ def quantize_by_ggml(fmt: Format, rows: Floats, weights: Floats | None = None) -
     if written != out.nbytes:
         raise KernelError(f"ggml wrote {written} bytes of {fmt.name} where {out.nbytes} were due.", "")
     return out
+
+
+def dequantize_by_ggml(fmt: Format, data: Bytes, row_length: int) -> Floats:
+    """Return rows of a format, u8[r, fmt.row_bytes(row_length)], C-contiguous, as f32[r, row_length], by ggml's kernel.
+    Releases the GIL. Raises KernelError for a type that the library cannot convert."""
+    convert = fmt.library.to_float(fmt.id)
+    if convert is None:
+        raise KernelError(
+            f"The ggml library cannot convert {fmt.name} to floats.",
+            "Start from an F32, F16 or BF16 model.",
+        )
+    rows = np.empty((data.shape[0], row_length), dtype=np.float32)
+    # Kernels know one row, or blocks with nothing between them
+    parts = data.shape[0] if fmt.row_header else min(data.shape[0], 1)
+    for part in range(parts):
+        convert(address(data[part:]), address(rows[part:]), rows.size // parts)
+    return rows
 
 
 _ready: set[str] = set()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from planner.formats.ggml import fast, formats, quantize_by_ggml, quantize_rows
+from planner.formats.ggml.fast import halves as of_halves
 from planner.formats.ggml.fast.agreement import (
     BY_GGML,
     agrees,
@@ -24,6 +25,7 @@ from planner.formats.ggml.fast.agreement import (
     scattered,
 )
 from planner.formats.ggml.fast.lanes import LANES, from_half, half, load, nearest, store
+from planner.formats.ggml.reference import dequantize_by_ggml
 
 # of lattice types those whose tables ggml builds in a moment: for the others there are digests of what it made
 EACH = pytest.mark.parametrize("name", [name for name in sorted(fast.MODULES) if not name.startswith(("iq1", "iq2"))])
@@ -100,6 +102,46 @@ def test_one_byte_in_a_hundred_thousand_is_seen():
 
     assert agrees(fmt, function, True)
     assert not agrees(fmt, nearly, False)
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("size", [1, 1 << 16])
+def test_floats_of_halves_have_the_bits_of_ggml(size, monkeypatch):
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2 * size)
+    fmt = formats()["f16"]
+    monkeypatch.setenv("PLANNER_KERNELS", "compiled")
+    found = fast.dequantize(fmt, every, size)
+    assert fast._found["halves"] is not None
+    assert np.array_equal(found.view(np.uint32), dequantize_by_ggml(fmt, every, size).view(np.uint32))
+    odd = np.concatenate([[0], every.reshape(-1)]).astype(np.uint8)[1:].reshape(every.shape)
+    assert np.array_equal(fast.dequantize(fmt, odd, size).view(np.uint32), found.view(np.uint32))
+
+
+@pytest.mark.usefixtures("fresh")
+def test_halves_are_widened_by_ours_when_it_pays(monkeypatch):
+    fmt, data = formats()["f16"], np.zeros((1, 512), np.uint8)
+    fast.dequantize(fmt, data, 256)
+    assert not fast._found
+    assert fast._spent["halves"] > 0
+    monkeypatch.setattr(fast, "_PAYS", 0)
+    monkeypatch.setenv("PLANNER_KERNELS", "ggml")
+    fast.dequantize(fmt, data, 256)
+    assert not fast._found
+    monkeypatch.delenv("PLANNER_KERNELS")
+    fast.dequantize(fmt, data, 256)
+    assert list(fast._found) == ["halves"]
+
+
+@pytest.mark.parametrize("breaks", [0x0001, 0x3C00, 0xFC00, 0x7E01])
+def test_one_half_that_differs_is_seen(breaks, monkeypatch):
+    right = of_halves.widen
+
+    def nearly(given, out):
+        right(given, out)
+        out.view(np.uint32)[given == breaks] ^= 1
+
+    monkeypatch.setattr(of_halves, "widen", nearly)
+    assert fast.widener(formats()["f16"]) is None
 
 
 @pytest.mark.usefixtures("fresh")

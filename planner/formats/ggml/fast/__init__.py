@@ -2,8 +2,8 @@
 
 A module here has a function for each of its formats, by the format's name in small letters, that takes `rows`,
 f32[r, n], C-contiguous; `weights`, f32[n], imatrix values, or an empty array where there are none; and `out`,
-u8[r, bytes], into which it puts what ggml's kernel would. Nothing is loaded before it pays, and nothing is used that
-does not agree with the loaded ggml to the last byte (`agreement`).
+u8[r, bytes], into which it puts what ggml's kernel would; `halves` makes floats of F16. Nothing is loaded before it
+pays, and nothing is used that does not agree with the loaded ggml to the last byte (`agreement`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from planner.errors import KernelError
 from planner.formats.ggml.fast.agreement import agrees, agrees_unasked, proven
 from planner.formats.ggml.formats import Format
-from planner.formats.ggml.reference import quantize_by_ggml
+from planner.formats.ggml.reference import dequantize_by_ggml, quantize_by_ggml
 
-__all__ = ["MODULES", "WITHOUT_IMATRIX", "Quantizer", "quantize", "quantizer"]
+__all__ = ["MODULES", "WITHOUT_IMATRIX", "Quantizer", "dequantize", "quantize", "quantizer", "widener"]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 Quantizer = Callable[[Floats, Floats, Bytes], None]
+Widener = Callable[[NDArray[np.uint16], Floats], None]
 
 MODULES: Mapping[str, str] = MappingProxyType(
     {"q2_K": "qkx", "q4_K": "qkx", "q5_K": "qkx", "q4_1": "qkx", "q5_1": "qkx"}
@@ -42,11 +43,14 @@ WITHOUT_IMATRIX: frozenset[str] = frozenset(
 """Those of them that are quantized here without an imatrix too; for the others ggml does that."""
 
 _SWITCH = "PLANNER_KERNELS"  # `ggml`: ggml's alone; `compiled`: ours from the first row on
-_PAYS = 1.0  # seconds of ggml's work on a format, from which on loading a compiler is soon paid for
+# Seconds of ggml's work on a format, from which on loading ours is soon paid for: from the cache it takes 0.1 to 0.7 s,
+# and 0.4 s more for the first
+_PAYS = 0.5
 _NONE = np.empty(0, np.float32)
+_HALVES = "halves"  # what is kept of making floats of F16
 
 _spent: dict[str, float] = {}
-_found: dict[str, Quantizer | None] = {}
+_found: dict[str, Callable[..., None] | None] = {}
 _looking = threading.Lock()
 
 
@@ -76,6 +80,26 @@ def at_once(fmt: Format) -> bool:
     )
 
 
+def dequantize(fmt: Format, data: Bytes, row_length: int) -> Floats:
+    """Return rows u8[r, bytes], C-contiguous, of a format as f32[r, row_length], by ours or by ggml's kernel. Releases
+    the GIL."""
+    if fmt.name != "f16":
+        return dequantize_by_ggml(fmt, data, row_length)
+    halves = data.reshape(-1).view(np.uint16)
+    wish = os.environ.get(_SWITCH)
+    usable = wish != "ggml" and halves.flags.aligned
+    function = _loaded(_HALVES, soon=wish == "compiled", find=lambda: widener(fmt)) if usable else None
+    if function is None:
+        begun = time.thread_time()
+        rows = dequantize_by_ggml(fmt, data, row_length)
+        _spent[_HALVES] = _spent.get(_HALVES, 0) + time.thread_time() - begun
+        return rows
+    rows = np.empty((data.shape[0], row_length), np.float32)
+    halves.flags.writeable = False  # as a mapped file is: compiled once, for both
+    function(halves, rows.reshape(-1))
+    return rows
+
+
 def _chosen(fmt: Format) -> Quantizer | None:
     """Return our quantizer, or None for ggml's: where there is no other, or before it pays, or as another thread has
     just begun to compile it."""
@@ -84,17 +108,38 @@ def _chosen(fmt: Format) -> Quantizer | None:
         return None
     if fmt.name in _found:
         return _found[fmt.name]
-    soon = wish == "compiled" or at_once(fmt)
-    if not soon and _spent.get(fmt.name, 0) < _PAYS:
+    return _loaded(fmt.name, soon=wish == "compiled" or at_once(fmt), find=lambda: quantizer(fmt))
+
+
+def _loaded(name: str, *, soon: bool, find: Callable[[], Callable[..., None] | None]) -> Callable[..., None] | None:
+    """Return what there is of ours for a format, found now if it is wanted `soon` or pays by now."""
+    if name in _found:
+        return _found[name]
+    if not soon and _spent.get(name, 0) < _PAYS:
         return None
     if not _looking.acquire(blocking=soon):
         return None
     try:
-        if fmt.name not in _found:
-            _found[fmt.name] = quantizer(fmt)
-        return _found[fmt.name]
+        if name not in _found:
+            _found[name] = find()
+        return _found[name]
     finally:
         _looking.release()
+
+
+def widener(fmt: Format) -> Widener | None:
+    """Return what makes floats of F16, which `fmt` is, compiled; None where numba is missing or fails, or it
+    differs for any half."""
+    every = np.arange(1 << 16, dtype=np.uint16)
+    expected = dequantize_by_ggml(fmt, every.view(np.uint8)[None], every.size)[0]
+    every.flags.writeable = False
+    try:
+        function: Widener = importlib.import_module(f"{__name__}.halves").widen
+        out = np.empty_like(expected)
+        function(every, out)
+    except Exception:  # as in `quantizer`
+        return None
+    return function if np.array_equal(out.view(np.uint32), expected.view(np.uint32)) else None
 
 
 def quantizer(fmt: Format) -> Quantizer | None:
