@@ -37,8 +37,8 @@ _LONGEST = 63  # GGML_MAX_NAME, with its final zero
 
 
 def tensor_types(recipe: Recipe, *, compact: bool = False) -> str:
-    """Return the file: one line per tensor that llama-quantize would not leave alone, or with `compact` a few patterns with
-    the same matches.
+    """Return the file: one line per tensor that llama-quantize would not leave alone, or with `compact` a few patterns
+    with the same matches.
 
     Raises RecipeError for a name that no tensor of llama.cpp can have.
     """
