@@ -125,6 +125,36 @@ def tied(**options: int) -> Maker:
     return maker
 
 
+def encoder(*, width: int = 256, inner: int = 512, blocks: int = 2, output: int = 320) -> Maker:
+    """A SigLIP with Gemma 3's projector, as convert_hf_to_gguf.py --mmproj writes them. Patches are convolved; the
+    projector is stored transposed."""
+    maker = Maker("clip")
+    maker.pairs |= {
+        "has_vision_encoder": True, "projector_type": "gemma3", "use_gelu": True,
+        "vision.image_size": 56, "vision.patch_size": 14, "vision.embedding_length": width,
+        "vision.feed_forward_length": inner, "vision.block_count": blocks, "vision.attention.head_count": 4,
+        "vision.attention.layer_norm_epsilon": 1e-6, "vision.projection_dim": output,
+        "vision.image_mean": [0.5] * 3, "vision.image_std": [0.5] * 3,
+    }  # fmt: skip
+    maker.matrix("mm.input_projection", width, output)
+    maker.norm("mm.soft_emb_norm", width)
+    maker.matrix("v.patch_embd", width, 3, 14, 14)
+    maker.arrays["v.patch_embd.bias"] = np.zeros(width, np.float32)
+    maker.matrix("v.position_embd", 16, width, dtype=np.float32)
+    for block in range(blocks):
+        before = f"v.blk.{block}."
+        for role in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            maker.matrix(before + role, width, width)
+        maker.matrix(before + "ffn_up", inner, width)
+        maker.matrix(before + "ffn_down", width, inner)
+        for role, length in (("attn_q", width), ("ffn_up", inner), ("ffn_down", width), ("ln1", width), ("ln2", width)):
+            maker.arrays[f"{before}{role}.bias"] = np.zeros(length, np.float32)
+        maker.norm(before + "ln1", width)
+        maker.norm(before + "ln2", width)
+    maker.norm("v.post_ln", width)
+    return maker
+
+
 def odd() -> Maker:
     """Widths that no block of 256 divides (288, 160), one that none of 32 does (72), in F16, F32 and BF16."""
     maker = dense(width=288, inner=160, vocabulary=96)

@@ -31,6 +31,7 @@ from planner.cli.solving import (
 )
 from planner.cli.targeting import Wanted, make_target, reached_text, target_options
 from planner.errors import UsageError
+from planner.names.gguf import ENCODER
 from planner.terms import FamilyName, RunOn, Source
 from planner.text import plain
 
@@ -245,6 +246,9 @@ def _report(plan: Plan, output: Path, model: Path | None) -> None:
     if plan.drafted:
         drafts = sum(choice.bytes for choice in plan.recipe.tensors if choice.name in set(plan.drafted))
         click.echo(f"Draft      {len(plan.drafted)} tensors of draft heads (nextn), {drafts:,} bytes; see --draft")
+    if recipe.model.architecture == ENCODER:
+        click.echo("Encoder    no image or sound was read: roles count as in language models, and get")
+        click.echo("           4 bits at least, unless --pin, --max or --types says less")
     if plan.left_out:
         why = "as asked" if plan.recipe.draft == "drop" else "which mlx-lm does not load"
         click.echo(f"Left out   {len(plan.left_out)} tensors of draft heads (nextn), {why}")

@@ -16,6 +16,7 @@ from planner.dialects.rules import Rule, reader_of_rules
 from planner.dialects.shell import is_script, tensor_type_words
 from planner.errors import RecipeError
 from planner.formats.ggml import file_types
+from planner.gguf.llama_cpp import is_kept_by_us
 from planner.recipe import Recipe
 from planner.text import command
 
@@ -36,12 +37,14 @@ _LONGEST = 63  # GGML_MAX_NAME, with its final zero
 
 
 def tensor_types(recipe: Recipe, *, compact: bool = False) -> str:
-    """Return the file: one line per tensor that is not left alone, or with `compact` a few patterns with the same
-    matches.
+    """Return the file: one line per tensor that llama-quantize would not leave alone, or with `compact` a few patterns
+    with the same matches.
 
     Raises RecipeError for a name that no tensor of llama.cpp can have.
     """
-    formats = {choice.name: choice.format for choice in changing(recipe)}
+    architecture = recipe.model.architecture
+    kept = [choice for choice in recipe.tensors if is_kept_by_us(choice.name, choice.shape, architecture)]
+    formats = {choice.name: choice.format for choice in (*changing(recipe), *kept)}
     refuse(
         formats, lambda name: 0 < len(name.encode("utf-8", "surrogateescape")) <= _LONGEST and "\0" not in name,
         "llama-quantize", f"names have 1 to {_LONGEST} bytes and no zeros there",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.errors import option
 from planner.gguf.metadata import Metadata
+from planner.names.gguf import ENCODER
 
 __all__ = ["contents_of", "is_encoder", "is_imatrix", "other_contents"]
 
@@ -31,7 +32,7 @@ def other_contents(metadata: Metadata) -> tuple[str, str] | None:
 
 def is_encoder(metadata: Metadata) -> bool:
     """Return whether a file holds the part of a multimodal model that reads images or sound (`mmproj`)."""
-    return metadata.text("general.type") == "mmproj" or metadata.text("general.architecture") == "clip"
+    return metadata.text("general.type") == "mmproj" or metadata.text("general.architecture") == ENCODER
 
 
 def contents_of(metadata: Metadata) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from planner.errors import RecipeError
 from planner.formats.ggml import Format, formats, type_of
+from planner.names.gguf import ENCODER
 
-__all__ = ["fallback", "requires_imatrix", "tensor_order", "why_left_alone"]
+__all__ = ["fallback", "is_kept_by_us", "requires_imatrix", "tensor_order", "why_left_alone"]
 
 # tensor_allows_quantization: parts of names of tensors that stay as they are, and why
 _LEFT_ALONE = {
@@ -46,8 +47,13 @@ _LEFT_ALONE_IN = {
         "indexer_compressor_ape", "ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight",
         "ssm_beta.weight", "attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight",
     ),
-    # not in llama.cpp: it would quantize these, and then multiplies as only floats can be
+}  # fmt: skip
+# Not in llama.cpp, which would quantize these, and then does with them what only floats allow
+_KEPT_BY_US = {
     "qwen4exp": ("ple_norm_", "ple_conv1d"),
+    # mtmd (tools/mtmd/models) transposes the first (siglip.cpp), reads others as floats or by rows, and makes speech
+    # with what is in the last two
+    ENCODER: ("mm.input_projection", "conv_dw", "attn.pos_", "resample_query", "a.gen.", "a.seanet."),
 }  # fmt: skip
 _WHOLE_NAMES = {"position_embd.weight": "a positional embedding", "token_types.weight": "a token type embedding"}
 
@@ -80,9 +86,18 @@ def why_left_alone(
             return reason
     if any(part in tensor_name for part in _LEFT_ALONE_IN.get(architecture, ())):
         return f"left alone in {architecture}"
+    if is_kept_by_us(tensor_name, shape, architecture):
+        return f"of no use quantized in {architecture}"
     if stored_as is not None and not formats()[stored_as].for_weights:
         return f"numbers of type {stored_as}, not weights"
     return None
+
+
+def is_kept_by_us(tensor_name: str, shape: Sequence[int], architecture: str) -> bool:
+    """Return whether a tensor stays as it is though llama-quantize would quantize it: what loads the file cannot use it
+    then. In encoders these are kernels of convolutions too, which have three dimensions and more."""
+    kernel = architecture == ENCODER and len(shape) > 2 and "_exps." not in tensor_name
+    return kernel or any(part in tensor_name for part in _KEPT_BY_US.get(architecture, ()))
 
 
 def fallback(wanted: Format, row_length: int) -> Format:

@@ -12,11 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from planner.digests import digest, stamp
-from planner.errors import ModelError
 from planner.formats.ggml import Format
 from planner.formats.registry import all_formats, family_named, kernel_of
 from planner.gguf import GAPS_VERSION, Imatrix, Model, Tensor
-from planner.gguf.contents import is_encoder
 from planner.gguf.refinement import Refinement
 from planner.measure.anatomy import read_anatomy
 from planner.measure.energies import block_facts, global_facts
@@ -88,11 +86,6 @@ class Campaign:
         allow_requantize: bool = False,
     ) -> None:
         family_named(family).check_architecture(model.architecture)
-        if is_encoder(model.metadata):
-            raise ModelError(
-                f"{model.path}: the encoder of a multimodal model (mmproj), not a language model.",
-                "Plan the language model. The encoder is quantized to one type: llama-quantize FILE OUT Q8_0",
-            )
         coverage = None if imatrix is None else imatrix.require(model)
         self._model, self._imatrix, self._store, self._settings = model, imatrix, store, settings
         self._refinement, self._coverage = refinement, coverage
@@ -105,7 +98,7 @@ class Campaign:
     @property
     def notes(self) -> list[str]:
         """Notes on the model and its imatrix for before anything is measured."""
-        return notes_on(self._blocks, self._coverage)
+        return notes_on(self._blocks, self._coverage, self._model.architecture)
 
     def run(self, threads: int, scheduler: str | None = None) -> Iterator[Step]:
         """Measure what is missing, in threads or by the workers of a Dask scheduler, storing every tensor's results as

@@ -10,7 +10,7 @@ from planner.errors import ModelError, UsageError, option
 from planner.formats.ggml import Format, formats
 from planner.formats.registry import Family
 from planner.gguf import Coverage, Imatrix, Model, Tensor, requires_imatrix, why_left_alone
-from planner.names.gguf import role_of
+from planner.names.gguf import ENCODER, role_of
 from planner.text import some
 
 __all__ = ["Block", "Target", "batches", "find_blocks", "notes_on"]
@@ -79,7 +79,7 @@ def find_blocks(
     every = [target for block in blocks.values() for target in block.targets]
     if not every:
         raise ModelError(
-            f"{model.path} has no tensors that llama.cpp would quantize.", "Give a language model with its weights."
+            f"{model.path} has no tensors that llama.cpp would quantize.", "Give a model with its weights."
         )
     if not any(target.formats for target in every):
         for target in every:
@@ -115,9 +115,15 @@ def _usable(
     )
 
 
-def notes_on(blocks: Iterable[Block], coverage: Coverage | None) -> list[str]:
-    """Return notes for before the measuring: tensors that stay as they are, and tensors without an imatrix entry."""
+def notes_on(blocks: Iterable[Block], coverage: Coverage | None, architecture: str) -> list[str]:
+    """Return notes for before the measuring: on encoders, tensors that stay as they are, and tensors without an imatrix
+    entry."""
     notes = []
+    if architecture == ENCODER:
+        notes.append(
+            "An encoder of images or sound (mmproj): what its errors cost is not measured, but taken from the same "
+            "roles in language models. See docs/architectures.md."
+        )
     kept = Counter(target.tensor.format for block in blocks for target in block.targets if target.kept)
     if kept:
         kinds = ", ".join(f"{count} in {kind}" for kind, count in kept.items())

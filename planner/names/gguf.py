@@ -7,13 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 __all__ = [
-    "ATTENTION_WRITERS", "FFN_WRITERS", "FUSED", "LAYER_WRITER", "NGRAM_WRITER", "PER_LAYER_EMBEDDING", "Name", "ahead",
-    "block_prefix", "has_massive_channels", "is_expert", "parse_name", "role_of",
+    "ATTENTION_WRITERS", "ENCODER", "FFN_WRITERS", "FUSED", "LAYER_WRITER", "NGRAM_WRITER", "PER_LAYER_EMBEDDING",
+    "Name", "ahead", "block_prefix", "has_massive_channels", "is_expert", "parse_name", "role_of",
 ]  # fmt: skip
 
 _NAME = re.compile(r"(?:(?P<tower>(?:.*?\.)??)blk\.(?P<number>[0-9]+)\.)?(?P<rest>.+)", re.DOTALL)
 _EXPERT = re.compile(r"(ffn_(?:gate|down|up))\.[0-9]+")  # one of those that some files do not stack
 _LONGEST_NUMBER = 9  # digits; no model has so many blocks
+
+ENCODER = "clip"
+"""Architecture of the part of a multimodal model that reads images or sound (`mmproj`), whatever that is built like."""
 
 # Roles of what writes to the residual stream: mixers of tokens, feed-forwards, per-layer embeddings (Gemma 3n and 4),
 # and the n-gram table of Qwen 4

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from planner.errors import UsageError, option
 from planner.formats.ggml import Format
 from planner.formats.registry import all_formats
-from planner.names.gguf import ahead
+from planner.names.gguf import ENCODER, ahead
 from planner.plan.losses import Losses
 from planner.plan.rules import Rule, Tie, match_rules, tied
 from planner.terms import Draft
@@ -68,6 +68,8 @@ class Candidates:
         self.fixed = [tensor for tensor in inventory.tensors if tensor.left_alone is not None]
         by_name = {tensor.name: tensor for tensor in inventory.tensors}
         self._draft, self._drafted = draft, ahead(by_name)
+        asked_for_less = allowed is not None and all(fmt.bpw < _GUARDED_BITS for fmt in allowed if fmt.quantized)
+        self._guards_all = inventory.architecture == ENCODER and not asked_for_less
         self.pins = {name: rules[0] for name, rules in match_rules(pins, inventory, "pin", exclusive=True).items()}
         self._bounds = match_rules(floors, inventory, "min"), match_rules(caps, inventory, "max")
         self._allowed = None if allowed is None else {fmt.name for fmt in allowed}
@@ -127,12 +129,20 @@ class Candidates:
                 f"there are {_listed(candidates)}.",
                 f"Widen {option('min')} or {option('max')}, or allow more {option('types')}.",
             )
+        if self._guards_all:
+            return _guarded(within)
         return _of_draft_head(within, tensor, self._draft) if tensor.name in self._drafted else within
 
 
-# The least that a draft head gets, as nobody knows what its errors cost: an imatrix does not see it, and the model's
-# divergence does not depend on it. Drafts that are rejected cost time, not quality.
-_DRAFT_BITS, _MOST_DRAFT_BITS = 4.0, 8.0
+# The least that tensors get of which nobody knows what their errors cost. Draft heads: an imatrix does not see them,
+# and the model's divergence does not depend on them. Drafts that are rejected cost time, not quality. Encoders of
+# images and sound: nothing is measured on either.
+_GUARDED_BITS, _MOST_DRAFT_BITS = 4.0, 8.0
+
+
+def _guarded(candidates: list[Candidate]) -> list[Candidate]:
+    """Return the formats of 4 bits and more, of those that other rules allow; all where there are none."""
+    return [entry for entry in candidates if entry.format.bpw >= _GUARDED_BITS] or candidates
 
 
 def _of_draft_head(candidates: list[Candidate], tensor: TensorRecord, draft: Draft) -> list[Candidate]:
@@ -144,7 +154,7 @@ def _of_draft_head(candidates: list[Candidate], tensor: TensorRecord, draft: Dra
         fit = [entry for entry in candidates if entry.format.bpw >= _MOST_DRAFT_BITS]
         fit = sorted(fit, key=lambda entry: entry.nbytes)[:1]
     else:
-        fit = [entry for entry in candidates if entry.format.bpw >= _DRAFT_BITS]
+        fit = _guarded(candidates)
     return fit or candidates
 
 

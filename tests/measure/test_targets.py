@@ -112,11 +112,3 @@ def test_an_imatrix_of_fused_attention(here, run):
     done = run("solve", path, "--imatrix", matrix, "--bpw", 6, *TYPES)
     assert done.status == 0, done.text
     assert "blk.0.attn_v.weight and 3 more: such tensors go without" in " ".join(done.err.split())
-
-
-def test_an_encoder_is_not_planned(here, run):
-    model = dense()
-    model.architecture = "clip"
-    done = run("solve", model.write(here / "mmproj.gguf"), "--bpw", 6)
-    assert done.status == 1
-    assert "encoder of a multimodal model" in done.err
