@@ -172,7 +172,7 @@ def test_words_that_nobody_says_count_nothing(seed, value):
         silent(logits), logprobs.encode(silent(logits)), rng.integers(vocabulary, size=count).astype(np.int32)
     )
     sums = statistics(same, [count])
-    assert abs(sums.kld.value) < 1e-5
+    assert abs(sums.kld.value) < 2e-5  # of rounding to 16 bits: 1.2e-5 for one of the thousand seeds
     assert abs(sums.ln_ppl_ratio.value) < 0.01 or value == np.float32(-104.5)
     assert sums.ppl.error < np.inf
 
