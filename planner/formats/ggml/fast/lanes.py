@@ -30,7 +30,6 @@ __all__ = [
     "from_bits",
     "from_half",
     "half",
-    "lay",
     "load",
     "nearest",
     "place",
@@ -285,14 +284,6 @@ def from_half(word: Any) -> Any:
     small = from_bits((twice >> 17) | (126 << 23)) - np.float32(0.5)
     chosen = where((twice >> 1) < (1 << 26), bits(small), bits(normal))  # compared as unsigned numbers
     return from_bits((wide & -0x80000000) | chosen)
-
-
-@part
-def lay(source: Any, starts: Any, count: int, out: Any) -> None:
-    """Lay runs of `count` numbers side by side: those of a flat array from each of `starts`, i64[LANES], on."""
-    for i in range(count):
-        for lane in range(LANES):
-            out[i * LANES + lane] = source[starts[lane] + i]
 
 
 @part

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.formats.ggml.fast.blocks import SUPER, beside, weigh
 from planner.formats.ggml.fast.compiler import compiled, part
 from planner.formats.ggml.fast.fits import fit, fit_positive, fit_to_largest
 from planner.formats.ggml.fast.lanes import (
@@ -20,7 +21,6 @@ from planner.formats.ggml.fast.lanes import (
     floats,
     from_half,
     half,
-    lay,
     load,
     nearest,
     place,
@@ -36,7 +36,6 @@ __all__ = ["q2_k", "q4_1", "q4_k", "q5_1", "q5_k"]
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-_SUPER = 256  # weights of a super-block, QK_K
 _BLOCK = 32  # of a block without one
 _ZERO = np.float32(0)
 # With imatrix values: of inverse scales that are tried, the first, what is between, and how many follow (in codes)
@@ -53,17 +52,9 @@ def _energy(x: Floats, at: int, n: int) -> Any:
 
 
 @part
-def _weigh(x: Floats, w: Floats, n: int, energy: Any) -> None:
-    """Make weights of imatrix values: w √(σ² + x²)."""
-    for i in range(0, n * LANES, LANES):
-        v = load(x, i)
-        store(w, i, load(w, i) * square_root(energy + v * v))
-
-
-@part
 def _weigh_evenly(x: Floats, w: Floats, n: int) -> None:
     """Make weights of blocks of n where there is no imatrix: |x|, plus the root of the mean square in blocks of 32."""
-    for at in range(0, _SUPER * LANES, n * LANES):
+    for at in range(0, SUPER * LANES, n * LANES):
         level = spread(_ZERO)
         if n == _BLOCK:
             level = square_root(_energy(x, at, n) / np.float32(n))
@@ -74,7 +65,7 @@ def _weigh_evenly(x: Floats, w: Floats, n: int) -> None:
 @part
 def _sums(w: Floats, n: int, out: Floats) -> None:
     """Put the sums of w over blocks of n into `out`."""
-    for j in range(_SUPER // n):
+    for j in range(SUPER // n):
         total = spread(_ZERO)
         for i in range(j * n * LANES, (j + 1) * n * LANES, LANES):
             total += load(w, i)
@@ -136,25 +127,25 @@ def _pack_by_fours(codes: Bytes, block: Bytes, at: int, fifth: int) -> None:
 @compiled
 def _k45(rows: Floats, weights: Floats, out: Bytes, top: int) -> None:
     """q4_K, q5_K: eight blocks of 32; d, dmin, scales and minima of 6 bits, fifth bits, others."""
-    x, w = np.empty(_SUPER * LANES, np.float32), np.empty(_SUPER * LANES, np.float32)
+    x, w = np.empty(SUPER * LANES, np.float32), np.empty(SUPER * LANES, np.float32)
     trial = np.empty(_BLOCK * LANES, np.float32)
     scales, minima = np.empty(8 * LANES, np.float32), np.empty(8 * LANES, np.float32)
     sums, starts = np.empty(8 * LANES, np.float32), np.empty(LANES, np.int64)
-    codes, s, m = np.empty(_SUPER * LANES, np.uint8), np.empty(8 * LANES, np.uint8), np.empty(8 * LANES, np.uint8)
+    codes, s, m = np.empty(SUPER * LANES, np.uint8), np.empty(8 * LANES, np.uint8), np.empty(8 * LANES, np.uint8)
     fifth = 16 * LANES if top > 15 else 0
     size = 176 if fifth else 144
     block = np.empty(size * LANES, np.uint8)
-    flat, count = rows.reshape(-1), rows.size // _SUPER
+    flat, count = rows.reshape(-1), rows.size // SUPER
     first, step, steps = _FIRST, _STEP, _STEPS
     if weights.size == 0:
         first, step, steps = (-0.5, 0.1, 15) if fifth else (-1.0, 0.1, 20)
     for begin in range(0, count, LANES):
-        place(begin, count, _SUPER, rows.size, starts)
-        lay(flat, starts, _SUPER, x)
+        place(begin, count, SUPER, rows.size, starts)
+        beside(flat, starts, SUPER, x)
         if weights.size:
-            place(begin, count, _SUPER, weights.size, starts)
-            lay(weights, starts, _SUPER, w)
-            _weigh(x, w, _SUPER, np.float32(2) * _energy(x, 0, _SUPER) / np.float32(_SUPER))
+            place(begin, count, SUPER, weights.size, starts)
+            beside(weights, starts, SUPER, w)
+            weigh(x, w, SUPER, np.float32(2) * _energy(x, 0, SUPER) / np.float32(SUPER))
             _sums(w, _BLOCK, sums)
         else:
             _weigh_evenly(x, w, _BLOCK)
@@ -196,20 +187,20 @@ def q5_k(rows: Floats, weights: Floats, out: Bytes) -> None:
 @compiled
 def q2_k(rows: Floats, weights: Floats, out: Bytes) -> None:
     """Quantize rows as quantize_q2_K does: sixteen blocks of 16; scales and minima of 4 bits, codes, d, dmin."""
-    x, w = np.empty(_SUPER * LANES, np.float32), np.empty(_SUPER * LANES, np.float32)
+    x, w = np.empty(SUPER * LANES, np.float32), np.empty(SUPER * LANES, np.float32)
     scales, minima = np.empty(16 * LANES, np.float32), np.empty(16 * LANES, np.float32)
     sums, trial = np.empty(16 * LANES, np.float32), np.empty(16 * LANES, np.float32)
-    codes, s, m = np.empty(_SUPER * LANES, np.uint8), np.empty(16 * LANES, np.uint8), np.empty(16 * LANES, np.uint8)
+    codes, s, m = np.empty(SUPER * LANES, np.uint8), np.empty(16 * LANES, np.uint8), np.empty(16 * LANES, np.uint8)
     block, starts = np.empty(84 * LANES, np.uint8), np.empty(LANES, np.int64)
-    flat, count, plain = rows.reshape(-1), rows.size // _SUPER, weights.size == 0
+    flat, count, plain = rows.reshape(-1), rows.size // SUPER, weights.size == 0
     first, step, steps = (-0.5, 0.1, 15) if plain else (_FIRST, _STEP, _STEPS)
     for begin in range(0, count, LANES):
-        place(begin, count, _SUPER, rows.size, starts)
-        lay(flat, starts, _SUPER, x)
+        place(begin, count, SUPER, rows.size, starts)
+        beside(flat, starts, SUPER, x)
         if weights.size:
-            place(begin, count, _SUPER, weights.size, starts)
-            lay(weights, starts, _SUPER, w)
-            _weigh(x, w, _SUPER, _energy(x, 0, _SUPER) / np.float32(_SUPER))
+            place(begin, count, SUPER, weights.size, starts)
+            beside(weights, starts, SUPER, w)
+            weigh(x, w, SUPER, _energy(x, 0, SUPER) / np.float32(SUPER))
             _sums(w, 16, sums)
         else:
             _weigh_evenly(x, w, 16)
@@ -247,7 +238,7 @@ def _energies(rows: Floats, out: Floats) -> None:
         for at in range(0, n, _BLOCK):
             place(begin, count, n, rows.size, starts)
             starts += at
-            lay(flat, starts, _BLOCK, x)
+            beside(flat, starts, _BLOCK, x)
             for i in range(0, _BLOCK * LANES, LANES):
                 v = load(x, i)
                 total += v * v
@@ -267,12 +258,12 @@ def _legacy(rows: Floats, weights: Floats, out: Bytes, top: int) -> None:
     _energies(rows, energies)
     for begin in range(0, count, LANES):
         place(begin, count, _BLOCK, rows.size, starts)
-        lay(flat, starts, _BLOCK, x)
+        beside(flat, starts, _BLOCK, x)
         for lane in range(LANES):
             energy[lane] = energies[starts[lane] // _BLOCK // per_row]
         place(begin, count, _BLOCK, weights.size, starts)
-        lay(weights, starts, _BLOCK, w)
-        _weigh(x, w, _BLOCK, load(energy, 0))
+        beside(weights, starts, _BLOCK, w)
+        weigh(x, w, _BLOCK, load(energy, 0))
         scale, minimum = fit(x, w, 0, _BLOCK, top, _FIRST, _STEP, _STEPS, False, codes, trial)
         _store_half(block, 0, half(scale))
         _store_half(block, 2 * LANES, half(-minimum))
