@@ -8,6 +8,7 @@ pays, and nothing is used that does not agree with the loaded ggml to the last b
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import threading
@@ -75,9 +76,14 @@ def at_once(fmt: Format) -> bool:
         fmt.name in MODULES
         and os.environ.get(_SWITCH) != "ggml"
         and _found.get(fmt.name, True) is not None
-        and importlib.util.find_spec("numba") is not None
+        and _has_compiler()
         and proven(fmt)
     )
+
+
+@functools.cache
+def _has_compiler() -> bool:
+    return importlib.util.find_spec("numba") is not None
 
 
 def dequantize(fmt: Format, data: Bytes, row_length: int) -> Floats:

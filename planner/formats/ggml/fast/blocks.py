@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from planner.formats.ggml.fast.compiler import part
 from planner.formats.ggml.fast.lanes import LANES, absolute, load, place, spread, square_root, store, where
 
-__all__ = ["FAINTEST", "SUPER", "apart", "beside", "extreme", "squares", "weigh"]
+__all__ = ["FAINTEST", "SUPER", "apart", "beside", "energy", "extreme", "lay", "squares", "store_half", "weigh"]
 
 Floats = NDArray[np.float32]
 
@@ -71,6 +71,30 @@ def beside(source: Any, starts: NDArray[np.int64], count: int, out: Any) -> None
     ends = np.arange(0, LANES * LANES, LANES)
     for i in range(0, count, LANES):
         _tile(source, starts, i, out, ends, i * LANES)
+
+
+@part
+def lay(flat: Any, begin: int, count: int, n: int, starts: NDArray[np.int64], out: Any) -> None:
+    """Lay the blocks of n numbers of a flat array from number `begin` of `count` on side by side (`place`)."""
+    place(begin, count, n, flat.size, starts)
+    beside(flat, starts, n, out)
+
+
+@part
+def store_half(stage: Any, at: int, word: Any) -> None:
+    """Put the two bytes of half-precision floats into a stage of bytes, those of one lane `LANES` apart."""
+    store(stage, at, word)
+    store(stage, at + LANES, word >> 8)
+
+
+@part
+def energy(x: Floats, at: int, n: int) -> Any:
+    """Return the sum of squares of n weights in each lane, from the first to the last."""
+    total = spread(np.float32(0))
+    for i in range(at, at + n * LANES, LANES):
+        v = load(x, i)
+        total += v * v
+    return total
 
 
 @part

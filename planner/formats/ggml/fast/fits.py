@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.formats.ggml.fast.blocks import FAINTEST
 from planner.formats.ggml.fast.compiler import part
 from planner.formats.ggml.fast.lanes import (
     LANES,
@@ -30,7 +31,6 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_FAINTEST = np.float32(1e-15)  # GROUP_MAX_EPS
 _INTEGERS = np.float32(12582912)  # 1.5 * 2^23: floats of its size are integers
 _NEAR = np.float32(4e6)  # what is nearer to zero is rounded to an integer when that is added
 
@@ -129,7 +129,7 @@ def fit_positive(x: Floats, w: Floats, n: int, top: int, codes: Bytes) -> Any:
     for i in range(0, n * LANES, LANES):
         v = load(x, i)
         high = where(high > v, high, v)
-    none = high < _FAINTEST
+    none = high < FAINTEST
     inverse = most / high
     scale, error = _ONE / inverse, spread(_ZERO)
     for i in range(0, n * LANES, LANES):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from planner.formats.ggml.fast.compiler import compiled, part
 from planner.formats.ggml.fast.grids import Grid, grid_of
 from planner.formats.ggml.fast.lanes import LANES, load, store
-from planner.formats.ggml.fast.search import SUPER, Room, energy, half_of, nearest_int, nearest_point, new_room, weigh
+from planner.formats.ggml.fast.search import SUPER, Room, energy, nearest_int, nearest_point, new_room, put_half, weigh
 from planner.formats.ggml.fast.splits import LEVELS, LOWEST, add, assign, choose, code_of, largest, sort
 
 __all__ = ["iq1_s"]
@@ -109,8 +109,7 @@ def _s(rows: Floats, weights: Floats, out: Bytes, grid: Grid, table: Floats) -> 
         if most == 0:
             continue
         d = most / _MOST
-        half = half_of(d * np.float32(1.125), room)
-        data[y], data[y + 1] = half & 255, half >> 8
+        put_half(data, y, d * np.float32(1.125), room)
         inverse = _ONE / d
         for ib in range(8):
             code = max(0, min(7, nearest_int(_HALF * (inverse * scales[ib] - _ONE))))

@@ -17,9 +17,10 @@ from planner.formats.ggml.fast.search import (
     Room,
     best_points,
     energy,
-    half_of,
     nearest_int,
     new_room,
+    put_half,
+    put_word,
     scale_code,
     set_scales,
     split,
@@ -123,13 +124,10 @@ def _xxs(rows: Floats, weights: Floats, out: Bytes, grid: Grid) -> None:
             data[y : y + 66] = 0
             continue
         d = most / _MOST
-        half = half_of(d, room)
-        data[y], data[y + 1] = half & 255, half >> 8
+        put_half(data, y, d, room)
         inverse = _ONE / d
         for ib in range(8):
-            word = words[ib] | scale_code(inverse, scales[ib]) << 28
-            for k in range(4):
-                data[y + 6 + 8 * ib + k] = word >> 8 * k & 255
+            put_word(data, y + 6 + 8 * ib, words[ib] | scale_code(inverse, scales[ib]) << 28)
 
 
 @part
@@ -182,8 +180,7 @@ def _sixteens(rows: Floats, weights: Floats, out: Bytes, grid: Grid, small: bool
                 data[y : y + size] = 0
             continue
         d = most / _MOST
-        half = half_of(d if small else d * np.float32(0.9875), room)
-        data[y], data[y + 1] = half & 255, half >> 8
+        put_half(data, y, d if small else d * np.float32(0.9875), room)
         inverse = _ONE / d
         for ib in range(8):
             low, high = scale_code(inverse, scales[2 * ib]), scale_code(inverse, scales[2 * ib + 1])

@@ -17,8 +17,9 @@ from planner.formats.ggml.fast.search import (
     Room,
     best_points,
     energy,
-    half_of,
     new_room,
+    put_half,
+    put_word,
     scale_code,
     set_scales,
     split,
@@ -82,13 +83,10 @@ def _xxs(rows: Floats, weights: Floats, out: Bytes, grid: Grid) -> None:
             data[y : y + 98] = 0
             continue
         d = most / _MOST
-        half = half_of(d * np.float32(1.0125), room)
-        data[y], data[y + 1] = half & 255, half >> 8
+        put_half(data, y, d * np.float32(1.0125), room)
         inverse = _ONE / d
         for ib in range(8):
-            word = words[ib] | scale_code(inverse, scales[ib]) << 28
-            for k in range(4):
-                data[y + 66 + 4 * ib + k] = word >> 8 * k & 255
+            put_word(data, y + 66 + 4 * ib, words[ib] | scale_code(inverse, scales[ib]) << 28)
 
 
 @compiled
@@ -129,8 +127,7 @@ def _s(rows: Floats, weights: Floats, out: Bytes, grid: Grid) -> None:
         if most == 0:
             continue
         d = most / _MOST
-        half = half_of(d * np.float32(1.033), room)
-        data[y], data[y + 1] = half & 255, half >> 8
+        put_half(data, y, d * np.float32(1.033), room)
         inverse = _ONE / d
         for ib in range(0, 8, 2):
             low, up = scale_code(inverse, scales[ib]), scale_code(inverse, scales[ib + 1])

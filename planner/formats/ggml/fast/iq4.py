@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.blocks import FAINTEST, SUPER, apart, beside, extreme, weigh
+from planner.formats.ggml.fast.blocks import FAINTEST, SUPER, apart, energy, extreme, lay, store_half, weigh
 from planner.formats.ggml.fast.compiler import compiled, part
 from planner.formats.ggml.fast.lanes import (
     LANES,
@@ -22,7 +22,6 @@ from planner.formats.ggml.fast.lanes import (
     half,
     load,
     nearest,
-    place,
     spread,
     store,
     where,
@@ -138,20 +137,17 @@ def _put(x: Floats, at: int, inverse: Any, stage: Bytes, to: int) -> None:
 
 
 @part
-def _lay(rows: Floats, weights: Floats, block: int, count: int, n: int, x: Floats, w: Floats) -> None:
+def _lay_weighed(rows: Floats, weights: Floats, block: int, count: int, n: int, x: Floats, w: Floats) -> None:
     """Lay blocks of n weights side by side, and what each counts; without imatrix values, that is its square."""
     starts = np.empty(LANES, np.int64)
-    place(block, count, n, rows.size, starts)
-    beside(rows.reshape(rows.size), starts, n, x)
-    energy = spread(_ZERO)
+    lay(rows.reshape(rows.size), block, count, n, starts, x)
+    if weights.size:
+        lay(weights, block, count, n, starts, w)
+        weigh(x, w, n, energy(x, 0, n) * (np.float32(2) / np.float32(n)))
+        return
     for i in range(0, n * LANES, LANES):
         v = load(x, i)
-        energy += v * v
         store(w, i, v * v)
-    if weights.size:
-        place(block, count, n, weights.size, starts)
-        beside(weights, starts, n, w)
-        weigh(x, w, n, energy * (np.float32(2) / np.float32(n)))
 
 
 @compiled
@@ -162,11 +158,10 @@ def iq4_nl(rows: Floats, weights: Floats, out: Bytes) -> None:
     scratch = np.empty((5, 32 * LANES), np.float32)
     stage = np.empty(32 * LANES, np.uint8)
     for block in range(0, count, LANES):
-        _lay(rows, weights, block, count, 32, x, w)
+        _lay_weighed(rows, weights, block, count, 32, x, w)
         scale = _fit(x, w, 0, scratch)
         word = half(scale)
-        store(stage, 0, word)
-        store(stage, LANES, word >> 8)
+        store_half(stage, 0, word)
         _put(x, 0, _inverse(scale), stage, 2 * LANES)
         apart(stage, 18, block, count, out)
 
@@ -179,7 +174,7 @@ def iq4_xs(rows: Floats, weights: Floats, out: Bytes) -> None:
     scratch, scales = np.empty((5, 32 * LANES), np.float32), np.empty(8 * LANES, np.float32)
     stage = np.empty(144 * LANES, np.uint8)
     for block in range(0, count, LANES):
-        _lay(rows, weights, block, count, SUPER, x, w)
+        _lay_weighed(rows, weights, block, count, SUPER, x, w)
         size, scale = spread(_ZERO), spread(_ZERO)
         for sub in range(8):
             own = _fit(x, w, sub * 32 * LANES, scratch)
@@ -196,8 +191,7 @@ def iq4_xs(rows: Floats, weights: Floats, out: Bytes) -> None:
             upper = upper | ((multiple >> 4) << (2 * sub))
             lower = multiple & 15 if sub % 2 == 0 else lower | ((multiple & 15) << 4)
             store(stage, (4 + sub // 2) * LANES, lower)
-        store(stage, 0, word)
-        store(stage, LANES, word >> 8)
+        store_half(stage, 0, word)
         store(stage, 2 * LANES, upper)
         store(stage, 3 * LANES, upper >> 8)
         apart(stage, 136, block, count, out)

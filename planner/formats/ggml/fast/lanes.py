@@ -37,7 +37,6 @@ __all__ = [
     "spread",
     "square_root",
     "store",
-    "take",
     "truncated",
     "where",
 ]
@@ -292,14 +291,3 @@ def place(begin: int, count: int, size: int, total: int, starts: Any) -> None:
     those after it, or the last, in a flat array of `total` numbers that is read again from its beginning."""
     for lane in range(LANES):
         starts[lane] = min(begin + lane, count - 1) * size % total
-
-
-@part
-def take(block: Any, size: int, begin: int, count: int, out: Any) -> None:
-    """Put blocks of `size` bytes that lie side by side into `out`, u8[r, bytes], as blocks `begin` and following of
-    `count`."""
-    data = out.reshape(-1)
-    for lane in range(min(LANES, count - begin)):
-        at = (begin + lane) * size
-        for i in range(size):
-            data[at + i] = block[i * LANES + lane]

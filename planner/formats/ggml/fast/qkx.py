@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.blocks import SUPER, beside, weigh
+from planner.formats.ggml.fast.blocks import SUPER, apart, energy, lay, squares, store_half, weigh
 from planner.formats.ggml.fast.compiler import compiled, part
 from planner.formats.ggml.fast.fits import fit, fit_positive, fit_to_largest
 from planner.formats.ggml.fast.lanes import (
@@ -23,11 +23,9 @@ from planner.formats.ggml.fast.lanes import (
     half,
     load,
     nearest,
-    place,
     spread,
     square_root,
     store,
-    take,
     where,
 )
 
@@ -43,21 +41,12 @@ _FIRST, _STEP, _STEPS = -0.9, 0.05, 36
 
 
 @part
-def _energy(x: Floats, at: int, n: int) -> Any:
-    total = spread(_ZERO)
-    for i in range(at, at + n * LANES, LANES):
-        v = load(x, i)
-        total += v * v
-    return total
-
-
-@part
 def _weigh_evenly(x: Floats, w: Floats, n: int) -> None:
     """Make weights of blocks of n where there is no imatrix: |x|, plus the root of the mean square in blocks of 32."""
     for at in range(0, SUPER * LANES, n * LANES):
         level = spread(_ZERO)
         if n == _BLOCK:
-            level = square_root(_energy(x, at, n) / np.float32(n))
+            level = square_root(energy(x, at, n) / np.float32(n))
         for i in range(at, at + n * LANES, LANES):
             store(w, i, level + absolute(load(x, i)))
 
@@ -106,12 +95,6 @@ def _scale_of_six_bits(block: Bytes, at: int, j: int) -> Any:
 
 
 @part
-def _store_half(block: Bytes, at: int, bits: Any) -> None:
-    store(block, at, bits)
-    store(block, at + LANES, bits >> 8)
-
-
-@part
 def _pack_by_fours(codes: Bytes, block: Bytes, at: int, fifth: int) -> None:
     """Put the lowest four bits of two codes, 32 apart, into a byte from `at` on, and fifth bits, eight of codes 32
     apart to a byte, from `fifth` on, if there are any."""
@@ -140,12 +123,10 @@ def _k45(rows: Floats, weights: Floats, out: Bytes, top: int) -> None:
     if weights.size == 0:
         first, step, steps = (-0.5, 0.1, 15) if fifth else (-1.0, 0.1, 20)
     for begin in range(0, count, LANES):
-        place(begin, count, SUPER, rows.size, starts)
-        beside(flat, starts, SUPER, x)
+        lay(flat, begin, count, SUPER, starts, x)
         if weights.size:
-            place(begin, count, SUPER, weights.size, starts)
-            beside(weights, starts, SUPER, w)
-            weigh(x, w, SUPER, np.float32(2) * _energy(x, 0, SUPER) / np.float32(SUPER))
+            lay(weights, begin, count, SUPER, starts, w)
+            weigh(x, w, SUPER, np.float32(2) * energy(x, 0, SUPER) / np.float32(SUPER))
             _sums(w, _BLOCK, sums)
         else:
             _weigh_evenly(x, w, _BLOCK)
@@ -163,15 +144,15 @@ def _k45(rows: Floats, weights: Floats, out: Bytes, top: int) -> None:
                 scale, minimum = load(s, i), load(m, i)
                 store(s, i, where(scale > 63, 63, scale))
                 store(m, i, where(minimum > 63, 63, minimum))
-        _store_half(block, 0, d)
-        _store_half(block, 2 * LANES, dmin)
+        store_half(block, 0, d)
+        store_half(block, 2 * LANES, dmin)
         _scales_of_six_bits(s, m, block, 4 * LANES)
         for j in range(8):
             scale, minimum = _scale_of_six_bits(block, 4 * LANES, j)
             scale, minimum = from_half(d) * floats(scale), from_half(dmin) * floats(minimum)
             _recode(x, codes, j * _BLOCK * LANES, _BLOCK, top, scale, minimum)
         _pack_by_fours(codes, block, (size - 128) * LANES, fifth)
-        take(block, size, begin, count, out)
+        apart(block, size, begin, count, out)
 
 
 def q4_k(rows: Floats, weights: Floats, out: Bytes) -> None:
@@ -191,16 +172,14 @@ def q2_k(rows: Floats, weights: Floats, out: Bytes) -> None:
     scales, minima = np.empty(16 * LANES, np.float32), np.empty(16 * LANES, np.float32)
     sums, trial = np.empty(16 * LANES, np.float32), np.empty(16 * LANES, np.float32)
     codes, s, m = np.empty(SUPER * LANES, np.uint8), np.empty(16 * LANES, np.uint8), np.empty(16 * LANES, np.uint8)
-    block, starts = np.empty(84 * LANES, np.uint8), np.empty(LANES, np.int64)
+    block, starts = np.empty(96 * LANES, np.uint8), np.empty(LANES, np.int64)
     flat, count, plain = rows.reshape(-1), rows.size // SUPER, weights.size == 0
     first, step, steps = (-0.5, 0.1, 15) if plain else (_FIRST, _STEP, _STEPS)
     for begin in range(0, count, LANES):
-        place(begin, count, SUPER, rows.size, starts)
-        beside(flat, starts, SUPER, x)
+        lay(flat, begin, count, SUPER, starts, x)
         if weights.size:
-            place(begin, count, SUPER, weights.size, starts)
-            beside(weights, starts, SUPER, w)
-            weigh(x, w, SUPER, _energy(x, 0, SUPER) / np.float32(SUPER))
+            lay(weights, begin, count, SUPER, starts, w)
+            weigh(x, w, SUPER, energy(x, 0, SUPER) / np.float32(SUPER))
             _sums(w, 16, sums)
         else:
             _weigh_evenly(x, w, 16)
@@ -213,8 +192,8 @@ def q2_k(rows: Floats, weights: Floats, out: Bytes) -> None:
             d, dmin = half(fit_positive(scales, sums, 16, 15, s)), half(fit_positive(minima, sums, 16, 15, m))
         else:
             d, dmin = half(fit_to_largest(scales, 16, 15, s)), half(fit_to_largest(minima, 16, 15, m))
-        _store_half(block, 80 * LANES, d)
-        _store_half(block, 82 * LANES, dmin)
+        store_half(block, 80 * LANES, d)
+        store_half(block, 82 * LANES, dmin)
         for j in range(16):
             both = (load(s, j * LANES) | (load(m, j * LANES) << 4)) & 255
             store(block, j * LANES, both)
@@ -225,24 +204,7 @@ def q2_k(rows: Floats, weights: Floats, out: Bytes) -> None:
             low = load(codes, at) | (load(codes, at + 32 * LANES) << 2)
             high = (load(codes, at + 64 * LANES) << 4) | (load(codes, at + 96 * LANES) << 6)
             store(block, 16 * LANES + i, low | high)
-        take(block, 84, begin, count, out)
-
-
-@part
-def _energies(rows: Floats, out: Floats) -> None:
-    """Put the mean square of each row into `out`, summed from the first weight to the last."""
-    x, starts = np.empty(_BLOCK * LANES, np.float32), np.empty(LANES, np.int64)
-    flat, (count, n) = rows.reshape(-1), rows.shape
-    for begin in range(0, count, LANES):
-        total = spread(_ZERO)
-        for at in range(0, n, _BLOCK):
-            place(begin, count, n, rows.size, starts)
-            starts += at
-            beside(flat, starts, _BLOCK, x)
-            for i in range(0, _BLOCK * LANES, LANES):
-                v = load(x, i)
-                total += v * v
-        store(out, begin, total / np.float32(n))
+        apart(block, 84, begin, count, out)
 
 
 @compiled
@@ -250,23 +212,19 @@ def _legacy(rows: Floats, weights: Floats, out: Bytes, top: int) -> None:
     """q4_1, q5_1: blocks of 32 weights; d, m, fifth bits, others."""
     x, w = np.empty(_BLOCK * LANES, np.float32), np.empty(_BLOCK * LANES, np.float32)
     trial, codes = np.empty(_BLOCK * LANES, np.float32), np.empty(_BLOCK * LANES, np.uint8)
-    starts, energies = np.empty(LANES, np.int64), np.empty(rows.shape[0] + LANES, np.float32)
-    energy = np.empty(LANES, np.float32)
+    starts, sigma2 = np.empty(LANES, np.int64), np.empty(LANES, np.float32)
     size = 24 if top > 15 else 20
-    block = np.empty(size * LANES, np.uint8)
-    flat, count, per_row = rows.reshape(-1), rows.size // _BLOCK, rows.shape[1] // _BLOCK
-    _energies(rows, energies)
+    block = np.empty(32 * LANES, np.uint8)
+    flat, count, n, sums = rows.reshape(-1), rows.size // _BLOCK, rows.shape[1], squares(rows)
     for begin in range(0, count, LANES):
-        place(begin, count, _BLOCK, rows.size, starts)
-        beside(flat, starts, _BLOCK, x)
+        lay(flat, begin, count, _BLOCK, starts, x)
         for lane in range(LANES):
-            energy[lane] = energies[starts[lane] // _BLOCK // per_row]
-        place(begin, count, _BLOCK, weights.size, starts)
-        beside(weights, starts, _BLOCK, w)
-        weigh(x, w, _BLOCK, load(energy, 0))
+            sigma2[lane] = sums[starts[lane] // n] / np.float32(n)
+        lay(weights, begin, count, _BLOCK, starts, w)
+        weigh(x, w, _BLOCK, load(sigma2, 0))
         scale, minimum = fit(x, w, 0, _BLOCK, top, _FIRST, _STEP, _STEPS, False, codes, trial)
-        _store_half(block, 0, half(scale))
-        _store_half(block, 2 * LANES, half(-minimum))
+        store_half(block, 0, half(scale))
+        store_half(block, 2 * LANES, half(-minimum))
         high = spread(0)
         for i in range(16):
             one, two = load(codes, i * LANES), load(codes, (i + 16) * LANES)
@@ -275,7 +233,7 @@ def _legacy(rows: Floats, weights: Floats, out: Bytes, top: int) -> None:
         if top > 15:
             for i in range(4):
                 store(block, (4 + i) * LANES, high >> (8 * i))
-        take(block, size, begin, count, out)
+        apart(block, size, begin, count, out)
 
 
 def q4_1(rows: Floats, weights: Floats, out: Bytes) -> None:

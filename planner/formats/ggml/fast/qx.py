@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.blocks import FAINTEST, SUPER, apart, beside, extreme, squares, weigh
+from planner.formats.ggml.fast.blocks import FAINTEST, SUPER, apart, energy, extreme, lay, squares, store_half, weigh
 from planner.formats.ggml.fast.compiler import compiled, part
 from planner.formats.ggml.fast.lanes import (
     LANES,
@@ -21,7 +21,6 @@ from planner.formats.ggml.fast.lanes import (
     half,
     load,
     nearest,
-    place,
     spread,
     store,
     where,
@@ -106,11 +105,9 @@ def q6_k(rows: Floats, weights: Floats, out: Bytes) -> None:
     codes, starts = np.empty(SUPER * LANES, np.int32), np.empty(LANES, np.int64)
     stage = np.empty(224 * LANES, np.uint8)
     for block in range(0, count, LANES):
-        place(block, count, SUPER, rows.size, starts)
-        beside(flat, starts, SUPER, x)
+        lay(flat, block, count, SUPER, starts, x)
         if weights.size:
-            place(block, count, SUPER, weights.size, starts)
-            beside(weights, starts, SUPER, w)
+            lay(weights, block, count, SUPER, starts, w)
         else:
             for i in range(0, SUPER * LANES, LANES):
                 store(w, i, load(x, i) * load(x, i))
@@ -129,8 +126,7 @@ def q6_k(rows: Floats, weights: Floats, out: Bytes) -> None:
             store(stage, (192 + sub) * LANES, multiple)
             _recode(x, sub * 16 * LANES, from_half(word) * floats(multiple), 32, codes)
         _pack6(codes, none, stage)
-        store(stage, 208 * LANES, word)
-        store(stage, 209 * LANES, word >> 8)
+        store_half(stage, 208 * LANES, word)
         apart(stage, 210, block, count, out)
 
 
@@ -159,14 +155,9 @@ def q3_k(rows: Floats, weights: Floats, out: Bytes) -> None:
     stage = np.empty(112 * LANES, np.uint8)
     starts = np.empty(LANES, np.int64)
     for block in range(0, count, LANES):
-        place(block, count, SUPER, rows.size, starts)
-        beside(flat, starts, SUPER, x)
-        place(block, count, SUPER, weights.size, starts)
-        beside(weights, starts, SUPER, w)
-        total = spread(_ZERO)
-        for i in range(0, SUPER * LANES, LANES):
-            total += load(x, i) * load(x, i)
-        weigh(x, w, SUPER, _TWO * total / np.float32(SUPER))
+        lay(flat, block, count, SUPER, starts, x)
+        lay(weights, block, count, SUPER, starts, w)
+        weigh(x, w, SUPER, _TWO * energy(x, 0, SUPER) / np.float32(SUPER))
         for sub in range(16):
             at, total = sub * 16 * LANES, spread(_ZERO)
             for i in range(at, at + 16 * LANES, LANES):
@@ -178,8 +169,7 @@ def q3_k(rows: Floats, weights: Floats, out: Bytes) -> None:
             multiple = load(multiples, sub * LANES) - 32
             _recode(x, sub * 16 * LANES, from_half(word) * floats(multiple), 4, codes)
         _pack3(codes, multiples, stage)
-        store(stage, 108 * LANES, word)
-        store(stage, 109 * LANES, word >> 8)
+        store_half(stage, 108 * LANES, word)
         apart(stage, 110, block, count, out)
 
 
@@ -215,16 +205,13 @@ def _simple(rows: Floats, weights: Floats, out: Bytes, top: int) -> None:
     sigma2, codes, starts = np.empty(LANES, np.float32), np.empty(32 * LANES, np.int32), np.empty(LANES, np.int64)
     stage = np.empty(32 * LANES, np.uint8)
     for block in range(0, count, LANES):
-        place(block, count, 32, rows.size, starts)
-        beside(flat, starts, 32, x)
+        lay(flat, block, count, 32, starts, x)
         for lane in range(LANES):
             sigma2[lane] = sums[starts[lane] // n] / np.float32(n)
-        place(block, count, 32, weights.size, starts)
-        beside(weights, starts, 32, w)
+        lay(weights, block, count, 32, starts, w)
         weigh(x, w, 32, load(sigma2, 0))
         word = half(_fit(x, w, 0, 32, top, wx, codes))
-        store(stage, 0, word)
-        store(stage, LANES, word >> 8)
+        store_half(stage, 0, word)
         if top == 16:
             for i in range(4):
                 bits = spread(0)

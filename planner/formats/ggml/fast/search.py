@@ -40,6 +40,8 @@ __all__ = [
     "nearest_int",
     "nearest_point",
     "new_room",
+    "put_half",
+    "put_word",
     "scale_code",
     "set_scales",
     "split",
@@ -107,6 +109,20 @@ def half_of(value: Any, room: Room) -> Any:
     """Return the bits of the nearest half-precision float."""
     store(room.spare, 0, half(spread(np.float32(value))))
     return room.spare[0]
+
+
+@part
+def put_half(data: Any, at: int, value: Any, room: Room) -> None:
+    """Put the nearest half-precision float into two bytes."""
+    half = half_of(value, room)
+    data[at], data[at + 1] = half & 255, half >> 8
+
+
+@part
+def put_word(data: Any, at: int, word: Any) -> None:
+    """Put 32 bits into four bytes."""
+    for k in range(4):
+        data[at + k] = word >> 8 * k & 255
 
 
 @part
