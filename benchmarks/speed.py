@@ -1,16 +1,19 @@
 """Where the time of planner's heavy commands goes, how far each is from its floor, and llama.cpp's own beside it.
 
-    python -m benchmarks.speed FOLDER [--models 0.1,0.6,1] [--work measure,quantize,...] [--llama-quantize BINARY]
+    python -m benchmarks.speed FOLDER [--models 0.1,0.6,1] [--work measure,quantize,...] [--threads 1,2]
+        [--llama-quantize BINARY]
 
 Models of real shapes and random weights, with an imatrix and covariances, are made in FOLDER, and used if they are
-there. Every command is a process of its own. Its CPU time is split by clocks of threads around the functions in
-`PARTS`, each without what it calls that is in there too; `llama.cpp` is what its threads take while it runs a model.
+there. Compiled code is made before, once (`compiling`). Every command is a process of its own. Its CPU time
+is split by clocks of threads around the functions in `PARTS`, each without what it calls that is in there too;
+`llama.cpp` is what its threads take while it runs a model.
 
 The floor is what no command could be below that uses the same kernels: their CPU time, shared by the threads, or the
 time in which memory moves the bytes that have to be read and written, whichever is longer. It is in seconds of CPU
 time, for all threads together, as are the others, so that a busy machine changes little.
 
-llama.cpp's side is `llama-quantize`, or, where that is not given, the function that it calls, in a process of its own.
+llama.cpp's side is `llama-quantize`, or, where that is not given, the function that it calls, in a process of its own;
+`ratio` is of seconds of the clock, ours to its: of `measure`, to a Q4_K_M pass.
 Recipes are those of llama.cpp's mixes, so that both write the same types; tensors are compared byte by byte.
 """
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -58,6 +62,7 @@ PARTS: Mapping[str, Sequence[str]] = {
         "planner.llama.evaluate.divergence:compare", "planner.llama.evaluate.logprobs:encode",
         "planner.llama.collect.collector:Collector.see", "planner.llama.collect.multiplier:Multiplier.see",
     ),
+    "tables": ("planner.formats.ggml.reference:prepare_tables",),
     "checks": (
         "planner.gguf.health:all_finite", "planner.formats.ggml.kernels:rows_are_valid",
         "planner.formats.ggml.kernels:_check_range",
@@ -69,7 +74,7 @@ PARTS: Mapping[str, Sequence[str]] = {
     ),
 }  # fmt: skip
 """What is clocked, as module:name; what a command has left is `rest`: imports, planning, Python between."""
-COLUMNS = ("reading", "conversion", "kernels", "llama.cpp", "error", "checks", "writing", "state", "rest")
+COLUMNS = ("reading", "conversion", "kernels", "tables", "llama.cpp", "error", "checks", "writing", "state", "rest")
 
 spent: Counter[str] = Counter()
 _own, _lock = threading.local(), threading.Lock()
@@ -192,15 +197,15 @@ def make(name: str, folder: Path) -> Path:
 class Bench:
     """One model's works, in a folder."""
 
-    def __init__(self, model: Path, given: argparse.Namespace) -> None:
-        self.model, self.folder, self.given = model, model.parent, given
+    def __init__(self, model: Path, given: argparse.Namespace, threads: str) -> None:
+        self.model, self.folder, self.given, self.threads = model, model.parent, given, threads
         self.imatrix = model.with_suffix(".imatrix.gguf")
         self.out = {side: model.with_suffix(f".{side}.gguf") for side in ("theirs", "ours")}
 
     def planner(self, *arguments: object) -> Run:
         """Run a command of planner."""
-        kept, words, threads = self.folder / "parts.json", map(str, arguments), str(self.given.threads)
-        command = [sys.executable, "-m", "benchmarks.speed", "--child", str(kept), "--", *words, "-t", threads]
+        kept, words = self.folder / "parts.json", map(str, arguments)
+        command = [sys.executable, "-m", "benchmarks.speed", "--child", str(kept), "--", *words, "-t", self.threads]
         return timed(command, kept)
 
     def take(self, imatrix: Path) -> Path:
@@ -212,12 +217,12 @@ class Bench:
 
     def llama(self, mix: str) -> Run:
         """Let llama.cpp write a mix."""
-        model, imatrix, out, threads = map(str, (self.model, self.imatrix, self.out["theirs"], self.given.threads))
+        model, imatrix, out = map(str, (self.model, self.imatrix, self.out["theirs"]))
         if self.given.llama_quantize:
-            return timed([self.given.llama_quantize, "--imatrix", imatrix, model, out, mix, threads])
+            return timed([self.given.llama_quantize, "--imatrix", imatrix, model, out, mix, self.threads])
         code = "import sys; from pathlib import Path; from benchmarks.mixes import write_mix as write; a = sys.argv[1:]"
         code += "; write(Path(a[0]), Path(a[1]), a[2], Path(a[3]), int(a[4]))"
-        return timed([sys.executable, "-c", code, model, imatrix, mix, out, threads])
+        return timed([sys.executable, "-c", code, model, imatrix, mix, out, self.threads])
 
     def measure(self) -> Iterator[tuple[str, Run, Run | None]]:
         """A state of all types, and one of those that are asked for; each beside a Q4_K_M pass."""
@@ -256,6 +261,13 @@ class Bench:
         yield "evaluate, file", self.planner("evaluate", base, self.out["theirs"]), None
 
 
+def compile_all() -> Run:
+    """Quantize a few rows to every format that there is compiled code for."""
+    code = "from planner.formats.ggml import fast, formats; [fast.quantizer(formats()[name]) for name in fast.MODULES]"
+    code += "; fast.widener(formats()['f16'])"
+    return timed([sys.executable, "-c", code])
+
+
 def bandwidth() -> float:
     """Bytes that one core copies in a second, of CPU time."""
     block, best = np.ones(1 << 27, np.uint8), 0.0
@@ -274,23 +286,25 @@ def main() -> None:
     parser.add_argument("--types", default="all", help="sets of types to measure, by spaces [default: %(default)s]")
     parser.add_argument("--mixes", default="Q4_K_M,IQ4_XS,IQ2_M", help="[default: %(default)s]")
     parser.add_argument("--chunks", type=int, default=2, help="windows of 512 tokens to run [default: %(default)s]")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", default=str(os.cpu_count() or 1), help="numbers of them [default: %(default)s]")
     parser.add_argument("--llama-quantize", help="binary [default: the function of llama-cpp-python]")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     copied = bandwidth()
-    print(f"{given.threads} threads; memory copies {copied / 1e9:.1f} GB a second\n\nCPU seconds, seconds of the clock")
-    print(f"{'model, work':<27}" + "".join(f"{name:>11}" for name in (*COLUMNS, "all", "floor", "clock", "llama's")))
-    for name in given.models.split(","):
+    print(f"memory copies {copied / 1e9:.1f} GB a second; compiling {compile_all().cpu:.0f} s\n")
+    print("seconds of processors; seconds of the clock; llama.cpp's of both")
+    columns = (*COLUMNS, "all", "floor", "clock", "its all", "its clock", "ratio")
+    print(f"{'model, threads, work':<27}" + "".join(f"{name:>11}" for name in columns))
+    for name, threads in itertools.product(given.models.split(","), given.threads.split(",")):
         model = make(name, given.folder.resolve())
-        bench = Bench(model, given)
+        bench = Bench(model, given, threads)
         for work in given.work.split(","):
             for what, ours, theirs in getattr(bench, work)():
                 kernels = ours.parts.get("kernels", 0.0) + ours.parts.get("llama.cpp", 0.0)
                 floor = max(kernels, model.stat().st_size / copied)
                 cells = [*(ours.parts.get(column, 0.0) for column in COLUMNS), ours.cpu, floor, ours.clock]
-                beside = f"{theirs.cpu:>11.2f}{ours.cpu / theirs.cpu:>7.2f}" if theirs else ""
-                print(f"{name + ' ' + what:<27}" + "".join(f"{cell:>11.2f}" for cell in cells) + beside, flush=True)
+                cells += [theirs.cpu, theirs.clock, ours.clock / theirs.clock] if theirs else []
+                print(f"{f'{name}, {threads}, {what}':<27}" + "".join(f"{cell:>11.2f}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":
