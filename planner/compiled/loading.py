@@ -49,9 +49,7 @@ def spending(name: str) -> Iterator[None]:
     _spent[name] = _spent.get(name, 0) + time.thread_time() - begun
 
 
-def loaded(
-    name: str, find: Callable[[], Callable[..., Any] | None], *, soon: bool = False
-) -> Callable[..., Any] | None:
+def loaded(name: str, find: Callable[[], Code | None], *, soon: bool = False) -> Code | None:
     """Return compiled code, or None for the slower: where there is none, or none is wished for, or before it pays, or
     as another thread has just begun to compile. `find` looks for it, once in a process, if it is wanted `soon`, or
     pays."""

@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 
 from planner.compiled.loading import loaded, spending
 
-__all__ = ["BLOCK", "add_up", "block_width", "compiled_sums", "sums"]
+__all__ = ["add_up", "block_width", "compiled_sums", "sums"]
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Weights = Floats | NDArray[np.float16]
 Adding = Callable[..., None]
 
-BLOCK = 32
-"""Weights in the smallest block of the usual formats."""
+_BLOCK = 32  # the smallest of the usual formats
 _LANES = 16  # of the compiled loop: half a block
 _STEP = 1 << 16  # weights that a core's cache holds
 _NAME = "sums"
@@ -32,7 +31,7 @@ _NAME = "sums"
 
 def block_width(row_length: int) -> int:
     """Return how many weights a block has: one, where no usual block divides the row."""
-    return BLOCK if row_length % BLOCK == 0 else 1
+    return _BLOCK if row_length % _BLOCK == 0 else 1
 
 
 def sums(rows: Weights, mean: Floats, variance: Floats, second: Doubles) -> tuple[Doubles, Doubles]:
@@ -92,12 +91,12 @@ def _folded(join: np.ufunc, values: Floats) -> Floats:
 def compiled_sums() -> Adding | None:
     """Return `add_up` compiled; None where numba is missing or fails, or a bit differs."""
     random = np.random.default_rng(20)
-    sizes = 10.0 ** random.uniform(-25, 18, (9, 6)).repeat(BLOCK, axis=1)
+    sizes = 10.0 ** random.uniform(-25, 18, (9, 6)).repeat(_BLOCK, axis=1)
     singles = (random.standard_normal(sizes.shape) * sizes).astype(np.float32)
     finite = random.integers(1 << 16, size=sizes.shape, dtype=np.uint16) & 0xFBFF
     halves = finite.view(np.float16)
     mean, variance = random.standard_normal((2, sizes.shape[1])).astype(np.float32)
-    weights = mean, variance**2, random.random(sizes.shape[1] // BLOCK), 4
+    weights = mean, variance**2, random.random(sizes.shape[1] // _BLOCK), 4
     try:
         function: Adding = importlib.import_module("planner.measure.compiled_sums").add_up
         for rows in (singles, halves):
