@@ -77,7 +77,8 @@ def add_up(
             weighted = (values * weights[:, None]).reshape(-1, min(_LANES, blocks.shape[1]), len(few))
             into[:] = _folded(np.add, np.add.reduce(weighted, axis=0, keepdims=True, initial=0))[0]
         for into, join in ((out[2], np.add), (out[3], np.maximum)):
-            np.add.reduce(_folded(join, blocks) * second[:, None], axis=0, out=into, initial=0)
+            # `reduce` would take another order for a single row
+            into[:] = np.add.accumulate(_folded(join, blocks) * second[:, None], axis=0)[-1]
 
 
 def _folded(join: np.ufunc, values: Floats) -> Floats:
@@ -91,7 +92,7 @@ def _folded(join: np.ufunc, values: Floats) -> Floats:
 def compiled_sums() -> Adding | None:
     """Return `add_up` compiled; None where numba is missing or fails, or a bit differs."""
     random = np.random.default_rng(20)
-    sizes = 10.0 ** random.uniform(-25, 18, (9, 6)).repeat(_BLOCK, axis=1)
+    sizes = 10.0 ** random.uniform(-25, 18, (9, 20)).repeat(_BLOCK, axis=1)
     singles = (random.standard_normal(sizes.shape) * sizes).astype(np.float32)
     finite = random.integers(1 << 16, size=sizes.shape, dtype=np.uint16) & 0xFBFF
     halves = finite.view(np.float16)

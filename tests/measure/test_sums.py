@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from planner.compiled import loading
@@ -40,15 +40,17 @@ def made(random, count, length, kind):
     return awkward_rows(random, count, length)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     count=st.integers(1, 40),
-    blocks=st.integers(1, 9),
+    blocks=st.integers(1, 20),
     step=st.integers(1, 50),
     kind=st.sampled_from(["halves", "singles"]),
     odd=st.booleans(),
     seed=st.integers(0, 2**32),
 )
+@example(count=1, blocks=40, step=1, kind="halves", odd=False, seed=0)
+@example(count=9, blocks=130, step=4, kind="singles", odd=False, seed=0)
 def test_compiled_or_not_they_have_the_same_bits(count, blocks, step, kind, odd, seed):
     random = np.random.default_rng(seed)
     rows = made(random, count, 32 * blocks, kind)
