@@ -30,10 +30,11 @@ ORDER = (
     ("state", "errors lock migrations records rows schema connection store __init__"),
     ("planner", "closing digests errors lastwords files memory sizes terms text version"),
     ("planner.inputs", "strangers kinds reading __init__"),
+    ("planner.compiled", "compiler lanes loading __init__"),
     ("planner.formats.ggml", "library ik_library types formats file_types foreign reference"),
     (
         "planner.formats.ggml.fast",
-        "compiler halves lanes blocks fits iq4 qkx qx grids search splits iq1 iq1m iq2 iq3 agreement __init__",
+        "halves blocks fits iq4 qkx qx grids search splits iq1 iq1m iq2 iq3 agreement __init__",
     ),
     ("planner.formats.ggml", "kernels __init__"),
     ("planner.formats.ggml.refine", "fields layouts lattices codes kernels rows __init__"),
@@ -62,8 +63,8 @@ ORDER = (
     ),
     (
         "planner.measure",
-        "anatomy activation_moments moments sampling survey experts inner energies metric loop inventory rounding "
-        "targets campaign __init__",
+        "anatomy activation_moments moments sampling compiled_sums sums survey experts inner energies metric loop "
+        "inventory rounding targets campaign __init__",
     ),
     ("planner.evidence", "bpw_state kld_table add __init__"),
     ("planner.importing", "source basis recipes measurements __init__"),

@@ -103,6 +103,10 @@ class Model(Closing):
             raw = raw.copy()
         return dequantize_rows(self.format(tensor), raw, tensor.row_length)
 
+    def chosen_rows(self, tensor: Tensor, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return rows by their numbers, int64 [k], as numbers: f32[k, row_length]. Raises IndexError."""
+        return dequantize_rows(self.format(tensor), self.raw_rows(tensor)[chosen], tensor.row_length)
+
     def format(self, tensor: Tensor) -> Format:
         """Return the tensor's stored format."""
         return formats()[tensor.format]

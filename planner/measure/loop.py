@@ -161,7 +161,7 @@ def _errors_of_rows(
     """Return the errors of rows, int64 [k], in each format, float64 [3, k], weighted by usage; adds to `seconds`."""
     errors = {fmt: np.zeros((3, len(rows))) for fmt in fmts}
     for matrix, where in _chunks(survey.tensor, rows):
-        weights = np.concatenate([model.rows(survey.tensor, row, row + 1) for row in rows[where].tolist()])
+        weights = model.chosen_rows(survey.tensor, rows[where])
         for fmt in fmts:
             while not tables_ready(fmt):
                 _check(stop)

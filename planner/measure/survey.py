@@ -10,6 +10,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from planner.errors import ModelError
 from planner.gguf import Model, Tensor
 from planner.measure.moments import Moments
+from planner.measure.sums import block_width, sums
 from planner.work import Stop, Stopped
 
 __all__ = ["Survey", "survey_tensor"]
 
+Weights = NDArray[np.float32] | NDArray[np.float16]
 Doubles = NDArray[np.float64]
-_CHUNK = 1 << 18  # weights in flight: what a core's cache holds
-_BLOCK = 32  # the smallest block of the usual formats
+_CHUNK = 1 << 20  # weights in flight: so many that Python between takes no time
 # A channel is massive when its energy exceeds both: see "Massive activations" in docs/design.md
 _MASSIVE_RATIO = 30.0
 _MASSIVE_SHARE = 0.05
@@ -114,35 +116,26 @@ def _pass(
 ) -> Survey:
     flat = {name: np.zeros(tensor.rows) for name in ("mean", "var", "massive", "expected", "peaks", "expected_massive")}
     columns = np.zeros(moments.mean.shape)
-    # float32 keeps this at the speed of memory: sums of n squares are good to about 1e-7 √n
+    # float32 keeps this at the speed of memory
     mean = np.where(massive, 0.0, moments.mean).astype(np.float32)
     variance = np.where(massive, 0.0, moments.variance).astype(np.float32)
-    second = _smooth(np.where(massive, 0.0, moments.second))
-    massive_second = _smooth(np.where(massive, moments.second, 0.0))
-    blocks = np.arange(0, tensor.row_length, _width(tensor.row_length))
+    second = _of_blocks(np.where(massive, 0.0, moments.second))
+    plain = np.where(_of_blocks(massive) > 0, 0.0, second)
     for matrix, start, end in tensor.slices(_CHUNK):
         if stop():
             raise Stopped
         raw = model.raw_rows(tensor, start, end)
         digest(raw.data)
-        rows = model.rows(tensor, start, end)
+        rows = raw.view(np.float16) if tensor.format == "f16" else model.rows(tensor, start, end)
         here = slice(start, end)
         with np.errstate(invalid="ignore", over="ignore"):  # asked about below, once a tensor
-            squares = rows * rows
-            columns[matrix] += np.einsum("ij->j", squares)
-            flat["var"][here] = np.einsum("ij,j->i", squares, variance[matrix])
-            if moments.has_mean:
-                flat["mean"][here] = np.einsum("ij,j->i", rows, mean[matrix])
-            peaks = np.maximum.reduceat(squares, blocks, axis=1)  # massive channels too: they share the scales
-            flat["peaks"][here] = np.einsum("ij,j->i", peaks, second[matrix, blocks])
-            which = np.flatnonzero(massive[matrix])
-            if len(which):
-                few = rows[:, which].astype(np.float64)
-                flat["massive"][here] = (few * few) @ moments.variance[matrix, which]
-                flat["massive"][here] += (few @ moments.mean[matrix, which]) ** 2
-                flat["expected_massive"][here] = np.einsum("ij,j->i", squares, massive_second[matrix])
-                squares[:, which] = 0.0
-            flat["expected"][here] = np.einsum("ij,j->i", squares, second[matrix])
+            of_columns, of_rows = sums(rows, mean[matrix], variance[matrix], plain[matrix])
+            columns[matrix] += of_columns
+            for name, values in zip(("mean", "var", "expected", "peaks"), of_rows, strict=True):
+                flat[name][here] = values
+            if massive[matrix].any():
+                for name, values in _massive_sums(rows, moments, matrix, massive[matrix], second[matrix]).items():
+                    flat[name][here] += values
         model.release(tensor, start, end)
     _check_finite(tensor, columns, flat.values())
     shape = (tensor.matrices, tensor.rows_per_matrix)
@@ -174,12 +167,27 @@ def _check_finite(tensor: Tensor, columns: Doubles, others: Iterable[Doubles]) -
         )
 
 
-def _smooth(values: Doubles) -> NDArray[np.float32]:
-    """Replace each channel's value by the mean of its block, float32 [matrices, n]."""
-    width = _width(values.shape[1])
-    means: Doubles = values.reshape(len(values), -1, width).mean(axis=2)
-    return means.repeat(width, axis=1).astype(np.float32)
+def _massive_sums(
+    rows: Weights, moments: Moments, matrix: int, massive: NDArray[np.bool_], second: Doubles
+) -> dict[str, Doubles]:
+    """Return what massive channels, bool [n], of rows [r, n] and the blocks that they are in add to sums of the
+    rows, float64 [r] each; `second` of the blocks is without massive channels."""
+    few = rows[:, massive].astype(np.float64)
+    energy = (few * few) @ moments.variance[matrix, massive] + (few @ moments.mean[matrix, massive]) ** 2
+    width = block_width(len(massive))
+    shared = massive.reshape(-1, width)
+    here = shared.any(axis=1)
+    heavy = (moments.second[matrix] * massive).reshape(-1, width).mean(axis=1)
+    squares = rows.reshape(len(rows), -1, width)[:, here].astype(np.float64) ** 2
+    return {
+        "massive": energy,
+        "expected_massive": squares.sum(axis=2) @ heavy[here],
+        "peaks": squares.max(axis=2) @ second[here],  # of massive channels too: they share the scales
+        "expected": (squares * ~shared[here]).sum(axis=2) @ second[here],
+    }
 
 
-def _width(row_length: int) -> int:
-    return _BLOCK if row_length % _BLOCK == 0 else 1
+def _of_blocks(values: NDArray[Any]) -> Doubles:
+    """Return the mean of each block's channels, float64 [matrices, blocks]."""
+    means: Doubles = values.reshape(len(values), -1, block_width(values.shape[1])).mean(axis=2)
+    return means

@@ -101,6 +101,7 @@ def test_rows_are_views_of_the_file_and_numbers(make, tools):
     assert not raw.flags.writeable
     assert raw.tobytes() == values.reshape(6, 4)[1:5].tobytes()
     assert np.array_equal(model.rows(tensor), values.reshape(6, 4).astype(np.float32))
+    assert np.array_equal(model.chosen_rows(tensor, np.array([5, 0, 3])), values.reshape(6, 4)[[5, 0, 3]])
     assert model.raw_rows(tensor, 2, 2).shape == (0, 8)
     for start, stop in ((-1, 2), (0, 7), (3, 2)):
         with pytest.raises(IndexError):

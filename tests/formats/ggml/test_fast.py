@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from planner.compiled import loading
+from planner.compiled.lanes import LANES, from_half, half, load, nearest, store
 from planner.formats.ggml import fast, formats, quantize_by_ggml, quantize_rows
 from planner.formats.ggml.fast import halves as of_halves
 from planner.formats.ggml.fast.agreement import (
@@ -24,7 +26,6 @@ from planner.formats.ggml.fast.agreement import (
     bearable,
     scattered,
 )
-from planner.formats.ggml.fast.lanes import LANES, from_half, half, load, nearest, store
 from planner.formats.ggml.reference import dequantize_by_ggml
 
 # of lattice types those whose tables ggml builds in a moment: for the others there are digests of what it made
@@ -52,8 +53,8 @@ def choices_of_weights(name, seed, wide):
 @pytest.fixture
 def fresh(monkeypatch):
     """As in a process that has quantized nothing yet."""
-    monkeypatch.setattr(fast, "_spent", {})
-    monkeypatch.setattr(fast, "_found", {})
+    monkeypatch.setattr(loading, "_spent", {})
+    monkeypatch.setattr(loading, "_found", {})
     monkeypatch.delenv("PLANNER_KERNELS", raising=False)
 
 
@@ -111,7 +112,7 @@ def test_floats_of_halves_have_the_bits_of_ggml(size, monkeypatch):
     fmt = formats()["f16"]
     monkeypatch.setenv("PLANNER_KERNELS", "compiled")
     found = fast.dequantize(fmt, every, size)
-    assert fast._found["halves"] is not None
+    assert loading._found["halves"] is not None
     assert np.array_equal(found.view(np.uint32), dequantize_by_ggml(fmt, every, size).view(np.uint32))
     odd = np.concatenate([[0], every.reshape(-1)]).astype(np.uint8)[1:].reshape(every.shape)
     assert np.array_equal(fast.dequantize(fmt, odd, size).view(np.uint32), found.view(np.uint32))
@@ -121,15 +122,15 @@ def test_floats_of_halves_have_the_bits_of_ggml(size, monkeypatch):
 def test_halves_are_widened_by_ours_when_it_pays(monkeypatch):
     fmt, data = formats()["f16"], np.zeros((1, 512), np.uint8)
     fast.dequantize(fmt, data, 256)
-    assert not fast._found
-    assert fast._spent["halves"] > 0
-    monkeypatch.setattr(fast, "_PAYS", 0)
+    assert not loading._found
+    assert loading._spent["halves"] > 0
+    monkeypatch.setattr(loading, "_PAYS", 0)
     monkeypatch.setenv("PLANNER_KERNELS", "ggml")
     fast.dequantize(fmt, data, 256)
-    assert not fast._found
+    assert not loading._found
     monkeypatch.delenv("PLANNER_KERNELS")
     fast.dequantize(fmt, data, 256)
-    assert list(fast._found) == ["halves"]
+    assert list(loading._found) == ["halves"]
 
 
 @pytest.mark.parametrize("breaks", [0x0001, 0x3C00, 0xFC00, 0x7E01])
@@ -148,22 +149,22 @@ def test_one_half_that_differs_is_seen(breaks, monkeypatch):
 def test_ggml_begins_and_ours_takes_over(monkeypatch):
     fmt, rows = formats()["q4_K"], np.ones((4, 256), np.float32)
     fast.quantize(fmt, rows, None)
-    assert not fast._found
-    assert 0 < fast._spent["q4_K"] < fast._PAYS
-    monkeypatch.setattr(fast, "_PAYS", fast._spent["q4_K"])
+    assert not loading._found
+    assert 0 < loading._spent["q4_K"] < loading._PAYS
+    monkeypatch.setattr(loading, "_PAYS", loading._spent["q4_K"])
     fast.quantize(formats()["f16"], rows, None)
-    assert not fast._found
+    assert not loading._found
     fast.quantize(fmt, rows, None)
-    assert list(fast._found) == ["q4_K"]
-    before = dict(fast._spent)
+    assert list(loading._found) == ["q4_K"]
+    before = dict(loading._spent)
     fast.quantize(fmt, rows, None)
-    assert fast._spent == before
+    assert loading._spent == before
     monkeypatch.setenv("PLANNER_KERNELS", "compiled")
     fast.quantize(formats()["q5_K"], rows, None)
-    assert list(fast._found) == ["q4_K", "q5_K"]
+    assert list(loading._found) == ["q4_K", "q5_K"]
     monkeypatch.setenv("PLANNER_KERNELS", "ggml")
     fast.quantize(fmt, rows, None)
-    assert fast._spent["q4_K"] > before["q4_K"]
+    assert loading._spent["q4_K"] > before["q4_K"]
 
 
 @pytest.mark.usefixtures("fresh")
@@ -199,16 +200,16 @@ def test_nobody_waits_for_the_compiler(monkeypatch):
         assert done.wait(60)
 
     monkeypatch.setattr(fast, "quantizer", slow)
-    monkeypatch.setattr(fast, "_PAYS", 0)
+    monkeypatch.setattr(loading, "_PAYS", 0)
     fmt, rows = formats()["q4_K"], np.ones((4, 256), np.float32)
     first = threading.Thread(target=fast.quantize, args=(fmt, rows, None))
     first.start()
     assert entered.wait(60)
     assert np.array_equal(fast.quantize(fmt, rows, None), quantize_by_ggml(fmt, rows))
-    assert fmt.name not in fast._found
+    assert fmt.name not in loading._found
     done.set()
     first.join()
-    assert fmt.name in fast._found
+    assert fmt.name in loading._found
 
 
 @numba.njit

@@ -6,9 +6,9 @@ import numba
 import numpy as np
 import pytest
 
+from planner.compiled.lanes import LANES, load, store
 from planner.formats.ggml.fast import iq4
 from planner.formats.ggml.fast.blocks import apart, beside
-from planner.formats.ggml.fast.lanes import LANES, load, store
 
 
 @numba.njit

@@ -8,17 +8,14 @@ pays, and nothing is used that does not agree with the loaded ggml to the last b
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import os
-import threading
-import time
+import importlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.compiled.loading import found, has_compiler, loaded, spending, wish
 from planner.errors import KernelError
 from planner.formats.ggml.fast.agreement import agrees, agrees_unasked, proven
 from planner.formats.ggml.formats import Format
@@ -43,16 +40,8 @@ WITHOUT_IMATRIX: frozenset[str] = frozenset(
 )
 """Those of them that are quantized here without an imatrix too; for the others ggml does that."""
 
-_SWITCH = "PLANNER_KERNELS"  # `ggml`: ggml's alone; `compiled`: ours from the first row on
-# Seconds of ggml's work on a format, from which on loading ours is soon paid for: from the cache it takes 0.1 to 0.7 s,
-# and 0.4 s more for the first
-_PAYS = 0.5
 _NONE = np.empty(0, np.float32)
 _HALVES = "halves"  # what is kept of making floats of F16
-
-_spent: dict[str, float] = {}
-_found: dict[str, Callable[..., None] | None] = {}
-_looking = threading.Lock()
 
 
 def quantize(fmt: Format, rows: Floats, weights: Floats | None) -> Bytes:
@@ -60,10 +49,8 @@ def quantize(fmt: Format, rows: Floats, weights: Floats | None) -> Bytes:
     ggml's kernel. Releases the GIL. Raises KernelError if ggml fails and says so."""
     function = _chosen(fmt) if weights is not None or fmt.name in WITHOUT_IMATRIX else None
     if function is None:
-        begun = time.thread_time()
-        out = quantize_by_ggml(fmt, rows, weights)
-        _spent[fmt.name] = _spent.get(fmt.name, 0) + time.thread_time() - begun
-        return out
+        with spending(fmt.name):
+            return quantize_by_ggml(fmt, rows, weights)
     out = np.zeros((rows.shape[0], fmt.row_bytes(rows.shape[1])), dtype=np.uint8)
     if out.size:
         function(rows, _NONE if weights is None else weights, out)
@@ -72,18 +59,7 @@ def quantize(fmt: Format, rows: Floats, weights: Floats | None) -> Bytes:
 
 def at_once(fmt: Format) -> bool:
     """Return whether a lattice type is quantized here from the first row on, so that ggml need not build its tables."""
-    return (
-        fmt.name in MODULES
-        and os.environ.get(_SWITCH) != "ggml"
-        and _found.get(fmt.name, True) is not None
-        and _has_compiler()
-        and proven(fmt)
-    )
-
-
-@functools.cache
-def _has_compiler() -> bool:
-    return importlib.util.find_spec("numba") is not None
+    return fmt.name in MODULES and wish() != "ggml" and found(fmt.name) is not False and has_compiler() and proven(fmt)
 
 
 def dequantize(fmt: Format, data: Bytes, row_length: int) -> Floats:
@@ -92,14 +68,10 @@ def dequantize(fmt: Format, data: Bytes, row_length: int) -> Floats:
     if fmt.name != "f16":
         return dequantize_by_ggml(fmt, data, row_length)
     halves = data.reshape(-1).view(np.uint16)
-    wish = os.environ.get(_SWITCH)
-    usable = wish != "ggml" and halves.flags.aligned
-    function = _loaded(_HALVES, soon=wish == "compiled", find=lambda: widener(fmt)) if usable else None
+    function = loaded(_HALVES, lambda: widener(fmt)) if halves.flags.aligned else None
     if function is None:
-        begun = time.thread_time()
-        rows = dequantize_by_ggml(fmt, data, row_length)
-        _spent[_HALVES] = _spent.get(_HALVES, 0) + time.thread_time() - begun
-        return rows
+        with spending(_HALVES):
+            return dequantize_by_ggml(fmt, data, row_length)
     rows = np.empty((data.shape[0], row_length), np.float32)
     halves.flags.writeable = False  # as a mapped file is: compiled once, for both
     function(halves, rows.reshape(-1))
@@ -107,30 +79,8 @@ def dequantize(fmt: Format, data: Bytes, row_length: int) -> Floats:
 
 
 def _chosen(fmt: Format) -> Quantizer | None:
-    """Return our quantizer, or None for ggml's: where there is no other, or before it pays, or as another thread has
-    just begun to compile it."""
-    wish = os.environ.get(_SWITCH)
-    if fmt.name not in MODULES or wish == "ggml":
-        return None
-    if fmt.name in _found:
-        return _found[fmt.name]
-    return _loaded(fmt.name, soon=wish == "compiled" or at_once(fmt), find=lambda: quantizer(fmt))
-
-
-def _loaded(name: str, *, soon: bool, find: Callable[[], Callable[..., None] | None]) -> Callable[..., None] | None:
-    """Return what there is of ours for a format, found now if it is wanted `soon` or pays by now."""
-    if name in _found:
-        return _found[name]
-    if not soon and _spent.get(name, 0) < _PAYS:
-        return None
-    if not _looking.acquire(blocking=soon):
-        return None
-    try:
-        if name not in _found:
-            _found[name] = find()
-        return _found[name]
-    finally:
-        _looking.release()
+    """Return our quantizer, or None for ggml's."""
+    return loaded(fmt.name, lambda: quantizer(fmt), soon=at_once(fmt)) if fmt.name in MODULES else None
 
 
 def widener(fmt: Format) -> Widener | None:

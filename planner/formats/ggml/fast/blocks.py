@@ -11,8 +11,8 @@ from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.compiler import part
-from planner.formats.ggml.fast.lanes import LANES, absolute, load, place, spread, square_root, store, where
+from planner.compiled.compiler import part
+from planner.compiled.lanes import LANES, absolute, load, place, spread, square_root, store, where
 
 __all__ = ["FAINTEST", "SUPER", "apart", "beside", "energy", "extreme", "lay", "squares", "store_half", "weigh"]
 

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.blocks import FAINTEST
-from planner.formats.ggml.fast.compiler import part
-from planner.formats.ggml.fast.lanes import (
+from planner.compiled.compiler import part
+from planner.compiled.lanes import (
     LANES,
     absolute,
     clamped,
@@ -24,6 +23,7 @@ from planner.formats.ggml.fast.lanes import (
     store,
     where,
 )
+from planner.formats.ggml.fast.blocks import FAINTEST
 
 __all__ = ["fit", "fit_positive", "fit_to_largest"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.compiler import compiled
+from planner.compiled.compiler import compiled
 
 __all__ = ["widen"]
 

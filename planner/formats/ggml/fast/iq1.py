@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.compiler import compiled, part
+from planner.compiled.compiler import compiled, part
+from planner.compiled.lanes import LANES, load, store
 from planner.formats.ggml.fast.grids import Grid, grid_of
-from planner.formats.ggml.fast.lanes import LANES, load, store
 from planner.formats.ggml.fast.search import SUPER, Room, energy, nearest_int, nearest_point, new_room, put_half, weigh
 from planner.formats.ggml.fast.splits import LEVELS, LOWEST, add, assign, choose, code_of, largest, sort
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.compiler import compiled, part
+from planner.compiled.compiler import compiled, part
+from planner.compiled.lanes import LANES, floats, load, nearest, spread, square_root, store, where
 from planner.formats.ggml.fast.grids import Grid, grid_of
-from planner.formats.ggml.fast.lanes import LANES, floats, load, nearest, spread, square_root, store, where
 from planner.formats.ggml.fast.search import (
     ALWAYS,
     DOUBTED,

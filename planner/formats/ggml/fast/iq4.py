@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.blocks import FAINTEST, SUPER, apart, energy, extreme, lay, store_half, weigh
-from planner.formats.ggml.fast.compiler import compiled, part
-from planner.formats.ggml.fast.lanes import (
+from planner.compiled.compiler import compiled, part
+from planner.compiled.lanes import (
     LANES,
     absolute,
     clamped,
@@ -26,6 +25,7 @@ from planner.formats.ggml.fast.lanes import (
     store,
     where,
 )
+from planner.formats.ggml.fast.blocks import FAINTEST, SUPER, apart, energy, extreme, lay, store_half, weigh
 
 __all__ = ["iq4_nl", "iq4_xs"]
 

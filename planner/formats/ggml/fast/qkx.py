@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.blocks import SUPER, apart, energy, lay, squares, store_half, weigh
-from planner.formats.ggml.fast.compiler import compiled, part
-from planner.formats.ggml.fast.fits import fit, fit_positive, fit_to_largest
-from planner.formats.ggml.fast.lanes import (
+from planner.compiled.compiler import compiled, part
+from planner.compiled.lanes import (
     LANES,
     absolute,
     clamped,
@@ -28,6 +26,8 @@ from planner.formats.ggml.fast.lanes import (
     store,
     where,
 )
+from planner.formats.ggml.fast.blocks import SUPER, apart, energy, lay, squares, store_half, weigh
+from planner.formats.ggml.fast.fits import fit, fit_positive, fit_to_largest
 
 __all__ = ["q2_k", "q4_1", "q4_k", "q5_1", "q5_k"]
 

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.blocks import FAINTEST, SUPER, apart, energy, extreme, lay, squares, store_half, weigh
-from planner.formats.ggml.fast.compiler import compiled, part
-from planner.formats.ggml.fast.lanes import (
+from planner.compiled.compiler import compiled, part
+from planner.compiled.lanes import (
     LANES,
     absolute,
     clamped,
@@ -25,6 +24,7 @@ from planner.formats.ggml.fast.lanes import (
     store,
     where,
 )
+from planner.formats.ggml.fast.blocks import FAINTEST, SUPER, apart, energy, extreme, lay, squares, store_half, weigh
 
 __all__ = ["q3_k", "q4_0", "q5_0", "q6_k"]
 

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.compiler import part
-from planner.formats.ggml.fast.grids import Grid
-from planner.formats.ggml.fast.lanes import (
+from planner.compiled.compiler import part
+from planner.compiled.lanes import (
     LANES,
     clamped,
     floats,
@@ -27,6 +26,7 @@ from planner.formats.ggml.fast.lanes import (
     store,
     where,
 )
+from planner.formats.ggml.fast.grids import Grid
 
 __all__ = [
     "ALL_OR_NONE",

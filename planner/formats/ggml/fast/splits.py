@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.formats.ggml.fast.compiler import part
-from planner.formats.ggml.fast.lanes import LANES, load, some, spread
+from planner.compiled.compiler import part
+from planner.compiled.lanes import LANES, load, some, spread
 
 __all__ = ["LEVELS", "LOWEST", "add", "assign", "choose", "code_of", "largest", "sort"]
 

@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from planner.formats.ggml.fast.compiler import part
+from planner.compiled.compiler import part
 
 __all__ = [
     "LANES",
@@ -30,6 +30,7 @@ __all__ = [
     "from_bits",
     "from_half",
     "half",
+    "largest",
     "load",
     "nearest",
     "place",
@@ -37,6 +38,7 @@ __all__ = [
     "spread",
     "square_root",
     "store",
+    "total",
     "truncated",
     "where",
 ]
@@ -165,14 +167,18 @@ def _pointer(context: Any, builder: Any, kind: Any, array: Any, at: Any, element
 
 @intrinsic  # type: ignore[untyped-decorator]
 def load(typing: Any, array: Any, at: Any) -> Any:
-    """Return `LANES` numbers of a flat array from place `at` on: f32 as floats, i32 and u8 as integers."""
+    """Return `LANES` numbers of a flat array from place `at` on: f32 as floats; i32, u16 and u8 as integers."""
     kind = FLOATS if array.dtype == types.float32 else INTEGERS
 
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         element = context.get_data_type(array.dtype)
         pointer = _pointer(context, builder, sig.args[0], args[0], args[1], element)
         value = builder.load(pointer, align=array.dtype.bitwidth // 8)
-        return builder.zext(value, _vector(INTEGERS)) if array.dtype == types.uint8 else value
+        return (
+            builder.zext(value, _vector(INTEGERS))
+            if isinstance(array.dtype, types.Integer) and array.dtype.bitwidth < 32
+            else value
+        )
 
     return signature(kind, array, types.intp), code
 
@@ -223,6 +229,21 @@ def some(typing: Any, truth: Any) -> Any:
     return signature(types.boolean, TRUTHS), code
 
 
+def _folded(join: Callable[[Any, Any, Any], Any]) -> Any:
+    """Join the first half of the lanes with the second, until one is left."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        value, count = args[0], LANES
+        while count > 1:
+            count //= 2
+            places = (ir.Constant(ir.VectorType(ir.IntType(32), count), [*range(at, at + count)]) for at in (0, count))
+            nothing = ir.Constant(value.type, ir.Undefined)
+            value = join(builder, *(builder.shuffle_vector(value, nothing, half) for half in places))
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return lambda typing, value: (signature(types.float32, FLOATS), code)
+
+
 def _of_floats(name: str) -> Any:
     def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = ir.FunctionType(_vector(FLOATS), [_vector(FLOATS)])
@@ -238,6 +259,8 @@ def _turned(name: str, before: Lanes, after: Lanes) -> Any:
     return lambda typing, value: (signature(after, before), code)
 
 
+total = intrinsic(_folded(lambda builder, a, b: builder.fadd(a, b)))
+largest = intrinsic(_folded(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b)))
 square_root = intrinsic(_of_floats("llvm.sqrt"))
 absolute = intrinsic(_of_floats("llvm.fabs"))
 floats = intrinsic(_turned("sitofp", INTEGERS, FLOATS))
