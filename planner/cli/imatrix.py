@@ -12,10 +12,12 @@ import click
 from planner.cli.options import LiteralChoice, gpu_option, threads_option
 from planner.cli.progress import duration, progress_bar
 from planner.cli.running import check_runs
-from planner.errors import ImatrixError, Interrupted, UsageError
+from planner.errors import ImatrixError, InferenceError, Interrupted, UsageError
 from planner.text import command
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from planner.gguf import Imatrix, Model
     from planner.gguf.covariance import Covariances
     from planner.gguf.sums import Sums
@@ -69,6 +71,12 @@ _paths = click.Path(path_type=Path)
     show_default=True,
     help="Collect for what makes the logits too: output.weight, or a tied token_embd.",
 )
+@click.option(
+    "--reach/--no-reach",
+    default=True,
+    show_default=True,
+    help="Find out how far noise reaches from each depth: short passes, for better recipes.",
+)
 @click.option("--parse-special", is_flag=True, help="Take <|im_start|> and its like in --text for special tokens.")
 @gpu_option
 @threads_option
@@ -85,6 +93,7 @@ def imatrix(
     covariance: Path | None,
     memory: str | None,
     process_output: bool,
+    reach: bool,
     parse_special: bool,
     gpu_layers: int,
     threads: int,
@@ -119,8 +128,8 @@ def imatrix(
             return
         request = CollectRequest(
             opened, texts, chats, tuple(earlier), output, context=ctx or window_length(opened), chunks=chunks,
-            output=process_output, parse_special=parse_special, gpu_layers=gpu_layers,
-            threads=threads, force=force, covariance=covariance, correlated=tuple(correlated),
+            output=process_output, reach=reach and output_format != "dat", parse_special=parse_special,
+            gpu_layers=gpu_layers, threads=threads, force=force, covariance=covariance, correlated=tuple(correlated),
             memory=None if memory is None else parse_size(memory),
         )  # fmt: skip
         _read(request, files)
@@ -185,6 +194,7 @@ def _read(request: CollectRequest, files: _Files) -> None:
                 click.echo(f"Going on after {gathering.done:,} of {gathering.total:,} chunks.", err=True)
             for done in gathering.run():
                 advance("reading", done, gathering.total)
+            _sound(gathering, advance)
             _finish(gathering.sums, request.model, files, gathering)
             gathering.forget()
     except KeyboardInterrupt:
@@ -194,6 +204,15 @@ def _read(request: CollectRequest, files: _Files) -> None:
             f"Stopped. {gathering.saved:,} of {gathering.total:,} chunks are saved in {gathering.progress}.",
             "The same command goes on from there.",
         ) from None
+
+
+def _sound(gathering: Gathering, advance: Callable[[str, int, int], None]) -> None:
+    """Find out how far noise reaches; where the model does not stand it, say so, as the rest is of use without."""
+    try:
+        for done, total in gathering.sound():
+            advance("listening to noise", done, total)
+    except InferenceError as problem:
+        click.echo(f"How far noise reaches is not known: {problem}", err=True)
 
 
 def _announce(gathering: Gathering, request: CollectRequest) -> None:
