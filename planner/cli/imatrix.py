@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from planner.gguf import Imatrix, Model
     from planner.gguf.covariance import Covariances
+    from planner.gguf.entry import Reach
     from planner.gguf.sums import Sums
     from planner.llama.collect.run import CollectRequest, Gathering
 
@@ -128,11 +129,11 @@ def imatrix(
             return
         request = CollectRequest(
             opened, texts, chats, tuple(earlier), output, context=ctx or window_length(opened), chunks=chunks,
-            output=process_output, reach=reach and output_format != "dat", parse_special=parse_special,
-            gpu_layers=gpu_layers, threads=threads, force=force, covariance=covariance, correlated=tuple(correlated),
+            output=process_output, parse_special=parse_special, gpu_layers=gpu_layers,
+            threads=threads, force=force, covariance=covariance, correlated=tuple(correlated),
             memory=None if memory is None else parse_size(memory),
         )  # fmt: skip
-        _read(request, files)
+        _read(request, files, reach=reach and output_format != "dat")
 
 
 @dataclass
@@ -181,7 +182,7 @@ def _check_model(file: Imatrix, model: Model) -> None:
         )
 
 
-def _read(request: CollectRequest, files: _Files) -> None:
+def _read(request: CollectRequest, files: _Files, *, reach: bool) -> None:
     from planner.llama.collect.run import Gathering
 
     files.inputs += request.model.parts
@@ -194,7 +195,8 @@ def _read(request: CollectRequest, files: _Files) -> None:
                 click.echo(f"Going on after {gathering.done:,} of {gathering.total:,} chunks.", err=True)
             for done in gathering.run():
                 advance("reading", done, gathering.total)
-            _sound(gathering, advance)
+            if reach:
+                _sound(gathering, request, advance)
             _finish(gathering.sums, request.model, files, gathering)
             gathering.forget()
     except KeyboardInterrupt:
@@ -206,13 +208,20 @@ def _read(request: CollectRequest, files: _Files) -> None:
         ) from None
 
 
-def _sound(gathering: Gathering, advance: Callable[[str, int, int], None]) -> None:
+def _sound(gathering: Gathering, request: CollectRequest, advance: Callable[[str, int, int], None]) -> None:
     """Find out how far noise reaches; where the model does not stand it, say so, as the rest is of use without."""
+    from planner.llama.passes.reach import sound
+
+    gathering.free_model()
+    found: dict[str, Reach] = {}
     try:
-        for done, total in gathering.sound():
+        for done, total in sound(
+            request.model, gathering.windows, found, threads=request.threads, gpu_layers=request.gpu_layers
+        ):
             advance("listening to noise", done, total)
     except InferenceError as problem:
         click.echo(f"How far noise reaches is not known: {problem}", err=True)
+    gathering.sums.add_reach(found)
 
 
 def _announce(gathering: Gathering, request: CollectRequest) -> None:

@@ -18,18 +18,15 @@ from planner.errors import UsageError, option
 from planner.gguf import Imatrix, Model
 from planner.gguf.covariance import Covariances
 from planner.gguf.drafts import draft_heads
-from planner.gguf.entry import Reach
-from planner.gguf.sums import Sums, merge_imatrices
+from planner.gguf.sums import merge_imatrices
 from planner.llama.collect.chat import chat_tokens
 from planner.llama.collect.checkpoint import Checkpoint, Progress
 from planner.llama.collect.collector import Collector, Text, collect
 from planner.llama.collect.ending import shortened
 from planner.llama.collect.multiplier import Together
 from planner.llama.collect.passes import Passes
-from planner.llama.collect.reach import reach, windows_for
 from planner.llama.collect.trial import Expected, Trial, try_out
 from planner.llama.engine import Engine, cut
-from planner.llama.fitness import runs_backwards
 from planner.llama.library import llama_version
 from planner.llama.text import read_text
 
@@ -42,7 +39,7 @@ _SAVE_SHARE = 20  # saving takes at most one part in so many of the time
 @dataclass(frozen=True)
 class CollectRequest:
     """The request: `context` tokens are a chunk; at most `chunks` are read of each text; `earlier` matrices are added;
-    `output`: for what makes the logits too; `reach`: find out how far noise reaches. The file will be `destination`.
+    `output`: for what makes the logits too. The file will be `destination`.
 
     With `covariance`, covariances will be in that file, those `correlated` earlier added; sums for them may take
     `memory` bytes (None: most of what is free).
@@ -56,7 +53,6 @@ class CollectRequest:
     context: int = 512
     chunks: int | None = None
     output: bool = False
-    reach: bool = True
     parse_special: bool = False
     gpu_layers: int = 0
     threads: int | None = None
@@ -77,7 +73,7 @@ class Gathering(Closing):
     """
 
     def __init__(self, request: CollectRequest) -> None:
-        self._request, self._covariance = request, request.covariance
+        self._covariance = request.covariance
         self._past = self._done = self.saved = 0
         self.keeps = True
         self.progress = unfinished(request.destination)
@@ -147,22 +143,14 @@ class Gathering(Closing):
             self._observe(None)
             self._save()
 
-    def sound(self) -> Iterator[tuple[int, int]]:
-        """Find out how far noise reaches in the model, on a part of the texts; yields how many passes are done, of how
-        many. Nothing is found of a model that predicts nothing. Raises InferenceError."""
-        request = self._request
-        if not request.reach or runs_backwards(request.model):
-            return
-        self._engine.close()  # there is no room for two on a GPU
-        windows = np.concatenate([text.windows for text in self._texts])
-        some = windows_for(windows, request.model.parameter("block_count") or 1)
-        found: dict[str, Reach] = {}
-        with Engine(
-            request.model.path, context=some.shape[1], threads=request.threads, gpu_layers=request.gpu_layers,
-            observer=Collector(Sums(some.shape[1])),
-        ) as engine:  # fmt: skip
-            yield from reach(engine, request.model, some, found)
-        self.sums.add_reach(found)
+    @property
+    def windows(self) -> NDArray[np.int32]:
+        """All windows of all texts, i32[n, context]."""
+        return np.concatenate([text.windows for text in self._texts])
+
+    def free_model(self) -> None:
+        """Make room for another engine; what was collected stays."""
+        self._engine.close()
 
     def finish_covariances(self) -> None:
         """Give the file of covariances its name. Raises OutputError."""

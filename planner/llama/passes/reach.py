@@ -24,9 +24,10 @@ from planner.llama.collect.collector import LOGITS, Collector
 from planner.llama.engine import Engine
 from planner.llama.evaluate.baseline import record
 from planner.llama.evaluate.compare import diverge
+from planner.llama.fitness import runs_backwards
 from planner.llama.graph import Node, Tensor, origin
 
-__all__ = ["REACH_CONTEXT", "depths", "passes_for", "reach", "windows_for"]
+__all__ = ["REACH_CONTEXT", "depths", "passes_for", "reach", "sound", "windows_for"]
 
 Doubles = NDArray[np.float64]
 
@@ -39,6 +40,23 @@ _PART = 4  # of the tokens that were read for the imatrix are run again, all pas
 _MASSIVE = 30.0  # times the median energy: as of channels, in planner.measure.survey
 _CHANNELS = 4096  # of what a weight reads, at a time
 _WEIGHTS_AT_A_TIME = 1 << 22
+
+
+def sound(
+    model: Model, windows: NDArray[np.int32], found: dict[str, Reach], *, threads: int | None, gpu_layers: int
+) -> Iterator[tuple[int, int]]:
+    """Find out how far noise reaches in a model, on a part of the windows of a text, i32[n, context], as `reach` does.
+
+    Nothing is found of a model that predicts nothing. Raises InferenceError and ModelError.
+    """
+    if runs_backwards(model):
+        return
+    some = windows_for(windows, model.parameter("block_count") or 1)
+    context = some.shape[1]
+    with Engine(
+        model.path, context=context, threads=threads, gpu_layers=gpu_layers, observer=_Finder(context)
+    ) as engine:
+        yield from reach(engine, model, some, found)
 
 
 def depths(count: int) -> list[int]:
@@ -94,10 +112,9 @@ class _OfWeight:
         added = _energies(noise)
         # what a massive activation is worth is another matter, and its token would make all the others' divergence
         noise[added > _MASSIVE * np.median(added)] = 0.0
-        added = _energies(noise)
-        scale = SHARE * _median_ratio(_energies(made), added)
-        _write(node, made + np.float32(np.sqrt(scale)) * noise)
-        self._added = scale * added
+        noise *= np.sqrt(np.float32(SHARE * _median_ratio(_energies(made), _energies(noise))))
+        _write(node, made + noise)
+        self._added = _energies(noise)
 
     def _noise(self, read: Floats, width: int) -> Floats:
         """Return what an error makes of what the weight reads, f32[n, channels]: another one each time, as one of them
