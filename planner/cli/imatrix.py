@@ -12,12 +12,15 @@ import click
 from planner.cli.options import LiteralChoice, gpu_option, threads_option
 from planner.cli.progress import duration, progress_bar
 from planner.cli.running import check_runs
-from planner.errors import ImatrixError, Interrupted, UsageError
+from planner.errors import ImatrixError, InferenceError, Interrupted, UsageError
 from planner.text import command
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from planner.gguf import Imatrix, Model
     from planner.gguf.covariance import Covariances
+    from planner.gguf.entry import Reach
     from planner.gguf.sums import Sums
     from planner.llama.collect.run import CollectRequest, Gathering
 
@@ -69,6 +72,12 @@ _paths = click.Path(path_type=Path)
     show_default=True,
     help="Collect for what makes the logits too: output.weight, or a tied token_embd.",
 )
+@click.option(
+    "--reach/--no-reach",
+    default=True,
+    show_default=True,
+    help="Find out how far noise reaches from each depth: short passes, for better recipes.",
+)
 @click.option("--parse-special", is_flag=True, help="Take <|im_start|> and its like in --text for special tokens.")
 @gpu_option
 @threads_option
@@ -85,6 +94,7 @@ def imatrix(
     covariance: Path | None,
     memory: str | None,
     process_output: bool,
+    reach: bool,
     parse_special: bool,
     gpu_layers: int,
     threads: int,
@@ -123,7 +133,7 @@ def imatrix(
             threads=threads, force=force, covariance=covariance, correlated=tuple(correlated),
             memory=None if memory is None else parse_size(memory),
         )  # fmt: skip
-        _read(request, files)
+        _read(request, files, reach=reach and output_format != "dat")
 
 
 @dataclass
@@ -172,7 +182,7 @@ def _check_model(file: Imatrix, model: Model) -> None:
         )
 
 
-def _read(request: CollectRequest, files: _Files) -> None:
+def _read(request: CollectRequest, files: _Files, *, reach: bool) -> None:
     from planner.llama.collect.run import Gathering
 
     files.inputs += request.model.parts
@@ -185,6 +195,8 @@ def _read(request: CollectRequest, files: _Files) -> None:
                 click.echo(f"Going on after {gathering.done:,} of {gathering.total:,} chunks.", err=True)
             for done in gathering.run():
                 advance("reading", done, gathering.total)
+            if reach:
+                _sound(gathering, request, advance)
             _finish(gathering.sums, request.model, files, gathering)
             gathering.forget()
     except KeyboardInterrupt:
@@ -194,6 +206,22 @@ def _read(request: CollectRequest, files: _Files) -> None:
             f"Stopped. {gathering.saved:,} of {gathering.total:,} chunks are saved in {gathering.progress}.",
             "The same command goes on from there.",
         ) from None
+
+
+def _sound(gathering: Gathering, request: CollectRequest, advance: Callable[[str, int, int], None]) -> None:
+    """Find out how far noise reaches; where the model does not stand it, say so, as the rest is of use without."""
+    from planner.llama.passes.reach import sound
+
+    gathering.free_model()
+    found: dict[str, Reach] = {}
+    try:
+        for done, total in sound(
+            request.model, gathering.windows, found, threads=request.threads, gpu_layers=request.gpu_layers
+        ):
+            advance("listening to noise", done, total)
+    except InferenceError as problem:
+        click.echo(f"How far noise reaches is not known: {problem}", err=True)
+    gathering.sums.add_reach(found)
 
 
 def _announce(gathering: Gathering, request: CollectRequest) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
 from planner.gguf.contents import contents_of
-from planner.gguf.entry import STREAM, Entry, Floats, StreamSums
+from planner.gguf.entry import REACH, STREAM, Entry, Floats, Reach, StreamSums
 from planner.gguf.legacy import read_legacy
 from planner.gguf.llama_cpp import why_left_alone
 from planner.gguf.metadata import Metadata
@@ -83,7 +83,7 @@ class Coverage:
 class Imatrix:
     """An importance matrix. `given` is its path as the user spelt it, which llama-quantize stores in the model.
 
-    `chunk_size` is in tokens, 0 if unknown (legacy).
+    `chunk_size` is in tokens, 0 if unknown (legacy). `reach` is by the name of a weight behind which there is noise.
     """
 
     path: Path
@@ -93,6 +93,7 @@ class Imatrix:
     chunk_size: int
     entries: Mapping[str, Entry]
     legacy: bool
+    reach: Mapping[str, Reach] = field(default_factory=dict)
 
     def __reduce__(self) -> Reference[Imatrix]:
         """Pickled as a reference."""
@@ -221,7 +222,10 @@ def imatrix_of(file: GgufFile, given: str) -> Imatrix:
             raise ImatrixError(f"{path}: {what}, not an importance matrix.", "Give what llama-imatrix wrote.")
         raise ImatrixError(f"{path}: not an importance matrix: {', '.join(absent)} missing.", _AGAIN)
     groups: dict[str, dict[str, Tensor]] = {}
+    reach: dict[str, Reach] = {}
     for tensor in file.tensors:
+        if tensor.name.endswith(REACH):
+            reach[tensor.name.removesuffix(REACH)] = _reach(file, tensor)
         for suffix in _SUFFIXES:
             name = tensor.name.removesuffix(suffix)
             if name != tensor.name:
@@ -240,6 +244,7 @@ def imatrix_of(file: GgufFile, given: str) -> Imatrix:
         _count(path, metadata, _CHUNK_SIZE),
         entries,
         legacy=False,
+        reach=reach,
     )
 
 
@@ -267,6 +272,14 @@ def _gguf_entry(file: GgufFile, name: str, tensors: Mapping[str, Tensor]) -> Ent
     return _entry(
         file.path, name, sum2.reshape(shape), None if sums is None else sums.reshape(shape), counts, stream=stream
     )
+
+
+def _reach(file: GgufFile, tensor: Tensor) -> Reach:
+    """Read how far noise reaches. Raises ImatrixError for what cannot be."""
+    values = np.frombuffer(file.data, "<f4", tensor.elements if tensor.format == "f32" else 0, tensor.offset)
+    if len(values) != len(Reach._fields) or not (np.isfinite(values).all() and values.min() > 0):
+        raise ImatrixError(f"{file.path}: {tensor.name} is not two numbers above zero.", _AGAIN)
+    return Reach(float(values[0]), round(float(values[1])))
 
 
 def _stream(path: Path, name: str, arrays: Mapping[str, Floats], shape: tuple[int, int]) -> StreamSums | None:

@@ -2,7 +2,8 @@
 
 GGUF, as `save_imatrix` in llama.cpp's `tools/imatrix/imatrix.cpp` writes it, with `NAME.in_sum` after `NAME.in_sum2`
 and `NAME.counts` where sums of activations are known (the name that llama.cpp's forks give them), and behind them those
-that are weighted by the stream, `NAME.stream…`; llama.cpp itself reads past both. Legacy, as `save_imatrix_legacy`: no
+that are weighted by the stream, `NAME.stream…`, and how far noise reaches, `NAME.reach`; llama.cpp itself reads past
+these. Legacy, as `save_imatrix_legacy`: no
 sums, and of an expert no more than its mean squares.
 """
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from planner.errors import ImatrixError, option
 from planner.files import Output, check_destinations
 from planner.gguf.container import Item, header_of, places
-from planner.gguf.entry import STREAM
+from planner.gguf.entry import REACH, STREAM
 from planner.gguf.metadata import encode_pair
 from planner.gguf.sums import Sums, TensorSums
 
@@ -60,6 +61,8 @@ def imatrix_items(sums: Sums) -> Iterator[tuple[Item, NDArray[np.generic]]]:
             shapes = shape, shape, (1, len(entry.stream.weights)), (len(entry.stream.stream), 1)
             for suffix, form, values in zip(STREAM, shapes, entry.stream.arrays, strict=True):
                 yield Item(name + suffix, form), values
+    for name, found in sorted(sums.reach.items()):
+        yield Item(name + REACH, (len(found), 1)), np.array(found)
 
 
 def imatrix_keys(sums: Sums) -> list[bytes]:

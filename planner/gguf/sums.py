@@ -6,14 +6,14 @@ which it refuses are accepted: one count for all experts beside a count for each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
-from planner.gguf.entry import Entry, StreamSums
+from planner.gguf.entry import Entry, Reach, StreamSums
 from planner.gguf.imatrix import Imatrix
 
 __all__ = ["DEFAULT_CHUNK_SIZE", "Sums", "TensorSums", "merge_imatrices"]
@@ -76,11 +76,20 @@ class TensorSums:
 
 @dataclass(slots=True)
 class Sums:
-    """An importance matrix in the making: tensor name → its sums, and the texts that they come from."""
+    """An importance matrix in the making: tensor name → its sums, and the texts that they come from; and how far noise
+    reaches from behind tensors, by their names (`planner.llama.collect.reach`)."""
 
     chunk_size: int
     tensors: dict[str, TensorSums] = field(default_factory=dict)
     datasets: list[str] = field(default_factory=list)
+    reach: dict[str, Reach] = field(default_factory=dict)
+
+    def add_reach(self, found: Mapping[str, Reach]) -> None:
+        """Take how far noise reaches together with what is known of it, by how many tokens either was found on."""
+        for name, more in found.items():
+            nats, tokens = self.reach.get(name, (0.0, 0))
+            together = tokens + more.tokens
+            self.reach[name] = Reach((nats * tokens + more.nats * more.tokens) / together, together)
 
     @property
     def chunk_count(self) -> int:
@@ -122,6 +131,7 @@ def merge_imatrices(files: Sequence[Imatrix], chunk_size: int | None = None) -> 
                     "Merge only importance matrices of one model.",
                 ) from problem
         merged.datasets += file.datasets
+        merged.add_reach(file.reach)
     return merged
 
 

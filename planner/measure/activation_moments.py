@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from planner.measure.anatomy import Activation
 
-__all__ = ["ACTIVATIONS", "activation_moments", "logit_variance", "normed_moments", "rotary_pairs"]
+__all__ = ["ACTIVATIONS", "activation_moments", "logit_variance", "norm_scales", "normed_moments", "rotary_pairs"]
 
 Doubles = NDArray[np.float64]
 
@@ -39,12 +39,16 @@ def normed_moments(mean: Doubles, var: Doubles, norm: Doubles | None, length: in
 
     Without a norm, or with one of another length, they stay as they are.
     """
+    scale = norm_scales(mean, var, norm, length)
+    return mean * scale, var * scale**2
+
+
+def norm_scales(mean: Doubles, var: Doubles, norm: Doubles | None, length: int) -> Doubles:
+    """Return what the norm of `normed_moments` multiplies each channel by, float64 [n]; ones if there is none."""
     if norm is None or len(norm) not in (length, len(mean)):
-        return mean, var
-    by_norm = (-1, len(norm))
-    second = (mean**2 + var).reshape(by_norm).mean(axis=1, keepdims=True)
-    scale = norm / np.sqrt(np.maximum(second, _LEAST))
-    return (mean.reshape(by_norm) * scale).reshape(-1), (var.reshape(by_norm) * scale**2).reshape(-1)
+        return np.ones_like(mean)
+    second = (mean**2 + var).reshape(-1, len(norm)).mean(axis=1, keepdims=True)
+    return np.asarray(norm / np.sqrt(np.maximum(second, _LEAST))).reshape(-1)
 
 
 def logit_variance(

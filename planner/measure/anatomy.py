@@ -31,7 +31,7 @@ _NEIGHBOUR_ROPE = frozenset(
 # What their graphs in llama.cpp do beyond their metadata: no 1/√length on logits, and values that are normalized
 _UNSCALED = frozenset({"gemma3n", "gemma4"})
 _PARTS = {"ffn_down": "post_ffw_norm_1", "ffn_down_exps": "post_ffw_norm_2"}
-_VECTORS = ("norm", "norm_1", "norm_2", "layer_output_scale")
+_VECTORS = ("norm", "norm_1", "norm_2", "layer_output_scale", "attn_q.bias", "ffn_gate.bias", "ffn_up.bias")
 _LEAST = 1e-30  # of an energy that is divided by
 _RELU_SQUARED = frozenset({"nemotron", "nemotron_h", "nemotron_h_moe", "arcee"})
 _NO_GATE_SILU = frozenset({"mamba", "mamba2"})
@@ -39,9 +39,10 @@ _NO_GATE_SILU = frozenset({"mamba", "mamba2"})
 
 @dataclass(frozen=True)
 class BlockAnatomy:
-    """One block. `vectors` are its small float tensors by role (norms), float64. `scale` multiplies the stream before
-    it, compared with one that no block has scaled (Gemma 4's layer_output_scale). `readers` is how often its keys and
-    values are used: by itself, and by later blocks without their own, each by the energy that it adds."""
+    """One block. `vectors` are its small float tensors, float64: norms by role, biases as `attn_q.bias`. `scale`
+    multiplies the stream before it, compared with one that no block has scaled (Gemma 4's layer_output_scale).
+    `readers` is how often its keys and values are used: by itself, and by later blocks without their own, each by the
+    energy that it adds."""
 
     heads: int
     kv_heads: int
@@ -102,6 +103,8 @@ def read_anatomy(model: Model) -> Anatomy:
     vectors: dict[int, dict[str, Doubles]] = {}
     for tensor in model.tensors:
         block, role = role_of(tensor.name)
+        if tensor.name.endswith(".bias"):
+            role = f"{role}.bias"
         if block is not None and tensor.rows == 1 and role.endswith(_VECTORS) and model.format(tensor).for_weights:
             vectors.setdefault(block, {})[role] = _vector(model, tensor)
     count = min(model.parameter("block_count") or 0, len(model.tensors))
@@ -187,7 +190,7 @@ def _readers(model: Model, windowed: Sequence[bool], vectors: Sequence[Mapping[s
 
 
 def _vector(model: Model, tensor: Tensor) -> Doubles:
-    """Read the weights of a norm. Raises ModelError for NaN and infinity."""
+    """Read the weights of a norm, or a bias. Raises ModelError for NaN and infinity."""
     values = model.rows(tensor, 0, 1)[0]
     if not np.isfinite(values).all():
         raise ModelError(

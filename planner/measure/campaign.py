@@ -15,6 +15,7 @@ from planner.digests import digest, stamp
 from planner.formats.ggml import Format
 from planner.formats.registry import all_formats, family_named, kernel_of
 from planner.gguf import GAPS_VERSION, Imatrix, Model, Tensor
+from planner.gguf.entry import LOGITS_REACH
 from planner.gguf.refinement import Refinement
 from planner.measure.anatomy import read_anatomy
 from planner.measure.energies import block_facts, global_facts
@@ -167,6 +168,9 @@ class Campaign:
             tensor = target.tensor
             basis += [tensor.name, repr(tensor.shape), tensor.format, str(tensor.offset)]
             basis += [*map(str, stamp(self._model.parts[tensor.part])), self._entry_key(tensor)]
+        if self._imatrix is not None and self._imatrix.reach:
+            names = (*(target.tensor.name for target in block.targets), LOGITS_REACH)
+            basis.append(repr([self._imatrix.reach.get(name) for name in names]))
         return basis
 
     def _anatomy_of(self, block: Block) -> object:

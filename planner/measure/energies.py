@@ -7,13 +7,13 @@ error; `planner.sensitivity` sets them against the stream. docs/design.md has th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.measure.activation_moments import activation_moments, logit_variance, normed_moments
+from planner.measure.activation_moments import activation_moments, logit_variance, norm_scales
 from planner.measure.anatomy import Anatomy, BlockAnatomy
 from planner.measure.experts import Part, stack_experts
 from planner.measure.inner import (
@@ -56,11 +56,12 @@ def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
     if name == "token_embd.weight":
         # of the weights alone: what the imatrix may say of it is what goes into the logits
         energy = float(survey.columns.sum()) / max(survey.tensor.rows, 1) * anatomy.embedding_scale**2
-        facts = Facts(ErrorParts(energy, energy, 0.0), write=energy, stage=-1)
+        facts = Facts(ErrorParts(energy, energy, 0.0), write=energy, stage=-1, reach=survey.moments.reach)
     if name == PER_LAYER_EMBEDDING:
         facts = Facts(gathered=_gathered(survey, anatomy.per_layer_norm))
     if name == "output.weight" or (tied and facts.added is not None):
-        facts = replace(facts, output=OUTPUT if survey.moments.known else OUTPUT_BLIND)
+        output, logits = OUTPUT if survey.moments.known else OUTPUT_BLIND, survey.moments.logits
+        facts = replace(facts, output=output, logits=None if logits is None else logits * output / OUTPUT)
     return facts
 
 
@@ -94,7 +95,7 @@ def block_facts(
     _attention(known, facts, block, anatomy)
     query_gates(known, facts, block)
     for suffix in ("", "_exps", "_shexp", "_chexps"):
-        _feed_forward(known, facts, suffix, anatomy)
+        _feed_forward(known, facts, suffix, block, anatomy)
     convolution(known, facts)
     per_layer_inputs(known, facts, anatomy)
     anchored(known, facts)
@@ -130,7 +131,15 @@ def _writer(survey: Survey, block: BlockAnatomy, anatomy: Anatomy, stage: int) -
         # The norm sets the energy of the output, and scales errors with it
         scale = normed * anatomy.residual_scale**2 / (energy + massive)
         energy, massive = energy * scale, massive * scale
-    return Facts(ErrorParts(energy, energy, massive), write=energy, stage=stage, stream=survey.moments.stream)
+    moments = survey.moments
+    return Facts(
+        ErrorParts(energy, energy, massive),
+        energy,
+        stage,
+        stream=moments.stream,
+        seen=moments.seen,
+        reach=moments.reach,
+    )
 
 
 def _attention(known: Mapping[str, Survey], facts: dict[str, Facts], block: BlockAnatomy, anatomy: Anatomy) -> None:
@@ -143,111 +152,147 @@ def _attention(known: Mapping[str, Survey], facts: dict[str, Facts], block: Bloc
     parts = _projections(known, block, value_norm=anatomy.value_norm)
     if parts is None or len(columns) != block.heads * block.value_length:
         return
-    for part, role, mean, var in parts:
+    logits = _logit_energies(parts, block, anatomy, varying)
+    for part, made in parts.items():
         if part == "v":
             # the channel of `value` that each channel of the output averages
             head = np.arange(block.heads) // (block.heads // block.kv_heads)
             source = (head[:, None] * block.value_length + np.arange(block.value_length)).reshape(-1)
-            spread = float((columns * var[source]).sum())
+            spread = float((columns * made.var[source]).sum())
             rho = min(1.0, float(varying.sum()) / spread) if spread > 0 else 1.0
-            energy = ATTENTION_VALUE * block.readers * float((columns * (var + mean**2)[source]).sum())
+            energy = ATTENTION_VALUE * block.readers * float((columns * made.error[source]).sum())
             added = ErrorParts(rho * energy, energy, 0.0)
         else:
-            energy = ATTENTION_LOGITS * _sharp_energy(parts, block, anatomy, varying)
-            energy *= block.readers if part == "k" else 1.0
+            energy = logits[part] * (block.readers if part == "k" else 1.0)
             added = ErrorParts(energy, energy, 0.0)
-        if role in facts and (so_far := facts[role].added) is not None:  # a fused attn_qkv collects its three parts
+        if made.role in facts and (so_far := facts[made.role].added) is not None:  # a fused attn_qkv has three parts
             added = ErrorParts(so_far.variance + added.variance, so_far.mean + added.mean, so_far.massive)
-        facts[role] = replace(facts.get(role, Facts(stage=_ATTENTION)), added=added)
+        facts[made.role] = replace(facts.get(made.role, Facts(stage=_ATTENTION)), added=added)
 
 
-_Part = tuple[Literal["q", "k", "v"], str, Doubles, Doubles]
+_Part = Literal["q", "k", "v"]
 
 
-def _projections(known: Mapping[str, Survey], block: BlockAnatomy, *, value_norm: bool) -> list[_Part] | None:
-    """Return means and variances of queries, keys and values, each with the role of the tensor that makes it. Where
-    nothing makes values, with `value_norm`, they are keys (Gemma 4)."""
-    widths = {
+@dataclass(frozen=True)
+class _Made:
+    """Queries, keys or values, and the role of the tensor that makes them: mean and variance of each channel, and the
+    energy of its error where the tensor's relative error is 1, all float64 [n]."""
+
+    role: str
+    mean: Doubles
+    var: Doubles
+    error: Doubles
+
+    def at(self, where: slice | NDArray[np.int64]) -> _Made:
+        """Return some of the channels."""
+        return _Made(self.role, self.mean[where], self.var[where], self.error[where])
+
+    def normed(self, norm: Doubles | None, length: int) -> _Made:
+        """Return them behind a norm (`norm_scales`)."""
+        scales = norm_scales(self.mean, self.var, norm, length)
+        return _Made(self.role, self.mean * scales, self.var * scales**2, self.error * scales**2)
+
+
+def _projections(known: Mapping[str, Survey], block: BlockAnatomy, *, value_norm: bool) -> dict[_Part, _Made] | None:
+    """Return what makes queries, keys and values. Where nothing makes values, with `value_norm`, they are keys
+    (Gemma 4). All without biases, as the tensors' errors are relative to that."""
+    widths: dict[_Part, int] = {
         "q": block.heads * block.key_length,
         "k": block.kv_heads * block.key_length,
         "v": block.kv_heads * block.value_length,
     }
     if block.heads % block.kv_heads:
         return None
-    parts: list[_Part] = []
-    each: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
+    parts: dict[_Part, _Made] = {}
     fused = known.get("attn_qkv")
     if fused is not None and fused.tensor.rows == sum(widths.values()):
-        start = 0
-        for part in each:
-            here = slice(start, start + widths[part])
-            parts.append((part, "attn_qkv", fused.out_mean[0, here], fused.out_var[0, here]))
-            start += widths[part]
+        whole, start = _made("attn_qkv", fused), 0
+        for part, width in widths.items():
+            parts[part] = whole.at(slice(start, start + width))
+            start += width
         return parts
-    for part in each:
-        maker = "k" if part == "v" and value_norm and "attn_v" not in known else part
-        survey = known.get(f"attn_{maker}")
-        if survey is None:
+    for part, width in widths.items():
+        role = "attn_k" if part == "v" and value_norm and "attn_v" not in known else f"attn_{part}"
+        if role not in known:
             continue
-        mean, var = survey.out_mean.reshape(-1), survey.out_var.reshape(-1)
-        if part == "q" and len(mean) == 2 * widths["q"]:
+        made = _made(role, known[role])
+        if part == "q" and len(made.mean) == 2 * width:
             # Qwen3-Next puts a gate behind each head's query, which `query_gates` looks at
-            mean, var = (x.reshape(block.heads, 2, -1)[:, 0].reshape(-1) for x in (mean, var))
-        if len(mean) != widths[part]:
+            made = made.at(np.arange(2 * width).reshape(block.heads, 2, -1)[:, 0].reshape(-1))
+        if len(made.mean) != width:
             return None
         if part == "v" and value_norm:
-            mean, var = normed_moments(mean, var, np.ones(block.value_length), block.value_length)
-        parts.append((part, f"attn_{maker}", mean, var))
+            made = made.normed(np.ones(block.value_length), block.value_length)
+        parts[part] = made
     return parts
 
 
-def _sharp_energy(parts: list[_Part], block: BlockAnatomy, anatomy: Anatomy, varying: Doubles) -> float:
-    """Return the energy of the attention's varying part, each head's weighted by l / (l + 3), l its logits' variance
-    over keys."""
-    by_part = {part: (mean, var) for part, _, mean, var in parts}
+def _made(role: str, survey: Survey) -> _Made:
+    error = survey.errors_of_outputs()
+    return _Made(role, survey.out_mean.reshape(-1), survey.out_var.reshape(-1), error.reshape(-1))
+
+
+def _logit_energies(
+    parts: Mapping[_Part, _Made], block: BlockAnatomy, anatomy: Anatomy, varying: Doubles
+) -> dict[_Part, float]:
+    """Return the energies that relative errors of 1 in queries and keys add: of each head the energy of the attention's
+    varying part times δ / (l + 3), l its logits' variance over keys and δ as much of it as is relative to the error. A
+    bias of queries makes logits of keys, and of their errors; one of keys is the same for all."""
     per_head = varying.reshape(block.heads, -1).sum(axis=1)
-    if "q" not in by_part or "k" not in by_part:
-        return float(per_head.sum())
+    if "q" not in parts or "k" not in parts:
+        return dict.fromkeys(("q", "k"), ATTENTION_LOGITS * float(per_head.sum()))
     length = block.key_length
-    q_mean, q_var = normed_moments(*by_part["q"], block.vectors.get("attn_q_norm"), length)
-    _, k_var = normed_moments(*by_part["k"], block.vectors.get("attn_k_norm"), length)
-    logits = logit_variance(
-        q_mean**2 + q_var, k_var, heads=block.heads, kv_heads=block.kv_heads,
-        rotary=min(anatomy.rotary or length, length), neighbours=anatomy.neighbour_rope,
+    q = parts["q"].normed(block.vectors.get("attn_q_norm"), length)
+    k = parts["k"].normed(block.vectors.get("attn_k_norm"), length)
+    bias = block.vectors.get("attn_q.bias", np.zeros(1))
+    biased = q.mean + bias if len(bias) == len(q.mean) else q.mean
+    own, logits = (
+        logit_variance(
+            mean**2 + q.var, k.var, heads=block.heads, kv_heads=block.kv_heads,
+            rotary=min(anatomy.rotary or length, length), neighbours=anatomy.neighbour_rope,
+        )
+        for mean in (q.mean, biased)
     )  # fmt: skip
     if anatomy.attention_scale is not None:
-        logits = logits * anatomy.attention_scale**2 * length
-    return float((per_head * logits / (logits + LOGITS_HALF)).sum())
+        own, logits = own * anatomy.attention_scale**2 * length, logits * anatomy.attention_scale**2 * length
+    heads = ATTENTION_LOGITS * per_head / (logits + LOGITS_HALF)
+    return {"q": float((heads * own).sum()), "k": float((heads * logits).sum())}
 
 
-def _feed_forward(known: Mapping[str, Survey], facts: dict[str, Facts], suffix: str, anatomy: Anatomy) -> None:
+def _feed_forward(
+    known: Mapping[str, Survey], facts: dict[str, Facts], suffix: str, block: BlockAnatomy, anatomy: Anatomy
+) -> None:
     down, up, gate = (known.get(f"ffn_{part}{suffix}") for part in ("down", "up", "gate"))
     up = up or known.get(f"ffn_gate_up{suffix}")
     if down is None or up is None:
         return
     scale = FEED_FORWARD * gain(down, facts[f"ffn_down{suffix}"])
     columns = np.where(down.massive, 0.0, down.columns)
+    up_bias, gate_bias = (
+        bias if bias is not None and len(bias) == columns.shape[1] else 0.0
+        for bias in (block.vectors.get(f"ffn_{part}{suffix}.bias") for part in ("up", "gate"))
+    )
+    up_error, gate_error = up.errors_of_outputs(), None if gate is None else gate.errors_of_outputs()
     up_energy = gate_energy = 0.0
     for matrix in range(down.tensor.matrices):
-        u = up.out_mean[matrix], up.out_var[matrix]
-        if gate is not None:
-            g = gate.out_mean[matrix], gate.out_var[matrix]
+        u = up.out_mean[matrix], up.out_var[matrix], up_error[matrix]
+        if gate is not None and gate_error is not None:
+            g = gate.out_mean[matrix], gate.out_var[matrix], gate_error[matrix]
         elif len(u[0]) == 2 * columns.shape[1]:  # gate and up in one tensor, the gate first
             half = columns.shape[1]
-            g, u = (u[0][:half], u[1][:half]), (u[0][half:], u[1][half:])
+            g, u = (u[0][:half], u[1][:half], u[2][:half]), (u[0][half:], u[1][half:], u[2][half:])
         else:
             g = None
         weight = columns[matrix] * down.moments.usage[matrix]
         if len(u[0]) != len(weight) or (g is not None and len(g[0]) != len(weight)):
             return
-        u_second = u[0] ** 2 + u[1]
         if g is None:
-            _, slope = activation_moments(*u, anatomy.activation)
-            up_energy += float((weight * slope * u_second).sum())
+            _, slope = activation_moments(u[0] + up_bias, u[1], anatomy.activation)
+            up_energy += float((weight * slope * u[2]).sum())
         else:
-            value, slope = activation_moments(*g, anatomy.activation)
-            up_energy += float((weight * value * u_second).sum())
-            gate_energy += float((weight * slope * (g[0] ** 2 + g[1]) * u_second).sum())
+            value, slope = activation_moments(g[0] + gate_bias, g[1], anatomy.activation)
+            up_energy += float((weight * value * u[2]).sum())
+            gate_energy += float((weight * slope * g[2] * ((u[0] + up_bias) ** 2 + u[1])).sum())
     fused = gate is None and gate_energy > 0
     role = role_of(up.tensor.name)[1]
     total = scale * (up_energy + (gate_energy if fused else 0.0))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.gguf import Imatrix, Tensor
+from planner.gguf.entry import LOGITS_REACH
 from planner.gguf.refinement import LatestMetric, Refinement
 
 __all__ = ["Moments", "moments"]
@@ -26,10 +27,13 @@ class Moments:
     float32 [matrices, n], or None without an imatrix; `has_mean` tells whether `mean` is known, `known` whether the
     imatrix says anything of the tensor.
 
-    Of a tensor that writes to the residual stream, where the imatrix says how large that is: `stream` is its energy as
-    far as errors are concerned, `harmonic mean of |s|² · √(share that varies)`, and both moments weight tokens by
-    1/|s|². `massive_second` and `massive_mean` weight all tokens alike (None: as the others do), since a massive
-    activation is one of few tokens.
+    Of a tensor that writes to the residual stream, where the imatrix says how large that is: `seen` is its energy, the
+    harmonic mean of |s|², `stream` that as far as errors are concerned, times √(share that varies), and both moments
+    weight tokens by 1/|s|². `massive_second` and `massive_mean` weight all tokens alike (None: as the others do), since
+    a massive activation is one of few tokens.
+
+    `reach` is the divergence in nats that noise behind the tensor makes, by its share of the stream, and `logits` that
+    of noise in the logits; None where the imatrix does not say.
 
     `pairs` has the covariances of the channels, where they are known and codes are to be refined against them.
     """
@@ -41,6 +45,9 @@ class Moments:
     has_mean: bool
     known: bool
     stream: float | None = None
+    seen: float | None = None
+    reach: float | None = None
+    logits: float | None = None
     massive_second: Doubles | None = None
     massive_mean: Doubles | None = None
     pairs: LatestMetric | None = None
@@ -75,8 +82,12 @@ def moments(tensor: Tensor, imatrix: Imatrix | None, refinement: Refinement | No
     """
     shape = (tensor.matrices, tensor.row_length)
     entry = imatrix.match(tensor) if imatrix else None
+    nats = {} if imatrix is None else {name: found.nats for name, found in imatrix.reach.items()}
+    reach, logits = nats.get(tensor.name), nats.get(LOGITS_REACH)
     if entry is None:
-        return Moments(np.ones(shape), np.zeros(shape), np.ones(shape[0]), None, has_mean=False, known=False)
+        return Moments(
+            np.ones(shape), np.zeros(shape), np.ones(shape[0]), None, False, False, reach=reach, logits=logits
+        )
     seen, reached = entry.seen, entry.seen.any(axis=1)
     mean = np.zeros(shape) if entry.means is None else entry.means.astype(np.float64)
     mean[~seen] = 0.0
@@ -92,7 +103,9 @@ def moments(tensor: Tensor, imatrix: Imatrix | None, refinement: Refinement | No
         second[matrix, ~seen[matrix]] = np.median(second[matrix, seen[matrix]])
     known = bool(reached.any())
     pairs = LatestMetric(refinement, tensor) if refinement is not None and refinement.measures(tensor) else None
-    plain = Moments(second, mean, usage, weights, entry.means is not None, known, pairs=pairs)
+    plain = Moments(
+        second, mean, usage, weights, entry.means is not None, known, reach=reach, logits=logits, pairs=pairs
+    )
     stream = entry.stream
     if stream is None or not stream.known or not plain.has_mean:
         return plain
@@ -103,6 +116,7 @@ def moments(tensor: Tensor, imatrix: Imatrix | None, refinement: Refinement | No
         second=np.where(used, by_stream, second),
         mean=np.where(used, mean_by_stream, mean),
         stream=stream.energy * math.sqrt(stream.varying),
+        seen=stream.energy,
         massive_second=second,
         massive_mean=mean,
     )

@@ -61,6 +61,15 @@ class Survey:
         energy = (self.out_var + self.out_mean**2).sum(axis=1, keepdims=True)
         return replace(self, out_var=energy, out_mean=np.zeros_like(energy))
 
+    def errors_of_outputs(self) -> Doubles:
+        """Return the energy of the error of each output where the tensor's relative error is 1, float64 [matrices,
+        rows_per_matrix]. It lies where rows are large, whatever their outputs come to: as expected of both kinds."""
+        usage = self.moments.usage
+        totals = (self.expected_error.sum(axis=2) @ usage)[:, None, None]
+        if not totals.all():
+            return np.zeros(self.out_mean.shape)
+        return np.asarray((self.expected_error / totals).mean(axis=0) * self.energy)
+
     @property
     def energy(self) -> float:
         """Energy of all outputs, weighted by usage, without massive channels."""

@@ -13,8 +13,8 @@ from planner.sensitivity.rounding import NOT_ROUNDED, Rounding
 __all__ = ["Facts"]
 
 _PLACED = ("var", "mean", "massive", "write", "stage")  # known together or not at all
-_ENERGIES = ("write", "varying", "stream", "gathers")
-_OPTIONAL = ("varying", "output", "stream", "gathers", "gathered")
+_ENERGIES = ("write", "varying", "stream", "seen", "gathers")
+_OPTIONAL = ("varying", "output", "logits", "stream", "seen", "reach", "gathers", "gathered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,11 @@ class Facts:
 
     `added` is what a relative error of 1 in each part adds to the residual stream (None: the tensor is not placed) and
     `write` what the tensor itself adds to it; `stage` orders writes within a block. `varying` is the varying part of an
-    attention's output, `output` the energy that an error adds to the logits, in energies of the final stream; `stream`
-    the energy of the residual stream after the tensor's own write, as it was seen. `gathers` is what a relative error
-    of 1 in what a block gets of per-layer embeddings adds by this writer; `gathered`, of the table of these, its share
-    in that.
+    attention's output, `output` the energy that an error adds to the logits, in energies of the final stream. `seen` is
+    the energy of the residual stream after the tensor's own write, as it was seen, and `stream` as much of it as counts
+    beside errors; `reach` is what a share of noise in it costs, and `logits` one in the logits, in nats. `gathers` is
+    what a relative error of 1 in what a block gets of per-layer embeddings adds by this writer; `gathered`, of the
+    table of these, its share in that.
     """
 
     added: ErrorParts | None = None
@@ -34,7 +35,10 @@ class Facts:
     stage: int = 0
     varying: float | None = None
     output: float | None = None
+    logits: float | None = None
     stream: float | None = None
+    seen: float | None = None
+    reach: float | None = None
     gathers: float | None = None
     gathered: float | None = None
     rounding: Rounding = NOT_ROUNDED

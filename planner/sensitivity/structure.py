@@ -18,7 +18,7 @@ from planner.sensitivity.parts import ErrorParts
 
 __all__ = ["STRUCTURE_VERSION", "stream_shares"]
 
-STRUCTURE_VERSION = 7  # part of the key under which facts are kept: raise it when a number would change
+STRUCTURE_VERSION = 8  # part of the key under which facts are kept: raise it when a number would change
 
 # Fitted on the sensitivities measured in benchmarks/data/measured_sensitivity, as the constants of
 # planner.measure.energies
@@ -33,6 +33,9 @@ def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
 
     `facts` are by tensor name, of the whole model. The stream's energy is the geometric mean of the one
     that was seen and the embedding's plus that of every write so far; the latter, if none was seen.
+
+    Where the reach of noise is known, it is what a share of the stream that was seen is worth, and sensitivities are in
+    nats. Behind a write of which it is not known, a share is worth what it was before.
     """
     embedding = facts.get("token_embd.weight", Facts())
     if not embedding.write:
@@ -46,9 +49,12 @@ def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
         if block is not None and fact.added is not None:
             steps.setdefault((block, fact.stage), []).append((name, fact, fact.added))
         elif fact.added is not None or fact.output is not None:
-            embeds, predicts = 1.0 if fact.write else 0.0, fact.output or 0.0
-            share = (SEEN_EMBEDDING if seen else 1.0) * embeds + predicts
+            embeds, predicts = SEEN_EMBEDDING if seen else 1.0, fact.output or 0.0
+            if embedding.reach is not None:
+                embeds, predicts = embedding.reach, fact.logits or 0.0
+            share = (embeds if fact.write else 0.0) + predicts
             shares[name] = ErrorParts(share, share, 0.0)
+    worth = 1.0  # of a share of the stream
     for _, step in sorted(steps.items(), key=lambda item: item[0]):
         written += sum(fact.write for _, fact, _ in step)
         massive += sum(added.massive for _, _, added in step)
@@ -56,9 +62,13 @@ def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
         stream = math.sqrt(next((fact.stream for _, fact, _ in step if fact.stream), written) * written)
         # A massive channel rules the stream's norm once it exceeds the bulk; before, it is a channel like others
         against = max(massive / MASSIVE, stream)
+        for _, fact, _ in step:
+            if embedding.reach is not None and fact.reach is not None and fact.seen:
+                worth = fact.reach * stream / fact.seen
+        own, heavy = worth / stream, worth / against
         for name, fact, added in step:
-            shares[name] = ErrorParts(added.variance / stream, added.mean / stream, added.massive / against)
-            gathers += (fact.gathers or 0.0) / stream
+            shares[name] = ErrorParts(added.variance * own, added.mean * own, added.massive * heavy)
+            gathers += (fact.gathers or 0.0) * own
     table = facts.get(PER_LAYER_EMBEDDING, Facts()).gathered
     if table is not None and gathers > 0:
         shares[PER_LAYER_EMBEDDING] = ErrorParts(table * gathers, table * gathers, 0.0)

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from planner.errors import InferenceError
 from planner.llama.graph import Node, Tensor
 
-__all__ = ["Floats", "Group", "activations_of", "rows_of", "values_of"]
+__all__ = ["Floats", "Group", "activations_of", "ids_of", "rows_of", "values_of"]
 
 Floats = NDArray[np.float32]
 
@@ -75,6 +75,12 @@ def _of_experts(node: Node) -> list[Group]:
     present, begins = np.unique(chosen.reshape(-1)[order], return_index=True)
     each = zip(present, np.split(grouped, begins[1:]), np.split(token, begins[1:]), strict=True)
     return [Group(int(matrix), rows, tokens) for matrix, rows, tokens in each]
+
+
+def ids_of(tensor: Tensor) -> NDArray[np.int32]:
+    """Return the values of an i32 tensor, such as tokens, in numpy's order of dimensions."""
+    ids: NDArray[np.int32] = _array(tensor, np.int32)  # type: ignore[assignment]
+    return ids
 
 
 def values_of(tensor: Tensor) -> Floats:

@@ -7,7 +7,7 @@ activations themselves are added up, and for what writes to the residual stream 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,11 @@ class Collector:
         self._last: tuple[object, _Step] | None = None
         self._seen: set[str] = set()  # weights since activations were last known to be new
         self._stream = StreamCollector(sums)
+
+    @property
+    def writes(self) -> Mapping[str, str]:
+        """By the name of each weight that has written to the stream, that of the sum in the graph that it became."""
+        return self._stream.writes
 
     def wants(self, node: Node) -> bool:
         """Return whether the node multiplies a weight that an importance matrix has, or may be the stream."""

@@ -143,6 +143,15 @@ class Gathering(Closing):
             self._observe(None)
             self._save()
 
+    @property
+    def windows(self) -> NDArray[np.int32]:
+        """All windows of all texts, i32[n, context]."""
+        return np.concatenate([text.windows for text in self._texts])
+
+    def free_model(self) -> None:
+        """Make room for another engine; what was collected stays."""
+        self._engine.close()
+
     def finish_covariances(self) -> None:
         """Give the file of covariances its name. Raises OutputError."""
         assert self.passes is not None

@@ -50,9 +50,10 @@ class StreamCollector:
 
     def __init__(self, sums: Sums) -> None:
         self._sums = sums
+        self.writes: dict[str, str] = {}  # by the name of a weight, that of the stream behind it in the graph
         self._writes: dict[str, _Write] = {}
         self._channels = 0  # of the stream
-        self._address = 0  # of the sum that may be the stream
+        self._address, self._name = 0, ""  # of the sum that may be the stream
         self._energy: NDArray[np.float64] | None = None  # of its tokens
         self._direction: Floats | None = None  # Σ s/|s|
 
@@ -73,7 +74,7 @@ class StreamCollector:
         stream = values_of(node.result)[0, 0]
         energy = np.einsum("ij,ij->i", stream, stream, dtype=np.float64)
         scale = np.divide(1.0, np.sqrt(energy), out=np.zeros_like(energy), where=energy > 0)
-        self._address, self._energy = node.result.address, energy
+        self._address, self._name, self._energy = node.result.address, node.name, energy
         self._direction = np.einsum("i,ij->j", scale.astype(np.float32), stream)
 
     def note(self, node: Node, *, first: bool) -> None:
@@ -101,6 +102,7 @@ class StreamCollector:
         weights = np.divide(1.0, self._energy, out=np.zeros_like(self._energy), where=self._energy > 0)
         total = np.concatenate([[weights.sum(), len(weights)], self._direction]).astype(np.float32)
         for name, write in self._writes.items():
+            self.writes[name] = self._name
             entry = self._sums.tensors[name]
             if entry.stream is None and write.first:
                 values = write.width * write.matrices
