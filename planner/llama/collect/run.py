@@ -149,7 +149,9 @@ class Gathering(Closing):
         return np.concatenate([text.windows for text in self._texts])
 
     def free_model(self) -> None:
-        """Make room for another engine; what was collected stays."""
+        """Make room for another engine. What was collected stays, and is kept, as more is to come."""
+        if self.passes is None and self.saved < self.done:
+            self._save()
         self._engine.close()
 
     def finish_covariances(self) -> None:
