@@ -95,9 +95,9 @@ def test_values_are_averaged_by_attention(averaging, tmp_path):
     matrix = read_imatrix(tmp_path / "x.imatrix").entries["blk.0.attn_output.weight"]
     varies = matrix.values[0].astype(np.float64) - matrix.means[0].astype(np.float64) ** 2
     shared = np.repeat(np.arange(128).reshape(2, 64), 2, axis=0).reshape(-1)  # two heads use one
-    var, mean = (np.square(value).sum(axis=1) * 1.75)[shared], (value.sum(axis=1) * 0.5)[shared]
+    var, errors = (np.square(value).sum(axis=1) * 1.75)[shared], errors_by_hand(value, np.full(256, 2.0), 0.5)[shared]
     columns = np.square(output).sum(axis=0)
-    energy = energies.ATTENTION_VALUE * (columns * (var + mean**2)).sum()
+    energy = energies.ATTENTION_VALUE * (columns * errors).sum()
     rho = min(1.0, (columns * varies).sum() / (columns * var).sum())
     assert bool(rho < 1) is (averaging < 1)
     assert facts.added.mean == pytest.approx(energy, rel=1e-4)
@@ -118,6 +118,28 @@ def test_heads_that_share_keys_and_values(tmp_path):
         assert written_out[name].values() == pytest.approx(grouped[name].values(), rel=1e-4)
 
 
+def test_a_bias_of_queries_makes_logits_of_keys(tmp_path):
+    """And of their errors, which then count more, where queries' own count less beside it. One of a norm is no norm."""
+
+    def change(name, second, means):
+        second[:], means[:] = 0.02, 0.01
+
+    maker = dense(blocks=1)
+    plain = facts_of(maker, tmp_path, change=change)
+    maker.arrays["blk.0.attn_norm.bias"] = np.full(256, 7.0, np.float32)
+    maker.arrays["blk.0.attn_q.bias"] = np.zeros(256, np.float32)
+    assert facts_of(maker, tmp_path, change=change) == plain
+    assert (anatomy_of(maker, tmp_path).blocks[0].vectors["attn_norm"] == 1).all()
+    maker.arrays["blk.0.attn_q.bias"] = np.full(256, 2.0, np.float32)
+    biased = facts_of(maker, tmp_path, change=change)
+    q, k = (f"blk.0.attn_{part}.weight" for part in "qk")
+    assert biased[k].added.variance > 2 * plain[k].added.variance
+    assert biased[q].added.variance < plain[q].added.variance
+    assert {name: fact for name, fact in biased.items() if name not in (q, k)} == {
+        name: fact for name, fact in plain.items() if name not in (q, k)
+    }
+
+
 def test_fused_tensors_collect_their_parts(tmp_path):
     """phi3's attn_qkv and ffn_up against the same weights in tensors of their own."""
     one = fused()
@@ -133,19 +155,37 @@ def test_fused_tensors_collect_their_parts(tmp_path):
         means[:] = 0.3
 
     whole, apart = (facts_of(maker, tmp_path, change=same) for maker in (one, parts))
+    second = np.linspace(0.5, 2, 256)
+    values = np.split(errors_by_hand(qkv, second, 0.3), [256, 384])
+    up = np.split(errors_by_hand(both, second, 0.3), 2)
     for component in (0, 1):
-        total = sum(apart[f"blk.0.attn_{part}.weight"].added[component] for part in "qkv")
-        assert whole["blk.0.attn_qkv.weight"].added[component] == pytest.approx(total, rel=1e-4)
-        total = sum(apart[f"blk.0.ffn_{part}.weight"].added[component] for part in ("gate", "up"))
-        assert whole["blk.0.ffn_up.weight"].added[component] == pytest.approx(total, rel=1e-4)
+        # an error of 1 in the whole lies in its parts as it is expected of their rows; but queries and keys count by
+        # how large it is beside themselves, whichever rows that is in
+        total = apart["blk.0.attn_v.weight"].added[component] * values[2].sum() / energy_by_hand(qkv[384:], second, 0.3)
+        total += sum(apart[f"blk.0.attn_{part}.weight"].added[component] for part in "qk")
+        assert whole["blk.0.attn_qkv.weight"].added[component] == pytest.approx(total, rel=1e-3)
+        total = sum(
+            apart[f"blk.0.ffn_{part}.weight"].added[component] * error.sum() / energy_by_hand(rows, second, 0.3)
+            for part, error, rows in zip(("gate", "up"), up, np.split(both, 2), strict=True)
+        )
+        assert whole["blk.0.ffn_up.weight"].added[component] == pytest.approx(total, rel=1e-3)
 
 
 # Writers
 
 
 def energy_by_hand(rows, second, mean):
-    var = np.maximum(second - mean**2, 0)
+    rows = rows.astype(np.float64)
+    var, mean = np.maximum(second - mean**2, 0), np.broadcast_to(mean, rows.shape[1:])
     return float((rows**2 @ var + (rows @ mean) ** 2).sum())
+
+
+def errors_by_hand(rows, second, mean):
+    """The energy of each row's error, f64[r]: as all outputs', and where blocks of 32 are of large energy or peaks."""
+    blocks = np.square(rows.astype(np.float64)).reshape(len(rows), -1, 32)
+    weight = second.reshape(-1, 32).mean(axis=1)
+    kinds = [sizes @ weight for sizes in (blocks.sum(axis=2), blocks.max(axis=2))]
+    return energy_by_hand(rows, second, mean) * np.mean([kind / kind.sum() for kind in kinds], axis=0)
 
 
 def test_writers_add_their_own_energy(tmp_path):
@@ -181,16 +221,13 @@ def test_feed_forward_against_simulation(tmp_path):
         out[role] = a @ rows[role].T
     columns = np.square(rows["down"]).sum(axis=0)
     act, slope = ACTIVATIONS["silu"](out["gate"])
-    up = energies.FEED_FORWARD * (columns * np.square(act).mean(axis=0) * np.square(out["up"]).mean(axis=0)).sum()
-    gate = (
-        energies.FEED_FORWARD
-        * (
-            columns
-            * np.square(slope).mean(axis=0)
-            * np.square(out["gate"]).mean(axis=0)
-            * np.square(out["up"]).mean(axis=0)
-        ).sum()
+    up_error, gate_error = (
+        errors_by_hand(rows[role], entry[role].values[0].astype(np.float64), entry[role].means[0].astype(np.float64))
+        for role in ("up", "gate")
     )
+    value, slope = np.square(act).mean(axis=0), np.square(slope).mean(axis=0)
+    up = energies.FEED_FORWARD * (columns * value * up_error).sum()
+    gate = energies.FEED_FORWARD * (columns * slope * gate_error * np.square(out["up"]).mean(axis=0)).sum()
     assert facts["blk.0.ffn_up.weight"].added.variance == pytest.approx(up, rel=0.05)
     assert facts["blk.0.ffn_gate.weight"].added.variance == pytest.approx(gate, rel=0.05)
 
@@ -297,6 +334,34 @@ def test_shares_of_the_stream_by_hand():
     }
     del facts["token_embd.weight"]
     assert stream_shares(facts) == {}
+
+
+def test_shares_are_worth_their_reach():
+    """In nats: of the embedding and the logits as they are, of a write over the stream that was seen behind it."""
+
+    def fact(var, stage, **known):
+        return Facts(ErrorParts(var, var, 0.0), write=0.0 if known.pop("inner", False) else var, stage=stage, **known)
+
+    facts = {
+        "token_embd.weight": fact(10.0, -1, reach=0.25),
+        "blk.0.attn_v.weight": fact(3.0, 0, inner=True),
+        "blk.0.attn_output.weight": fact(5.0, 0, stream=7.0, seen=8.0, reach=2.0),
+        "blk.1.ffn_down.weight": fact(5.0, 1, stream=60.0, seen=50.0, reach=0.5),
+        "blk.2.ssm_out.weight": fact(4.0, 0),
+        "output.weight": Facts(output=12.0, logits=6.0),
+    }
+    shares = stream_shares(facts)
+    expected = {
+        "token_embd.weight": 0.25,
+        "blk.0.attn_v.weight": 2.0 * 3 / 8,
+        "blk.0.attn_output.weight": 2.0 * 5 / 8,
+        "blk.1.ffn_down.weight": 0.5 * 5 / 50,
+        "output.weight": 6.0,
+    }
+    assert {name: shares[name].variance for name in expected} == pytest.approx(expected)
+    # behind a write of which nothing is known, a share of the stream is worth what it was before, as it is counted
+    before = shares["blk.1.ffn_down.weight"].variance / (5 / np.sqrt(60.0 * 20))
+    assert shares["blk.2.ssm_out.weight"].variance == pytest.approx(before * 4 / 24)
 
 
 def test_a_tied_embedding_counts_twice(tmp_path):
