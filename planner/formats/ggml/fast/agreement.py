@@ -29,8 +29,11 @@ _MOST = np.float32(1e8)  # beyond, the kernels of lattice types may overflow, an
 _PROVEN = frozenset({"e871a2a305b2f0ed0adc0c8576ac20cea2e5b0792c5656ec4c2581a924077eed"})  # 0.20.2, Linux, x86-64
 BY_GGML: Mapping[str, str] = MappingProxyType(
     {
+        "iq1_s": "18f2ea62ad5596ec593970021e45b211d98bf0bd6cb3780e21609e8b85e048dd",
+        "iq1_m": "162de3d3cc8aeab77748a44b0ff49d616f19561b0eb5208cb75afb4bde0b81df",
         "iq2_xxs": "95cae3261bcb15a565cd0c705eec599cc7fd406639b7ff631ece4ccad270682a",
         "iq2_xs": "75ccf0c3a92a5892197ffce9131f3cbe4bc7c67a5a3cdaf79c742120f642e46b",
+        "iq2_s": "32c632031568bac366fe158e3cc46ca3cf12bcfc55707e814b928ab3bd8df98d",
         "iq3_xxs": "e479c22117c72a2665b8e7b8a8f41c13d700be9f89788fd4c57426c88ce4b268",
         "iq3_s": "5f7f5cfe4ca1bf54241c4c7781e9a627a632c48529657e7c4ed279578500dc6d",
     }
