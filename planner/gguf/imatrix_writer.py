@@ -33,7 +33,8 @@ _I32_MAX = 2**31 - 1
 def write_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> int:
     """Write a GGUF file atomically; return its size in bytes. Raises OutputError, also if `path` is one of the
     `inputs`, and ImatrixError for names that no GGUF can have."""
-    parts = list(imatrix_items(sums))
+    reach = ((Item(name + REACH, (len(found), 1)), np.array(found)) for name, found in sorted(sums.reach.items()))
+    parts: list[tuple[Item, NDArray[np.generic]]] = [*imatrix_items(sums), *reach]
     items = [item for item, _ in parts]
     header = header_of([encode_pair("general.type", "imatrix"), *imatrix_keys(sums)], items, ImatrixError)
 
@@ -48,7 +49,8 @@ def write_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path]
 
 
 def imatrix_items(sums: Sums) -> Iterator[tuple[Item, NDArray[np.generic]]]:
-    """Yield the tensors of a file that hold the sums, by their names, and their values, to be written as f32."""
+    """Yield the tensors of a file that hold the sums, by their names, and their values, to be written as f32. (Files of
+    covariances, which are laid out before a text is read, have these alone, and not how far noise reaches.)"""
     for name in sorted(sums.tensors):
         entry = sums.tensors[name]
         experts = len(entry.counts)
@@ -61,8 +63,6 @@ def imatrix_items(sums: Sums) -> Iterator[tuple[Item, NDArray[np.generic]]]:
             shapes = shape, shape, (1, len(entry.stream.weights)), (len(entry.stream.stream), 1)
             for suffix, form, values in zip(STREAM, shapes, entry.stream.arrays, strict=True):
                 yield Item(name + suffix, form), values
-    for name, found in sorted(sums.reach.items()):
-        yield Item(name + REACH, (len(found), 1)), np.array(found)
 
 
 def imatrix_keys(sums: Sums) -> list[bytes]:

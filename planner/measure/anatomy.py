@@ -100,13 +100,7 @@ def read_anatomy(model: Model) -> Anatomy:
     ModelError for norms that are no numbers."""
     arch = model.architecture
     width = model.parameter("embedding_length") or 1
-    vectors: dict[int, dict[str, Doubles]] = {}
-    for tensor in model.tensors:
-        block, role = role_of(tensor.name)
-        if tensor.name.endswith(".bias"):
-            role = f"{role}.bias"
-        if block is not None and tensor.rows == 1 and role.endswith(_VECTORS) and model.format(tensor).for_weights:
-            vectors.setdefault(block, {})[role] = _vector(model, tensor)
+    vectors = _vectors(model)
     count = min(model.parameter("block_count") or 0, len(model.tensors))
     numbers = sorted(set(vectors) | set(range(count)))
 
@@ -156,6 +150,18 @@ def read_anatomy(model: Model) -> Anatomy:
         rotary=model.parameter("rope.dimension_count") or 0,
         blocks=blocks,
     )
+
+
+def _vectors(model: Model) -> dict[int, dict[str, Doubles]]:
+    """Read the small float tensors of blocks, by block, role and `.bias`."""
+    vectors: dict[int, dict[str, Doubles]] = {}
+    for tensor in model.tensors:
+        block, role = role_of(tensor.name)
+        if tensor.name.endswith(".bias"):
+            role = f"{role}.bias"
+        if block is not None and tensor.rows == 1 and role.endswith(_VECTORS) and model.format(tensor).for_weights:
+            vectors.setdefault(block, {})[role] = _vector(model, tensor)
+    return vectors
 
 
 def _norm(model: Model, name: str) -> Doubles | None:
