@@ -1,4 +1,4 @@
-"""From losses to the KL divergences expected of files, where passes of the model tell their scale."""
+"""From losses to the KL divergences expected of files, where passes of the model, or reach, tell their scale."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ __all__ = ["link_of"]
 
 
 def link_of(findings: Findings, losses: Losses) -> Link | None:
-    """Return what ties losses to divergences; None without passes. The files that it is fitted to were evaluated on a
-    CPU, so `losses` count rounded activations, wherever the file that it is asked about will run."""
-    if losses.source != "measured":
-        return None
-    return fit_link(calibration(findings.passes, findings.inventory, losses))
+    """Return what ties losses to divergences; None where these are up to scale: without passes, or by another source
+    than `structure` with reach. The files that it is fitted to were evaluated on a CPU, so `losses` count rounded
+    activations, wherever the file that it is asked about will run."""
+    if losses.source == "measured":
+        return fit_link(calibration(findings.passes, findings.inventory, losses))
+    embedding = findings.facts.get("token_embd.weight")
+    if losses.source == "structure" and embedding is not None and embedding.reach is not None:
+        return fit_link(())  # in nats as they are, but for what any model is off
+    return None

@@ -90,8 +90,8 @@ def aim_at(target: Target, findings: Findings, losses: Losses, *, rounded: Losse
         raise UsageError(
             f"{option('kld', f'{target.kld:g}')}: how large a divergence is, is not known without passes of the model; "
             f"losses by {rounded.source} are up to scale.",
-            "Run passes: planner sensitivity MODEL --text FILE; or compare with another file by the same measure, for "
-            f"example {option('than', 'Q4_K_M')}.",
+            "Run passes: planner sensitivity MODEL --text FILE; or make the imatrix with planner imatrix; or compare "
+            f"with another file by the same measure, for example {option('than', 'Q4_K_M')}.",
         )
     most = link.loss_at(target.kld)
     if most is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 
@@ -54,8 +55,16 @@ def test_losses_are_divergences_in_nats(run, example, reached, tmp_path):
     sums = merge_imatrices([read_imatrix(imatrix)])
     sums.add_reach(reached)
     write_imatrix(sums, imatrix, force=True)
-    measure = run("measure", example.model, "--imatrix", imatrix, "--state", state, "--types", "q8_0", "-t", 1)
+    measure = run(
+        "measure", example.model, "--imatrix", imatrix, "--state", state, "--types", "q3_K,q5_K,q8_0", "-t", 1
+    )
     assert measure.status == 0, measure.text
+    solved = run("solve", "--state", state, "--kld", "0.01", "-o", tmp_path / "recipe.json")
+    assert "expected" in solved.out, solved.text
+    text = ("--text", EXAMPLES / "evaluation.txt", "-c", 256, "--chunks", 16, "-t", 1)
+    found = run("evaluate", example.model, tmp_path / "recipe.json", "--imatrix", imatrix, *text, "--json")
+    assert found.status == 0, found.text
+    assert json.loads(found.out)["files"][1]["kld"]["value"] == pytest.approx(0.01, rel=0.5)
 
     from planner.plan.findings import Findings
     from state import Store
