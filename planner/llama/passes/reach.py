@@ -47,7 +47,8 @@ def sound(
 ) -> Iterator[tuple[int, int]]:
     """Find out how far noise reaches in a model, on a part of the windows of a text, i32[n, context], as `reach` does.
 
-    Nothing is found of a model that predicts nothing. Raises InferenceError and ModelError.
+    Nothing is found of a model that predicts nothing, or whose stream is not recognized. Raises InferenceError and
+    ModelError.
     """
     if runs_backwards(model):
         return
@@ -144,7 +145,11 @@ class _Finder:
         if node.operation == "MUL_MAT":
             self._products[node.sources[0].name] = origin(node.result)
         elif node.operation == "ADD":
-            self._sums[node.name] = {origin(source) for source in node.sources[:2]}
+            parts = {origin(source) for source in node.sources[:2]}
+            self._sums[node.name] = parts
+            if node.sources[1].name.endswith(".bias"):  # what comes out of the product is as far off as before
+                found = {name: origin(node.result) for name, where in self._products.items() if where in parts}
+                self._products |= found
         return self._collector.wants(node)
 
     def see(self, node: Node) -> None:
@@ -258,6 +263,8 @@ def reach(
     for _ in engine.read(windows[:1]):
         written = finder.written
     places = list(dict.fromkeys(written.values()))
+    if not places or not any(name in model.by_name for name in LOGITS):
+        return
     chosen = depths(len(places) + 1)
     trials: list[_OfTokens | _OfWeight | _OfStream] = [_OfTokens(LOGITS, _norms(model)), _OfTokens((_EMBEDDING,))]
     trials += [finder.noise(places[at - 1], at) for at in chosen[1:]]

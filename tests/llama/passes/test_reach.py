@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -33,6 +34,23 @@ def listened(model: Path, windows: np.ndarray) -> dict[str, Reach]:
     assert [done for done, _ in steps] == list(range(1, len(steps) + 1))
     assert steps[-1][0] == steps[-1][1]
     return found
+
+
+def with_bias(source: Path, path: Path, name: str) -> Path:
+    """The model with one more vector, of zeros and as wide as the stream."""
+    reader, writer = gguf.GGUFReader(source), gguf.GGUFWriter(path, "llama")
+    for key, entry in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            kind = entry.types[0]
+            writer.add_key_value(key, entry.contents(), kind, entry.types[1] if len(entry.types) > 1 else None)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.add_tensor(name, np.zeros(256, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +112,22 @@ def test_every_write_is_known_and_the_same_twice(example, windows, reached):
     assert {name: pytest.approx(nats, rel=0.02) for name, (nats, _) in reached.items()} == {
         name: nats for name, (nats, _) in again.items()
     }
+
+
+def test_nothing_is_said_where_no_stream_is_found(tmp_path):
+    found: dict[str, Reach] = {}
+    with open_model(write_model("hy_v4", tmp_path / "m.gguf")) as model:
+        words = np.random.default_rng(0).integers(3, 60, (4, 32)).astype(np.int32)
+        assert list(sound(model, words, found, threads=1, gpu_layers=0)) == []
+    assert not found
+
+
+def test_a_bias_behind_a_product_changes_no_error(example, windows, tmp_path, reached):
+    """The bundled model with biases of zeros behind its first writer: noise goes into the product as without."""
+    path = with_bias(example.model, tmp_path / "b.gguf", "blk.0.attn_output.bias")
+    found = listened(path, windows[:8])
+    name = "blk.0.attn_output.weight"
+    assert found[name].nats == pytest.approx(reached[name].nats, rel=0.02)
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "mixture"])
