@@ -64,9 +64,9 @@ def reached(example, windows) -> dict[str, Reach]:
     return listened(example.model, windows[:8])
 
 
-def test_losses_are_divergences_in_nats(run, example, reached, tmp_path):
+def test_losses_are_divergences_in_nats(run, example, reached, here):
     """Sensitivities of single tensors of the bundled model were measured apart, by passes over other tokens."""
-    imatrix, state = tmp_path / "imatrix.gguf", tmp_path / "s.planner"
+    imatrix, state, recipe = here / "imatrix.gguf", here / "s.planner", here / "recipe.json"
     text = ("--text", EXAMPLES / "calibration.txt", "--chunks", 8, "--no-reach", "-t", 1)
     assert run("imatrix", example.model, *text, "-o", imatrix).status == 0
     assert not read_imatrix(imatrix).reach
@@ -77,10 +77,10 @@ def test_losses_are_divergences_in_nats(run, example, reached, tmp_path):
         "measure", example.model, "--imatrix", imatrix, "--state", state, "--types", "q3_K,q5_K,q8_0", "-t", 1
     )
     assert measure.status == 0, measure.text
-    solved = run("solve", "--state", state, "--kld", "0.01", "-o", tmp_path / "recipe.json")
+    solved = run("solve", "--state", state, "--kld", "0.01", "-o", recipe)
     assert "expected" in solved.out, solved.text
     text = ("--text", EXAMPLES / "evaluation.txt", "-c", 256, "--chunks", 16, "-t", 1)
-    found = run("evaluate", example.model, tmp_path / "recipe.json", "--imatrix", imatrix, *text, "--json")
+    found = run("evaluate", example.model, recipe, "--imatrix", imatrix, *text, "--json")
     assert found.status == 0, found.text
     assert json.loads(found.out)["files"][1]["kld"]["value"] == pytest.approx(0.01, rel=0.5)
 
