@@ -116,6 +116,11 @@ class Imatrix:
             sha.update(f"{name}\0{self.entries[name].digest}\n".encode())
         return sha.hexdigest()
 
+    def nats(self, name: str) -> float | None:
+        """Return how far noise reaches from behind a weight, or in the logits (`LOGITS_REACH`); None if unknown."""
+        found = self.reach.get(name)
+        return None if found is None else found.nats
+
     def covers(self, tensor: Tensor) -> bool:
         """Return whether there is an entry for the tensor.
 

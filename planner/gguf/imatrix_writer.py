@@ -3,8 +3,7 @@
 GGUF, as `save_imatrix` in llama.cpp's `tools/imatrix/imatrix.cpp` writes it, with `NAME.in_sum` after `NAME.in_sum2`
 and `NAME.counts` where sums of activations are known (the name that llama.cpp's forks give them), and behind them those
 that are weighted by the stream, `NAME.stream…`, and how far noise reaches, `NAME.reach`; llama.cpp itself reads past
-these. Legacy, as `save_imatrix_legacy`: no
-sums, and of an expert no more than its mean squares.
+these. Legacy, as `save_imatrix_legacy`: no sums, and of an expert no more than its mean squares.
 """
 
 from __future__ import annotations

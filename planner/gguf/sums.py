@@ -77,7 +77,7 @@ class TensorSums:
 @dataclass(slots=True)
 class Sums:
     """An importance matrix in the making: tensor name → its sums, and the texts that they come from; and how far noise
-    reaches from behind tensors, by their names (`planner.llama.collect.reach`)."""
+    reaches from behind tensors, by their names (`planner.llama.passes.reach`)."""
 
     chunk_size: int
     tensors: dict[str, TensorSums] = field(default_factory=dict)

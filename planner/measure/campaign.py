@@ -170,7 +170,7 @@ class Campaign:
             basis += [*map(str, stamp(self._model.parts[tensor.part])), self._entry_key(tensor)]
         if self._imatrix is not None and self._imatrix.reach:
             names = (*(target.tensor.name for target in block.targets), LOGITS_REACH)
-            basis.append(repr([self._imatrix.reach.get(name) for name in names]))
+            basis.append(repr([self._imatrix.nats(name) for name in names]))
         return basis
 
     def _anatomy_of(self, block: Block) -> object:

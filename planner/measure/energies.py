@@ -175,8 +175,8 @@ _Part = Literal["q", "k", "v"]
 
 @dataclass(frozen=True)
 class _Made:
-    """Queries, keys or values, and the role of the tensor that makes them: mean and variance of each channel, and the
-    energy of its error where the tensor's relative error is 1, all float64 [n]."""
+    """What a tensor makes, and its role: mean and variance of each channel, and the energy of its error where the
+    tensor's relative error is 1, all float64 [n]."""
 
     role: str
     mean: Doubles
@@ -186,6 +186,11 @@ class _Made:
     def at(self, where: slice | NDArray[np.int64]) -> _Made:
         """Return some of the channels."""
         return _Made(self.role, self.mean[where], self.var[where], self.error[where])
+
+    def matrix(self, number: int, count: int) -> _Made:
+        """Return the channels that one of `count` matrices makes."""
+        width = len(self.mean) // count
+        return self.at(slice(number * width, (number + 1) * width))
 
     def normed(self, norm: Doubles | None, length: int) -> _Made:
         """Return them behind a norm (`norm_scales`)."""
@@ -228,6 +233,7 @@ def _projections(known: Mapping[str, Survey], block: BlockAnatomy, *, value_norm
 
 
 def _made(role: str, survey: Survey) -> _Made:
+    """Return what all matrices of a tensor make, one after the other."""
     error = survey.errors_of_outputs()
     return _Made(role, survey.out_mean.reshape(-1), survey.out_var.reshape(-1), error.reshape(-1))
 
@@ -272,27 +278,24 @@ def _feed_forward(
         bias if bias is not None and len(bias) == columns.shape[1] else 0.0
         for bias in (block.vectors.get(f"ffn_{part}{suffix}.bias") for part in ("up", "gate"))
     )
-    up_error, gate_error = up.errors_of_outputs(), None if gate is None else gate.errors_of_outputs()
+    inner, matrices = columns.shape[1], down.tensor.matrices
+    made_up, made_gate = _made("up", up), None if gate is None else _made("gate", gate)
     up_energy = gate_energy = 0.0
-    for matrix in range(down.tensor.matrices):
-        u = up.out_mean[matrix], up.out_var[matrix], up_error[matrix]
-        if gate is not None and gate_error is not None:
-            g = gate.out_mean[matrix], gate.out_var[matrix], gate_error[matrix]
-        elif len(u[0]) == 2 * columns.shape[1]:  # gate and up in one tensor, the gate first
-            half = columns.shape[1]
-            g, u = (u[0][:half], u[1][:half], u[2][:half]), (u[0][half:], u[1][half:], u[2][half:])
-        else:
-            g = None
+    for matrix in range(matrices):
+        u = made_up.matrix(matrix, matrices)
+        g = None if made_gate is None else made_gate.matrix(matrix, matrices)
+        if g is None and len(u.mean) == 2 * inner:  # gate and up in one tensor, the gate first
+            g, u = u.at(slice(inner)), u.at(slice(inner, None))
         weight = columns[matrix] * down.moments.usage[matrix]
-        if len(u[0]) != len(weight) or (g is not None and len(g[0]) != len(weight)):
+        if len(u.mean) != inner or (g is not None and len(g.mean) != inner):
             return
         if g is None:
-            _, slope = activation_moments(u[0] + up_bias, u[1], anatomy.activation)
-            up_energy += float((weight * slope * u[2]).sum())
+            _, slope = activation_moments(u.mean + up_bias, u.var, anatomy.activation)
+            up_energy += float((weight * slope * u.error).sum())
         else:
-            value, slope = activation_moments(g[0] + gate_bias, g[1], anatomy.activation)
-            up_energy += float((weight * value * u[2]).sum())
-            gate_energy += float((weight * slope * g[2] * ((u[0] + up_bias) ** 2 + u[1])).sum())
+            value, slope = activation_moments(g.mean + gate_bias, g.var, anatomy.activation)
+            up_energy += float((weight * value * u.error).sum())
+            gate_energy += float((weight * slope * g.error * ((u.mean + up_bias) ** 2 + u.var)).sum())
     fused = gate is None and gate_energy > 0
     role = role_of(up.tensor.name)[1]
     total = scale * (up_energy + (gate_energy if fused else 0.0))

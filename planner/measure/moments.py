@@ -82,8 +82,7 @@ def moments(tensor: Tensor, imatrix: Imatrix | None, refinement: Refinement | No
     """
     shape = (tensor.matrices, tensor.row_length)
     entry = imatrix.match(tensor) if imatrix else None
-    nats = {} if imatrix is None else {name: found.nats for name, found in imatrix.reach.items()}
-    reach, logits = nats.get(tensor.name), nats.get(LOGITS_REACH)
+    reach, logits = (None if imatrix is None else imatrix.nats(name) for name in (tensor.name, LOGITS_REACH))
     if entry is None:
         return Moments(
             np.ones(shape), np.zeros(shape), np.ones(shape[0]), None, False, False, reach=reach, logits=logits

@@ -19,7 +19,7 @@ from planner.sensitivity.sources import (
     measured_sensitivities,
     sensitivities,
 )
-from planner.sensitivity.structure import STRUCTURE_VERSION
+from planner.sensitivity.structure import STRUCTURE_VERSION, in_nats
 
 __all__ = [
     "DESIGNS",
@@ -41,6 +41,7 @@ __all__ = [
     "default_source",
     "factored",
     "fit_link",
+    "in_nats",
     "likely_ratio",
     "measured_sensitivities",
     "prior",

@@ -16,7 +16,7 @@ from planner.names.gguf import PER_LAYER_EMBEDDING, role_of
 from planner.sensitivity.facts import Facts
 from planner.sensitivity.parts import ErrorParts
 
-__all__ = ["STRUCTURE_VERSION", "stream_shares"]
+__all__ = ["STRUCTURE_VERSION", "in_nats", "stream_shares"]
 
 STRUCTURE_VERSION = 8  # part of the key under which facts are kept: raise it when a number would change
 
@@ -26,6 +26,11 @@ MASSIVE = 4.0
 # What an embedding counts where the stream was seen, as a share of what it counts otherwise: best in recipes of
 # prose-8m, SmolLM2-135M and Qwen2.5-Coder-1.5B (docs/quality.md)
 SEEN_EMBEDDING = 0.5
+
+
+def in_nats(facts: Mapping[str, Facts]) -> bool:
+    """Return whether `stream_shares` are in nats, and not up to scale: by reach."""
+    return facts.get("token_embd.weight", Facts()).reach is not None
 
 
 def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
@@ -41,7 +46,7 @@ def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
     if not embedding.write:
         return {}
     written, massive, gathers = embedding.write, 0.0, 0.0
-    seen = any(fact.stream for fact in facts.values())
+    seen, nats = any(fact.stream for fact in facts.values()), in_nats(facts)
     shares: dict[str, ErrorParts] = {}
     steps: dict[tuple[int, int], list[tuple[str, Facts, ErrorParts]]] = {}
     for name, fact in facts.items():
@@ -50,8 +55,8 @@ def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
             steps.setdefault((block, fact.stage), []).append((name, fact, fact.added))
         elif fact.added is not None or fact.output is not None:
             embeds, predicts = SEEN_EMBEDDING if seen else 1.0, fact.output or 0.0
-            if embedding.reach is not None:
-                embeds, predicts = embedding.reach, fact.logits or 0.0
+            if nats:
+                embeds, predicts = embedding.reach or 0.0, fact.logits or 0.0
             share = (embeds if fact.write else 0.0) + predicts
             shares[name] = ErrorParts(share, share, 0.0)
     worth = 1.0  # of a share of the stream
@@ -63,7 +68,7 @@ def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
         # A massive channel rules the stream's norm once it exceeds the bulk; before, it is a channel like others
         against = max(massive / MASSIVE, stream)
         for _, fact, _ in step:
-            if embedding.reach is not None and fact.reach is not None and fact.seen:
+            if nats and fact.reach is not None and fact.seen:
                 worth = fact.reach * stream / fact.seen
         own, heavy = worth / stream, worth / against
         for name, fact, added in step:

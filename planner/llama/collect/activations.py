@@ -35,9 +35,8 @@ def activations_of(node: Node) -> list[Group]:
     return _of_experts(node) if node.operation == "MUL_MAT_ID" else _of_matrices(node)
 
 
-def rows_of(node: Node) -> Floats:
-    """Return all rows of a multiplication's activations, f32[rows, n], whichever matrix each is for."""
-    activations = node.sources[1]
+def rows_of(activations: Tensor) -> Floats:
+    """Return all rows of activations, f32[rows, n], whichever matrix each is for."""
     values = values_of(activations)
     return values.reshape(-1, values.shape[3])
 
@@ -48,7 +47,7 @@ def _of_matrices(node: Node) -> list[Group]:
     values = values_of(activations)
     inner, outer = weight.shape[2:4]
     if inner * outer == 1:
-        rows = values.reshape(-1, values.shape[3])
+        rows = rows_of(activations)
         return [Group(0, rows, np.arange(len(rows)))]
     return [
         Group((third % outer) * inner + second % inner, values[third, second], np.arange(values.shape[2]))

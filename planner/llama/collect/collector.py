@@ -64,9 +64,9 @@ class Collector:
         self._stream = StreamCollector(sums)
 
     @property
-    def writes(self) -> Mapping[str, str]:
+    def places(self) -> Mapping[str, str]:
         """By the name of each weight that has written to the stream, that of the sum in the graph that it became."""
-        return self._stream.writes
+        return self._stream.places
 
     def wants(self, node: Node) -> bool:
         """Return whether the node multiplies a weight that an importance matrix has, or may be the stream."""

@@ -58,7 +58,7 @@ class Multiplier:
 
     def _rows(self, node: Node) -> list[tuple[int, Floats]]:
         if self.inputs[node.sources[0].name].matrices == 1:
-            return [(0, np.ascontiguousarray(rows_of(node)))]
+            return [(0, np.ascontiguousarray(rows_of(node.sources[1])))]
         return [(group.matrix, np.ascontiguousarray(group.rows)) for group in activations_of(node)]
 
 

@@ -50,7 +50,7 @@ class StreamCollector:
 
     def __init__(self, sums: Sums) -> None:
         self._sums = sums
-        self.writes: dict[str, str] = {}  # by the name of a weight, that of the stream behind it in the graph
+        self.places: dict[str, str] = {}  # by the name of a weight, that of the stream behind it in the graph
         self._writes: dict[str, _Write] = {}
         self._channels = 0  # of the stream
         self._address, self._name = 0, ""  # of the sum that may be the stream
@@ -102,7 +102,7 @@ class StreamCollector:
         weights = np.divide(1.0, self._energy, out=np.zeros_like(self._energy), where=self._energy > 0)
         total = np.concatenate([[weights.sum(), len(weights)], self._direction]).astype(np.float32)
         for name, write in self._writes.items():
-            self.writes[name] = self._name
+            self.places[name] = self._name
             entry = self._sums.tensors[name]
             if entry.stream is None and write.first:
                 values = write.width * write.matrices

@@ -10,7 +10,8 @@ noise is a share of their own energy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,13 @@ from planner.errors import InferenceError
 from planner.gguf import Model
 from planner.gguf.entry import LOGITS_REACH, Reach
 from planner.gguf.sums import Sums
-from planner.llama.collect.activations import Floats, ids_of, values_of
+from planner.llama.collect.activations import Floats, ids_of, rows_of
 from planner.llama.collect.collector import LOGITS, Collector
 from planner.llama.engine import Engine
 from planner.llama.evaluate.baseline import record
 from planner.llama.evaluate.compare import diverge
 from planner.llama.fitness import runs_backwards
-from planner.llama.graph import Node, Tensor, origin
+from planner.llama.graph import Node, Observer, origin
 
 __all__ = ["REACH_CONTEXT", "depths", "passes_for", "reach", "sound", "windows_for"]
 
@@ -40,6 +41,13 @@ _PART = 4  # of the tokens that were read for the imatrix are run again, all pas
 _MASSIVE = 30.0  # times the median energy: as of channels, in planner.measure.survey
 _CHANNELS = 4096  # of what a weight reads, at a time
 _WEIGHTS_AT_A_TIME = 1 << 22
+
+
+class _Trial(Observer, Protocol):
+    """An observer that adds noise. `shares`: how much of the stream's energy, or of its own, that was, by batch."""
+
+    @property
+    def shares(self) -> Sequence[float]: ...
 
 
 def sound(
@@ -103,13 +111,15 @@ class _OfWeight:
     def see(self, node: Node) -> None:
         """Add noise to the product; in the stream, see how much that is."""
         if node.operation == "ADD":
-            stream, added = _energies(_rows(node.result)), self._added
+            stream, added = _energies(rows_of(node.result)), self._added
             # those of the last block whose predictions are not asked for are gone
             added = added if len(added) == len(stream) else np.full_like(stream, added.mean())
             self.shares.append(float(np.mean(added[stream > 0] / stream[stream > 0])))
             return
-        made = _rows(node.result)
-        noise = np.concatenate([self._noise(some, made.shape[1]) for some in np.array_split(_rows(node.sources[1]), 2)])
+        made = rows_of(node.result)
+        noise = np.concatenate(
+            [self._noise(some, made.shape[1]) for some in np.array_split(rows_of(node.sources[1]), 2)]
+        )
         added = _energies(noise)
         # what a massive activation is worth is another matter, and its token would make all the others' divergence
         noise[added > _MASSIVE * np.median(added)] = 0.0
@@ -138,7 +148,7 @@ class _Finder:
     @property
     def written(self) -> Mapping[str, str]:
         """The name of the place behind each weight."""
-        return self._collector.writes
+        return self._collector.places
 
     def wants(self, node: Node) -> bool:
         """Return whether the collector of sums wants the node."""
@@ -164,41 +174,50 @@ class _Finder:
         return _OfStream(place, seed)
 
 
-class _OfTokens:
-    """An observer that adds noise to rows that are looked up, the same for the same token, or to the logits of each
-    word, by the norm of its row: `SHARE` of their energy."""
+class _OfEmbedding:
+    """An observer that adds noise to the embeddings of tokens, the same for the same token: `SHARE` of their energy."""
 
-    def __init__(self, names: tuple[str, ...], norms: Floats | None = None) -> None:
-        """With `norms` of the weight's rows, f32[words]: to the logits."""
-        self._names, self._norms, self._random = names, norms, np.random.default_rng(0)
-        self.shares = [SHARE]
+    shares = (SHARE,)
 
     def wants(self, node: Node) -> bool:
-        """Return whether the node looks rows of the weight up, or multiplies it."""
-        if self._norms is not None:
-            return _is_product(node, self._names)
-        return node.operation == "GET_ROWS" and node.sources[0].name in self._names
+        """Return whether the node looks embeddings up."""
+        return node.operation == "GET_ROWS" and node.sources[0].name == _EMBEDDING
 
     def see(self, node: Node) -> None:
         """Add noise to the result."""
-        made = _rows(node.result)
-        if self._norms is None:
-            tokens, which = np.unique(ids_of(node.sources[1]), return_inverse=True)
-            noise = np.random.default_rng(0).standard_normal((len(tokens), made.shape[1]), np.float32)
-            noise = noise[which.reshape(-1)]
-        else:
-            noise = self._random.standard_normal(made.shape, np.float32) * self._norms
-        scale = np.sqrt(SHARE * _energies(made) / np.square(noise).sum(axis=1, dtype=np.float64).mean())
-        _write(node, made + scale[:, None].astype(np.float32) * noise)
+        made = rows_of(node.result)
+        tokens, which = np.unique(ids_of(node.sources[1]), return_inverse=True)
+        noise = np.random.default_rng(0).standard_normal((len(tokens), made.shape[1]), np.float32)
+        _add_share(node, made, noise[which.reshape(-1)])
+
+
+class _OfLogits:
+    """An observer that adds noise to the logits of each word by the norm of its row, f32[words]: `SHARE` of their
+    energy."""
+
+    shares = (SHARE,)
+
+    def __init__(self, norms: Floats) -> None:
+        self._norms, self._random = norms, np.random.default_rng(0)
+
+    def wants(self, node: Node) -> bool:
+        """Return whether the node makes the logits."""
+        return _is_product(node, LOGITS)
+
+    def see(self, node: Node) -> None:
+        """Add noise to the result."""
+        made = rows_of(node.result)
+        _add_share(node, made, self._random.standard_normal(made.shape, np.float32) * self._norms)
 
 
 class _OfStream:
     """An observer that adds noise to the stream itself, the same energy for every token: `SHARE` of their harmonic
     mean. For what experts write, who each have errors of their own, and what a norm scales before it is added."""
 
+    shares = (SHARE,)
+
     def __init__(self, place: str, seed: int) -> None:
         self._place, self._random = place, np.random.default_rng(seed)
-        self.shares = [SHARE]
 
     def wants(self, node: Node) -> bool:
         """Return whether the node is the place."""
@@ -206,7 +225,7 @@ class _OfStream:
 
     def see(self, node: Node) -> None:
         """Add noise to the result."""
-        stream = _rows(node.result)
+        stream = rows_of(node.result)
         energies = _energies(stream)
         some = energies[energies > 0]
         if len(some):
@@ -222,11 +241,6 @@ def _is_stream(node: Node, place: str) -> bool:
     return node.operation == "ADD" and node.name == place
 
 
-def _rows(tensor: Tensor) -> Floats:
-    values = values_of(tensor)
-    return np.array(values, np.float32).reshape(-1, values.shape[-1])
-
-
 def _energies(rows: Floats) -> Doubles:
     return np.asarray(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
 
@@ -234,6 +248,12 @@ def _energies(rows: Floats) -> Doubles:
 def _median_ratio(first: Doubles, second: Doubles) -> float:
     some = (first > 0) & (second > 0)
     return float(np.median(first[some] / second[some])) if some.any() else 0.0
+
+
+def _add_share(node: Node, made: Floats, noise: Floats) -> None:
+    """Add noise to rows f32[n, channels], of the same distribution in each: `SHARE` of a row's energy."""
+    scale = np.sqrt(SHARE * _energies(made) / np.square(noise).sum(axis=1, dtype=np.float64).mean())
+    _write(node, made + scale[:, None].astype(np.float32) * noise)
 
 
 def _write(node: Node, rows: Floats) -> None:
@@ -261,12 +281,13 @@ def reach(
     """
     engine.observer = finder = _Finder(windows.shape[1])
     for _ in engine.read(windows[:1]):
-        written = finder.written
+        pass
+    written = finder.written
     places = list(dict.fromkeys(written.values()))
     if not places or not any(name in model.by_name for name in LOGITS):
         return
     chosen = depths(len(places) + 1)
-    trials: list[_OfTokens | _OfWeight | _OfStream] = [_OfTokens(LOGITS, _norms(model)), _OfTokens((_EMBEDDING,))]
+    trials: list[_Trial] = [_OfLogits(_norms(model)), _OfEmbedding()]
     trials += [finder.noise(places[at - 1], at) for at in chosen[1:]]
     engine.observer = None
     with record(engine, windows) as base:

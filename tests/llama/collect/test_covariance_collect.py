@@ -43,7 +43,9 @@ class Exact:
     def see(self, node: Node) -> None:
         name = node.sources[0].name
         shared = node.operation == "MUL_MAT_ID" and "_down_" not in name
-        groups = [(0, rows_of(node))] if shared else [(each.matrix, each.rows) for each in activations_of(node)]
+        groups = (
+            [(0, rows_of(node.sources[1]))] if shared else [(each.matrix, each.rows) for each in activations_of(node)]
+        )
         for matrix, rows in groups:
             sums = self.sums.setdefault(name, {})
             sums[matrix] = sums.get(matrix, 0) + rows.T.astype(np.float64) @ rows
