@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from planner.measure.anatomy import Activation
 
-__all__ = ["ACTIVATIONS", "activation_moments", "logit_variance", "norm_scales", "normed_moments", "rotary_pairs"]
+__all__ = ["ACTIVATIONS", "activation_moments", "logit_variance", "norm_scales", "rotary_pairs"]
 
 Doubles = NDArray[np.float64]
 
@@ -33,18 +33,12 @@ def activation_moments(mean: Doubles, var: Doubles, activation: Activation) -> t
     return (value**2) @ _WEIGHTS, (slope**2) @ _WEIGHTS
 
 
-def normed_moments(mean: Doubles, var: Doubles, norm: Doubles | None, length: int) -> tuple[Doubles, Doubles]:
-    """Return means and variances, float64 [n], behind an RMS norm with weights `norm` over each `length` channels, or
-    over all n: scaled by norm / √(mean of E[x²]), as if that did not vary.
-
-    Without a norm, or with one of another length, they stay as they are.
-    """
-    scale = norm_scales(mean, var, norm, length)
-    return mean * scale, var * scale**2
-
-
 def norm_scales(mean: Doubles, var: Doubles, norm: Doubles | None, length: int) -> Doubles:
-    """Return what the norm of `normed_moments` multiplies each channel by, float64 [n]; ones if there is none."""
+    """Return what an RMS norm with weights `norm` over each `length` channels, or over all n, multiplies channels of
+    these means and variances by, float64 [n]: norm / √(mean of E[x²]), as if that did not vary.
+
+    Without a norm, or with one of another length, ones.
+    """
     if norm is None or len(norm) not in (length, len(mean)):
         return np.ones_like(mean)
     second = (mean**2 + var).reshape(-1, len(norm)).mean(axis=1, keepdims=True)

@@ -10,7 +10,7 @@ from planner.measure.activation_moments import (
     ACTIVATIONS,
     activation_moments,
     logit_variance,
-    normed_moments,
+    norm_scales,
     rotary_pairs,
 )
 from planner.measure.anatomy import read_anatomy
@@ -86,6 +86,11 @@ def test_heads_that_share_keys_have_logits_of_their_own():
     for head in range(4):
         alone = logit_variance(q_second[head], k_var[head // 2], heads=1, kv_heads=1, rotary=7, neighbours=True)
         assert together[head] == pytest.approx(alone[0])
+
+
+def normed_moments(mean, var, norm, length):
+    scales = norm_scales(mean, var, norm, length)
+    return mean * scales, var * scales**2
 
 
 def test_norms_of_heads():

@@ -28,7 +28,7 @@ from planner.llama.evaluate.compare import diverge
 from planner.llama.fitness import runs_backwards
 from planner.llama.graph import Node, Observer, origin
 
-__all__ = ["REACH_CONTEXT", "depths", "passes_for", "reach", "sound", "windows_for"]
+__all__ = ["depths", "reach", "sound", "windows_for"]
 
 Doubles = NDArray[np.float64]
 
