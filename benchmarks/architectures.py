@@ -23,7 +23,6 @@ import planner
 from planner.gguf import open_model
 from planner.names.gguf import ahead, role_of
 from planner.plan.findings import Findings
-from planner.plan.losses import error_parts
 from planner.plan.plan import make_plan
 from planner.plan.request import PlanRequest
 from planner.sensitivity import SOURCES
@@ -153,7 +152,7 @@ def draft_table(folder: Path) -> str:
 def add_passes(store: Store, head: Collection[str]) -> None:
     """Add passes over single tensors, and one over all together, as others publish them: zeros for the draft head."""
     findings = Findings.read(store)
-    errors = {name: error_parts(own) for (name, fmt), own in findings.measurements.items() if fmt == "q4_K"}
+    errors = {name: each["q4_K"] for name, each in findings.errors.items() if "q4_K" in each}
     subject = findings.subject_of_passes()
     store.add_passes(
         Pass(

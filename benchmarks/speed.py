@@ -70,7 +70,7 @@ PARTS: Mapping[str, Sequence[str]] = {
     "writing": ("planner.files:Output.write", "planner.files:Output.end"),
     "state": (
         "state:Store.add", "state:Store.add_energies", "state:Store.select", "state:Store.set_inventory",
-        "state:Store.measurements", "state:Store.energies",
+        "state:Store.measurements", "state:Store.errors", "state:Store.energies",
     ),
 }  # fmt: skip
 """What is clocked, as module:name; what a command has left is `rest`: imports, planning, Python between."""

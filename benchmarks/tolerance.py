@@ -13,13 +13,11 @@ import tempfile
 from fractions import Fraction
 from pathlib import Path
 
-from planner.formats.ggml import formats, select_formats
-from planner.formats.registry import block_of_activations
+from planner.formats.ggml import select_formats
 from planner.gguf import open_model, read_imatrix
 from planner.measure import Settings
 from planner.measure.campaign import Campaign
 from planner.plan.findings import Findings
-from planner.plan.losses import error_parts
 from planner.plan.plan import make_plan
 from planner.plan.request import PlanRequest
 from state import Store
@@ -46,11 +44,10 @@ def main(model_path: str, imatrix_path: str) -> None:
                 recipes = {size: make_plan(findings, PlanRequest(bpw=size)).recipe for size in SIZES}
                 if tolerance == EXACT:
                     losses = findings.losses("structure")
-                    for key, entry in findings.measurements.items():
-                        block = block_of_activations(formats()[entry.format])
-                        true_loss[key] = losses.sensitivities[entry.tensor].loss(error_parts(entry), block)
+                    for name in findings.errors:
+                        true_loss |= {(name, fmt): loss for fmt, (_, loss) in losses.of(name).items()}
                     best = {size: recipe.loss for size, recipe in recipes.items()}
-            found = findings.measurements.values()
+                found = store.measurements(selected=True).values()
             share = sum(m.rows for m in found) / sum(model.by_name[m.tensor].rows for m in found)
             regrets = [
                 sum(true_loss.get((c.name, c.format), 0.0) for c in recipe.tensors) / best[size] - 1

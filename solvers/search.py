@@ -44,6 +44,9 @@ def search(core: Core, room: float, width: int, deadline: float) -> Found:
         if time.monotonic() > deadline:
             lost = min(lost, float(completion.bound(stage, cost, slack).min(initial=np.inf)))
             break
+        if item.cost[1] >= best:  # dearer than what is known: it keeps the bound's choice, and states stay as they are
+            steps.append(_kept(cost.size))
+            continue
         cost = (cost[:, None] + item.cost).ravel()
         slack = (slack[:, :, None] - item.weight[:, None, :]).reshape(len(prices), -1)
         least = completion.bound(stage + 1, cost, slack)
@@ -62,6 +65,10 @@ def search(core: Core, room: float, width: int, deadline: float) -> Found:
     error = core.error + 2.0**-50 * (len(core.groups) + 4 * len(prices) + 4) * max(best, 0.0)
     choice = _trace(core, steps, where) if where[0] >= 0 else None
     return Found(choice, min(best, lost) - error, not np.isfinite(lost))
+
+
+def _kept(states: int) -> _Step:
+    return _Step(np.arange(states, dtype=np.int32), np.zeros(states, np.int32))
 
 
 def _best(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Self
+from typing import Annotated, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -114,8 +113,7 @@ class Inventory(_Record):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
+class Measurement(NamedTuple):
     """The error of one tensor in one format. The store checks it, when it is added and when it is read.
 
     `key` is a digest of everything that the errors depend on, the tensor's name included. The errors are relative

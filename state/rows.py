@@ -12,6 +12,7 @@ from state.records import LONGEST_NAME, Energies, Inventory, Measurement, Pass, 
 
 __all__ = [
     "ENERGIES",
+    "ERRORS",
     "MEASUREMENT",
     "MODEL",
     "PASS",
@@ -77,23 +78,25 @@ class _Measurements(Table[Measurement]):
     def row(self, record: Measurement) -> tuple[Any, ...]:
         """Return the record as a row. Raises `ValueError` where it is not sound."""
         row = super().row(record)
-        _check([row])
+        self.check([row])
         return row
 
     def records(self, rows: Sequence[Sequence[Any]]) -> list[Measurement]:
         """Make records of rows. Raises `ValueError` where one is not sound."""
-        _check(rows)
-        return [Measurement(*row) for row in rows]
+        self.check(rows)
+        return list(map(Measurement._make, rows))
 
+    def check(self, rows: Sequence[Sequence[Any]], fields: Sequence[str] | None = None) -> None:
+        """Raise `ValueError` unless all of the rows, at least one, have sound values in these fields (default: all)."""
+        for name, column in zip(fields or self.fields, zip(*rows, strict=True), strict=True):
+            if not _sound(name, _KINDS[name], column):
+                raise ValueError(f"no measurement has such a {name}")
+
+
+ERRORS = ("tensor", "format", "err_var", "err_mean", "err_massive")
+"""Fields of a measurement that its errors are found by, and these."""
 
 _KINDS: dict[str, type] = get_type_hints(Measurement)
-
-
-def _check(rows: Sequence[Sequence[Any]]) -> None:
-    """Raise `ValueError` unless all of the rows, at least one, are sound."""
-    for (name, kind), column in zip(_KINDS.items(), zip(*rows, strict=True), strict=True):
-        if not _sound(name, kind, column):
-            raise ValueError(f"no measurement has such a {name}")
 
 
 def _sound(name: str, kind: type, column: tuple[Any, ...]) -> bool:

@@ -26,6 +26,7 @@ from state.lock import WriterLock
 from state.records import Energies, Inventory, Measurement, Pass, Summary
 from state.rows import (
     ENERGIES,
+    ERRORS,
     MEASUREMENT,
     MODEL,
     PASS,
@@ -128,6 +129,16 @@ class Store:
         that the last `select` named."""
         with self._reading("a measurement"), _no_collecting():
             return {record.key: record for record in self._records(MEASUREMENT, keys, selected)}
+
+    def errors(self) -> list[tuple[str, str, float, float, float]]:
+        """Return tensor, format, `err_var`, `err_mean` and `err_massive` of the measurements that the last `select`
+        named, in the order in which they were added: what a plan needs, in half the time of all that is known."""
+        query = f"SELECT {', '.join(ERRORS)} FROM {MEASUREMENT.name} WHERE selected = 1 ORDER BY id"
+        with self._reading("a measurement"):
+            chunks = bounded_rows(self._connection, self.path, query)
+            for rows in chunks:
+                MEASUREMENT.check(rows, ERRORS)
+            return list(chain.from_iterable(chunks))
 
     def add(self, measurements: Iterable[Measurement], energies: Iterable[Energies] = ()) -> None:
         """Add all of them or, on an error, none.

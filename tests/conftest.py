@@ -101,9 +101,9 @@ def forget_types() -> None:
     """Let the types of ik_llama.cpp be looked for again; ggml's own stay the same objects."""
     from planner.formats.ggml.formats import _by_id, formats, ik_formats
     from planner.formats.ggml.ik_library import load_ik
-    from planner.formats.registry import all_formats
+    from planner.formats.registry import activation_blocks, all_formats
 
-    for cached in (load_ik, ik_formats, formats, _by_id, all_formats):
+    for cached in (load_ik, ik_formats, formats, _by_id, all_formats, activation_blocks):
         cached.cache_clear()
 
 

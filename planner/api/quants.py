@@ -13,7 +13,7 @@ from planner.api.recipes import counted, planned_imatrix, read
 from planner.api.refining import planned_refinement
 from planner.digests import recipe_digest
 from planner.errors import ModelError, RecipeError, UsageError, option
-from planner.formats.registry import all_formats, block_of_activations, family_named
+from planner.formats.registry import activation_blocks, all_formats, family_named
 from planner.gguf import Model, open_model
 from planner.inputs.kinds import JSON, RECIPE
 from planner.inputs.reading import kind_at
@@ -180,7 +180,7 @@ def _in_memory(followed: Followed) -> Evaluated:
     recipe, known = followed.recipe, all_formats()
     kinds = {known[fmt] for fmt in recipe.formats.values() if fmt in known}
     size = ModelSize(Path(followed.where), recipe.size, recipe.bpw)
-    exact = any(map(block_of_activations, kinds))
+    exact = any(activation_blocks()[kind.name] for kind in kinds)
     return Evaluated(size, followed.where, in_memory=True, exact_activations=exact)
 
 

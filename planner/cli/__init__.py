@@ -17,7 +17,7 @@ from planner.version import __version__
 
 __all__ = ["cli", "main", "run", "spelt"]
 
-_OBJECTS = 100_000  # new ones before garbage is looked for: loading modules makes many, and none of them is any
+_OBJECTS = 400_000  # new ones before garbage is looked for: loading modules makes many, and none of them is any
 _COMMANDS = {
     "imatrix": "let a model read text, and write its importance matrix",
     "inspect": "show a model, an imatrix, a state file or a recipe",

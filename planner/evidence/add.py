@@ -12,7 +12,6 @@ from planner.evidence.kld_table import KldTable
 from planner.formats.ggml import formats, nearest_known
 from planner.names.gguf import ahead, role_of
 from planner.plan.findings import Findings, not_measured
-from planner.plan.losses import error_parts
 from planner.text import some
 from state import Inventory, Measurement, Pass, Store
 
@@ -92,7 +91,9 @@ def add_divergences(store: Store, inventory: Inventory, table: KldTable) -> list
     """
     findings = Findings.read(store)
     subject = findings.subject_of_passes()
-    errors = {key: error_parts(entry) for key, entry in findings.measurements.items() if key[1] in formats()}
+    errors = {
+        (name, fmt): parts for name, each in findings.errors.items() for fmt, parts in each.items() if fmt in formats()
+    }
     if not errors:
         raise not_measured(store.path, others=True)
     passes: list[Pass] = []

@@ -17,8 +17,8 @@ from planner.terms import FamilyName
 __all__ = [
     "FAMILIES",
     "Family",
+    "activation_blocks",
     "all_formats",
-    "block_of_activations",
     "family_named",
     "family_of",
     "kernel_of",
@@ -53,9 +53,10 @@ def kernel_of(fmt: Format) -> tuple[str, ...]:
     return FAMILIES[fmt.family].kernel
 
 
-def block_of_activations(fmt: Format) -> int:
-    """Return how many activations share a scale in products with this format (`Family.activation_block`)."""
-    return FAMILIES[fmt.family].activation_block(fmt)
+@functools.cache
+def activation_blocks() -> Mapping[str, int]:
+    """Return how many activations share a scale in products with each format, by name (`Family.activation_block`)."""
+    return {name: FAMILIES[fmt.family].activation_block(fmt) for name, fmt in all_formats().items()}
 
 
 def round_trip(fmt: Format, rows: NDArray[np.float32], weights: NDArray[np.float32] | None) -> NDArray[np.float32]:

@@ -49,7 +49,7 @@ def _inventory(findings: Findings, request: PlanRequest) -> Inventory:
     family = family_named(request.family)
     if family.exported_to is None:
         check_dropped(findings.inventory, request.draft)
-    measured = {fmt for _, fmt in findings.measurements if fmt in family.formats}
+    measured = family.formats.keys() & set().union(*findings.errors.values())
     if not measured:
         raise not_measured(findings.path, request.family, others=True)
     inventory = family.inventory(findings.inventory)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 from planner.errors import UsageError, option
 from planner.formats.ggml import Format
@@ -16,13 +18,14 @@ from state import Inventory, TensorRecord
 
 __all__ = ["MOST_UNLIMITED", "Candidate", "Candidates", "TiedGroup"]
 
+N = TypeVar("N", int, float)
+
 MOST_UNLIMITED = 8.5
 """Bits per weight, those of q8_0, that a tensor gets at the most where no limit counts its bytes: f16 would save
 0.3 % of the loss (of the bundled model on 16 MB, docs/fit.md), and take twice the room."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A format that a tensor may take: its bytes, relative error and loss."""
 
     format: Format
@@ -42,6 +45,14 @@ class TiedGroup:
     def name(self) -> str:
         """The name of the first tensor."""
         return self.tensors[0].name
+
+    def totals(self, value: Callable[[TensorRecord, Candidate], N]) -> list[N]:
+        """Return a sum over the group's tensors for each option."""
+        first, *others = zip(*self.options, strict=True)
+        totals = [value(self.tensors[0], entry) for entry in first]
+        for tensor, entries in zip(self.tensors[1:], others, strict=True):
+            totals = [total + value(tensor, entry) for total, entry in zip(totals, entries, strict=True)]
+        return totals
 
 
 class Candidates:
@@ -74,9 +85,7 @@ class Candidates:
         self._bounds = match_rules(floors, inventory, "min"), match_rules(caps, inventory, "max")
         self._allowed = None if allowed is None else {fmt.name for fmt in allowed}
         self._losses, self._unlimited = losses, unlimited
-        self._measured: dict[str, list[str]] = {}
-        for tensor, fmt in losses.errors:
-            self._measured.setdefault(tensor, []).append(fmt)
+        self._rows: dict[int, Mapping[str, tuple[Format, int]]] = {}
         for record in self.fixed:
             if record.name in self.pins:
                 _check_fixed(record, self.pins[record.name])
@@ -92,20 +101,29 @@ class Candidates:
                 f"Loosen {option('tie')}, {option('pin')}, {option('min')} or {option('max')} there, or allow more "
                 f"{option('types')}.",
             )
-        options = [tuple(other[name] for other in each) for name in common]
-        options.sort(key=lambda option: (sum(entry.nbytes for entry in option), sum(entry.loss for entry in option)))
+        group = TiedGroup(tuple(tensors), tuple(tuple(other[name] for other in each) for name in common))
+        sizes, losses = group.totals(lambda _, entry: entry.nbytes), group.totals(lambda _, entry: entry.loss)
+        order = sorted(range(len(common)), key=lambda index: (sizes[index], losses[index]))
+        options = [group.options[index] for index in order]
         if all(tensor.name in self._unlimited for tensor in tensors):
             options = [option for option in options if option[0].format.bpw <= MOST_UNLIMITED] or options
         return TiedGroup(tuple(tensors), tuple(options))
 
+    def _formats_of(self, row_length: int) -> Mapping[str, tuple[Format, int]]:
+        """Return the formats whose blocks fill a row, by name, each with the bytes of a row."""
+        if row_length not in self._rows:
+            fitting = (fmt for fmt in all_formats().values() if fmt.fits(row_length))
+            self._rows[row_length] = {fmt.name: (fmt, fmt.row_bytes(row_length)) for fmt in fitting}
+        return self._rows[row_length]
+
     def _candidates_of(self, tensor: TensorRecord) -> list[Candidate]:
         """Return the formats that one tensor may take, after its pin or its floors and caps."""
-        candidates = []
-        for name in dict.fromkeys((*self._measured.get(tensor.name, ()), tensor.source_format)):
-            known, fmt = self._losses.error_and_loss(tensor.name, name), all_formats()[name]
-            if known is not None and fmt.fits(tensor.row_length):
-                nbytes = fmt.row_bytes(tensor.row_length) * (tensor.elements // tensor.row_length)
-                candidates.append(Candidate(fmt, nbytes, *known))
+        fitting, rows = self._formats_of(tensor.row_length), tensor.elements // tensor.row_length
+        candidates = [
+            Candidate(fitting[name][0], fitting[name][1] * rows, error, loss)
+            for name, (error, loss) in self._losses.of(tensor.name).items()
+            if name in fitting
+        ]
         if tensor.name in self.pins:
             return [_pinned(tensor, self.pins[tensor.name], candidates)]
         if self._allowed is not None:
@@ -117,12 +135,9 @@ class Candidates:
         if len(candidates) == 1 and candidates[0].format.quantized:
             # already quantized tensors that stay: rules for all tensors skip them, rules that name them apply
             floors, caps = ([rule for rule in rules if rule.pattern.pattern] for rules in (floors, caps))
-        within = [
-            entry
-            for entry in candidates
-            if all(entry.format.bpw >= rule.format.bpw for rule in floors)
-            and all(entry.format.bpw <= rule.format.bpw for rule in caps)
-        ]
+        least = max((rule.format.bpw for rule in floors), default=0.0)
+        most = min((rule.format.bpw for rule in caps), default=math.inf)
+        within = [entry for entry in candidates if least <= entry.format.bpw <= most]
         if not within:
             raise UsageError(
                 f"No format of {tensor.name} satisfies {', '.join(rule.text for rule in (*floors, *caps))}: "

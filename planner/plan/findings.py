@@ -13,6 +13,7 @@ from planner.formats.registry import family_named
 from planner.plan.drafts import without_drafts
 from planner.plan.losses import Losses, observations, subject_of
 from planner.sensitivity import (
+    ErrorParts,
     Facts,
     Source,
     TensorSensitivity,
@@ -21,15 +22,15 @@ from planner.sensitivity import (
     sensitivities,
 )
 from planner.terms import Draft, FamilyName
-from state import Energies, Inventory, Measurement, Pass, Store
+from state import Energies, Inventory, Pass, Store
 
 __all__ = ["Findings", "inventory_of", "not_measured"]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the state file at `path` holds about a model: finished measurements by tensor and format, facts by tensor,
-    and passes.
+    """What the state file at `path` holds about a model: the errors of finished measurements by tensor and format,
+    facts by tensor, and passes.
 
     `subject` is a digest of the weights and the imatrix, and `passes` are those of that subject alone. It is None where
     the weights were never read, because the measurements are other people's.
@@ -37,7 +38,7 @@ class Findings:
 
     path: Path
     inventory: Inventory
-    measurements: Mapping[tuple[str, str], Measurement]
+    errors: Mapping[str, Mapping[str, ErrorParts]]
     facts: Mapping[str, Facts]
     passes: tuple[Pass, ...]
     subject: str | None
@@ -57,24 +58,26 @@ class Findings:
     def _of(self, inventory: Inventory) -> Self:
         """Return what is known of these of the model's tensors."""
         names = {tensor.name for tensor in inventory.tensors}
-        measurements = {key: entry for key, entry in self.measurements.items() if entry.tensor in names}
+        errors = {name: each for name, each in self.errors.items() if name in names}
         facts = {name: known for name, known in self.facts.items() if name in names}
-        return replace(self, inventory=inventory, measurements=measurements, facts=facts)
+        return replace(self, inventory=inventory, errors=errors, facts=facts)
 
     @classmethod
     def find(cls, store: Store) -> Self | None:
         """Read all of it, if there are finished measurements. Raises StateFileError for a damaged state."""
         inventory = inventory_of(store)
-        finished = store.measurements(selected=True).values()
+        finished = store.errors()
         if inventory is None or not finished:
             return None
-        names = {tensor.name for tensor in inventory.tensors}
-        measurements = {(entry.tensor, entry.format): entry for entry in finished if entry.tensor in names}
+        errors: dict[str, dict[str, ErrorParts]] = {tensor.name: {} for tensor in inventory.tensors}
+        for name, fmt, *parts in finished:
+            if name in errors:
+                errors[name][fmt] = ErrorParts._make(parts)
         energies = store.energies(selected=True).values()
-        facts = _facts(store.path, [entry for entry in energies if entry.tensor in names])
+        facts = _facts(store.path, [entry for entry in energies if entry.tensor in errors])
         subject = subject_of(inventory, energies)
         passes = tuple(entry for entry in store.passes() if entry.subject == subject)
-        return cls(store.path, inventory, measurements, facts, passes, subject)
+        return cls(store.path, inventory, errors, facts, passes, subject)
 
     @property
     def reference(self) -> Source:
@@ -115,7 +118,7 @@ class Findings:
         """Return the losses of all tensors by `source` (default: the best). Raises what `sensitivities` raises."""
         chosen = source or self.best_source
         known = self.sensitivities(chosen)
-        return Losses.from_measurements(self.inventory, chosen, known, self.measurements.values())
+        return Losses.of_errors(self.inventory, chosen, known, self.errors)
 
     def subject_of_passes(self) -> str:
         """Return the subject that new passes are kept under. Raises StateFileError where there is none."""

@@ -65,10 +65,7 @@ class SizeLimit:
 
     def of(self, group: TiedGroup) -> list[int]:
         """What each option of a group counts for."""
-        return [
-            sum(self.weigh(tensor, entry.nbytes) for tensor, entry in zip(group.tensors, entries, strict=True))
-            for entries in group.options
-        ]
+        return group.totals(lambda tensor, entry: self.weigh(tensor, entry.nbytes))
 
 
 def check_names(devices: Sequence[Device]) -> None:

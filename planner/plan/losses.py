@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from planner.formats.registry import all_formats, block_of_activations, family_named
+from planner.formats.registry import activation_blocks, all_formats, family_named
 from planner.names.gguf import ahead
 from planner.sensitivity import NOT_ROUNDED, ErrorParts, Observation, Point, Source, TensorSensitivity
 from planner.terms import FamilyName, RunOn
-from state import Energies, Inventory, Measurement, Pass
+from state import Energies, Inventory, Pass
 
-__all__ = ["Losses", "calibration", "error_parts", "observations", "subject_of"]
-
-
-def error_parts(measurement: Measurement) -> ErrorParts:
-    """Return the parts of a measured error."""
-    return ErrorParts(measurement.err_var, measurement.err_mean, measurement.err_massive)
+__all__ = ["Losses", "calibration", "observations", "subject_of"]
 
 
 @dataclass(frozen=True)
@@ -28,36 +23,37 @@ class Losses:
 
     source: Source
     sensitivities: Mapping[str, TensorSensitivity]
-    errors: Mapping[tuple[str, str], ErrorParts]
+    errors: Mapping[str, Mapping[str, ErrorParts]]
     source_formats: Mapping[str, str]  # each tensor's stored format, which is lossless
 
     @classmethod
-    def from_measurements(
+    def of_errors(
         cls,
         inventory: Inventory,
         source: Source,
         sensitivities: Mapping[str, TensorSensitivity],
-        measured: Iterable[Measurement],
+        measured: Mapping[str, Mapping[str, ErrorParts]],
     ) -> Self:
         """Return the losses of an inventory's tensors in the formats that the loaded kernels support."""
         stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
-        known = all_formats()
-        errors = {
-            (entry.tensor, entry.format): error_parts(entry)
-            for entry in measured
-            if entry.tensor in stored and entry.format in known
-        }
-        return cls(source, sensitivities, errors, stored)
+        return cls(source, sensitivities, _only(measured, all_formats()), stored)
+
+    def of(self, tensor: str) -> dict[str, tuple[float, float]]:
+        """Return the relative error and the loss of a tensor in each format that is known of it: those that it was
+        measured in, and the one that it is stored in."""
+        own, blocks, errors = self.sensitivities[tensor], activation_blocks(), self.errors.get(tensor, {})
+        found = {fmt: (_error(parts), own.loss(parts, blocks[fmt])) for fmt, parts in errors.items()}
+        found[self.source_formats[tensor]] = 0.0, 0.0
+        return found
 
     def error_and_loss(self, tensor: str, fmt: str) -> tuple[float, float] | None:
         """Return the relative error and the loss of a tensor in a format; None where it was not measured."""
         if self.source_formats.get(tensor) == fmt:
             return 0.0, 0.0
-        error = self.errors.get((tensor, fmt))
+        error = self.errors.get(tensor, {}).get(fmt)
         if error is None:
             return None
-        block = block_of_activations(all_formats()[fmt])
-        return max(error.total, 0.0), self.sensitivities[tensor].loss(error, block)
+        return _error(error), self.sensitivities[tensor].loss(error, activation_blocks()[fmt])
 
     def stored_as(self, inventory: Inventory) -> Self:
         """Return the losses of a model stored as `inventory` says."""
@@ -65,8 +61,7 @@ class Losses:
 
     def in_family(self, family: FamilyName) -> Self:
         """Return the losses in formats that one family quantizes to."""
-        own = family_named(family).formats
-        return replace(self, errors={key: error for key, error in self.errors.items() if key[1] in own})
+        return replace(self, errors=_only(self.errors, family_named(family).formats))
 
     def times(self, factors: Mapping[str, float]) -> Self:
         """Return the losses with the sensitivities of tensors multiplied by factors."""
@@ -81,6 +76,14 @@ class Losses:
         """Return the losses without the rounding of activations."""
         exact = {name: replace(entry, rounding=NOT_ROUNDED) for name, entry in self.sensitivities.items()}
         return replace(self, sensitivities=exact)
+
+
+def _only(errors: Mapping[str, Mapping[str, ErrorParts]], formats: Container[str]) -> dict[str, dict[str, ErrorParts]]:
+    return {name: {fmt: parts for fmt, parts in each.items() if fmt in formats} for name, each in errors.items()}
+
+
+def _error(parts: ErrorParts) -> float:
+    return max(parts.total, 0.0)
 
 
 def subject_of(inventory: Inventory, energies: Iterable[Energies]) -> str | None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from planner.errors import BudgetError, StateFileError, UsageError, option
 from planner.formats.registry import family_named
 from planner.names.gguf import ahead
 from planner.plan.accounting import compose_recipe, left_alone
 from planner.plan.arrangement import arrange
-from planner.plan.candidates import Candidate, Candidates
+from planner.plan.candidates import Candidate, Candidates, TiedGroup
 from planner.plan.cards import Card, cards_of, limits_on_cards
 from planner.plan.conflicts import conflict
 from planner.plan.drafts import dropped_drafts
@@ -30,10 +34,8 @@ from planner.sizes import align
 from planner.terms import FamilyName
 from solvers import (
     Explanation,
-    Group,
     InfeasibleError,
     Limit,
-    Option,
     Problem,
     ProblemError,
     Solution,
@@ -258,32 +260,25 @@ def _checked(problem: Problem, solution: Solution, candidates: Candidates) -> So
 
 
 def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[SizeLimit]) -> Problem:
-    groups = [
-        Group(
-            group.name,
-            [
-                Option(
-                    sum(align(entry.nbytes, inventory.alignment) for entry in option),
-                    sum(entry.loss for entry in option),
-                    option[0].format.name,
-                )
-                for option in group.options
-            ],
-        )
-        for group in candidates.groups
-    ]
+    groups = candidates.groups
 
-    def weights_under(limit: SizeLimit) -> dict[str, list[int]] | None:
-        if limit.name == FILE:  # there, options weigh their own bytes
-            return None
-        return {group.name: weights for group in candidates.groups if any(weights := limit.of(group))}
+    def flat(of: Callable[[TiedGroup], Iterable[float]], kind: type[np.number]) -> NDArray[Any]:
+        return np.fromiter(itertools.chain.from_iterable(map(of, groups)), kind)
+
+    def limited(limit: SizeLimit) -> Limit:  # under that of the file, options weigh their own bytes
+        weights = None if limit.name == FILE else flat(limit.of, np.int64)
+        return Limit(limit.name, limit.capacity - limit.overhead, weights=weights)
 
     try:
-        return Problem.from_groups(
-            groups,
-            [Limit(limit.name, limit.capacity - limit.overhead, weights=weights_under(limit)) for limit in limits],
+        return Problem.from_arrays(
+            np.cumsum([0, *(len(group.options) for group in groups)]),
+            flat(lambda group: group.totals(lambda _, entry: align(entry.nbytes, inventory.alignment)), np.int64),
+            flat(lambda group: group.totals(lambda _, entry: entry.loss), np.float64),
+            map(limited, limits),
+            names=[group.name for group in groups],
+            labels=[option[0].format.name for group in groups for option in group.options],
         )
-    except ProblemError as error:
+    except (ProblemError, OverflowError) as error:
         raise StateFileError(
             f"What the state holds cannot be: {error}.", f"Measure the model again, into a new {option('state')}."
         ) from error

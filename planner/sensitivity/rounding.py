@@ -19,7 +19,9 @@ class Rounding:
 
     def of(self, block: int) -> float:
         """Return the error of a format that rounds activations in blocks of this length; 0: it does not round them."""
-        return {0: 0.0, FINE: self.fine, COARSE: self.coarse}[block]
+        if not block:
+            return 0.0
+        return self.fine if block == FINE else self.coarse
 
 
 NOT_ROUNDED = Rounding()

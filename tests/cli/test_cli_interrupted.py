@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ TYPES = "q4_1,q5_1,q4_K,q5_K,iq4_xs,iq4_nl"
 def measurements(path):
     """All that was measured; how long the kernels took is nobody's business."""
     with Store.open(path, read_only=True) as store:
-        return {key: replace(entry, kernel_seconds=0.0) for key, entry in store.measurements().items()}
+        return {key: entry._replace(kernel_seconds=0.0) for key, entry in store.measurements().items()}
 
 
 def energies(path):

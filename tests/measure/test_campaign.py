@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,7 +64,7 @@ def go(model, imatrix, state, *, chosen=FORMATS, settings=None, threads=2, steps
 def measurements(state, *, selected=False):
     with Store.open(state, read_only=True) as store:
         found = store.measurements(selected=selected)
-    return {key: replace(entry, kernel_seconds=0.0) for key, entry in found.items()}
+    return {key: entry._replace(kernel_seconds=0.0) for key, entry in found.items()}
 
 
 def energies(state, *, selected=False):

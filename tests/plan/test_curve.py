@@ -27,7 +27,8 @@ from planner.plan.request import PlanRequest
 from planner.plan.rules import parse_device, parse_rule, parse_tie
 from planner.plan.target import Other
 from planner.recipe import load_recipe
-from state import Inventory, Measurement, Store, TensorRecord
+from planner.sensitivity import ErrorParts
+from state import Inventory, Store, TensorRecord
 from tests.conftest import ok
 from tests.tiny import digest
 
@@ -174,14 +175,13 @@ def trillion():
         metadata={"block_count": 61, "expert_count": 384, "head_groups": 64}, tensors=tuple(records),
     )  # fmt: skip
     measured = {
-        (tensor.name, label): Measurement(
-            key=digest(tensor.name, label), tensor=tensor.name, format=label, err_var=loss, err_mean=0.0,
-            err_massive=0.0, stderr=0.0, stderr_massive=0.0, rows=1, kernel_seconds=0.0, made_with="x",
-        )
+        tensor.name: {
+            label: ErrorParts(loss, 0.0, 0.0)
+            for _, loss, label in zip(*options(tensor), strict=True)
+            if label != "bf16"
+        }
         for tensor in known
-        for _, loss, label in zip(*options(tensor), strict=True)
-        if label != "bf16"
-    }  # fmt: skip
+    }
     return Findings(Path("trillion.planner"), inventory, measured, {}, (), None)
 
 

@@ -87,12 +87,12 @@ def test_plans_and_imports_count_the_same_losses(state):
         if choice.left_alone:
             continue
         assert losses.error_and_loss(choice.name, choice.format) == (choice.err, choice.loss)
-        entry = findings.measurements.get((choice.name, choice.format))
-        if entry is None:
+        parts = findings.errors[choice.name].get(choice.format)
+        if parts is None:
             assert (choice.err, choice.loss) == (0, 0)
             continue
         rounding = known[choice.name].rounding.of(256 if formats()[choice.format].block == 256 else 32)
-        assert choice.loss == pytest.approx(known[choice.name].per_unit.variance * (entry.err_var + rounding))
+        assert choice.loss == pytest.approx(known[choice.name].per_unit.variance * (parts.variance + rounding))
 
 
 def test_losses_of_a_tensor_in_formats(state):

@@ -39,6 +39,7 @@ def use_in_every_way(path, measurement, energies, make_pass, inventory):
             steps = [
                 store.inventory,
                 store.measurements,
+                store.errors,
                 store.energies,
                 store.passes,
                 store.summary,

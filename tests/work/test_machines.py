@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,7 +109,7 @@ def cluster(tmp_path_factory):
 def contents(state):
     """All that was measured, without how long the kernels took."""
     with Store.open(state, read_only=True) as store:
-        found = {key: replace(entry, kernel_seconds=0.0) for key, entry in store.measurements(selected=True).items()}
+        found = {key: entry._replace(kernel_seconds=0.0) for key, entry in store.measurements(selected=True).items()}
         return found, store.energies(selected=True), store.inventory()
 
 

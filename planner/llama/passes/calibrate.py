@@ -42,9 +42,9 @@ def calibration_recipes(findings: Findings) -> list[Recipe]:
     inventory = findings.inventory
     shapes = {tensor.name: tensor.shape for tensor in inventory.tensors}
     sizes: dict[str, list[int]] = {tensor.name: [] for tensor in inventory.tensors}
-    for tensor, fmt in findings.measurements:
-        if fmt in formats():
-            sizes[tensor].append(formats()[fmt].tensor_bytes(shapes[tensor]))
+    for tensor, errors in findings.errors.items():
+        known = (formats()[fmt] for fmt in errors if fmt in formats())
+        sizes[tensor] = [fmt.tensor_bytes(shapes[tensor]) for fmt in known]
     bits = 8 / sum(tensor.elements for tensor in inventory.tensors)
     least, most = (
         bits * sum(pick(sizes[own.name] or [own.nbytes]) for own in inventory.tensors) for pick in (min, max)

@@ -22,7 +22,6 @@ from planner.llama.passes.kld import by_window, mean_kld, pass_key
 from planner.llama.passes.perturb import Perturber
 from planner.names.gguf import ahead
 from planner.plan.findings import Findings
-from planner.plan.losses import error_parts
 from planner.sensitivity import Design, factored, prior_covariance, select_passes
 from state import Pass, Store
 
@@ -47,12 +46,12 @@ def plan_trials(findings: Findings, design: Design | None, passes: int | None, *
     """Return the passes of a design, or the `passes` most informative ones, over all measured tensors. Without either,
     each tensor alone if there are at most `affordable`, else the factored design."""
     inventory, reference = findings.inventory, findings.sensitivities(findings.reference)
-    losses: dict[str, dict[str, float]] = {}
-    for (tensor, fmt), entry in findings.measurements.items():
-        if fmt in _MIDDLING:
-            losses.setdefault(tensor, {})[fmt] = reference[tensor].loss(error_parts(entry))
+    losses = {
+        tensor: {fmt: reference[tensor].loss(parts) for fmt, parts in errors.items() if fmt in _MIDDLING}
+        for tensor, errors in findings.errors.items()
+    }
     drafted = ahead(record.name for record in inventory.tensors)  # which no pass runs through
-    names = [record.name for record in inventory.tensors if record.name in losses and record.name not in drafted]
+    names = [record.name for record in inventory.tensors if losses[record.name] and record.name not in drafted]
     if passes is not None:
         covariance = prior_covariance(names, {name: reference[name].source != "prior" for name in names})
         elements = {record.name: record.elements for record in inventory.tensors}
