@@ -91,7 +91,7 @@ def _undominated(offsets: IntArray, losses: FloatArray, weights: IntArray) -> In
     classes = np.ceil(np.log2(np.maximum(counts, 1))).astype(np.int64)
     kept: list[IntArray] = []
     owner: list[IntArray] = []
-    for size_class in np.unique(classes):
+    for size_class in np.flatnonzero(np.bincount(classes)):
         groups = np.flatnonzero(classes == size_class)
         width = int(counts[groups].max())
         index = offsets[groups, None] + np.arange(width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class Name:
         return self.expert or self.plain
 
 
+@functools.lru_cache(maxsize=2**16)
 def parse_name(name: str) -> Name:
     """Take a tensor's name apart.
 

@@ -92,22 +92,11 @@ class Candidates:
         self.groups = [self._group([by_name[name] for name in names]) for names in tied(ties, inventory)]
 
     def _group(self, tensors: Sequence[TensorRecord]) -> TiedGroup:
-        each = [{entry.format.name: entry for entry in self._candidates_of(tensor)} for tensor in tensors]
-        common = [name for name in each[0] if all(name in other for other in each)]
-        if not common:
-            can = [f"{tensor.name} can be {', '.join(own)}" for tensor, own in zip(tensors, each, strict=True)]
-            raise UsageError(
-                f"No format is possible for all that is tied: {'; '.join(can[:4])}{'; ...' if can[4:] else ''}.",
-                f"Loosen {option('tie')}, {option('pin')}, {option('min')} or {option('max')} there, or allow more "
-                f"{option('types')}.",
-            )
-        group = TiedGroup(tuple(tensors), tuple(tuple(other[name] for other in each) for name in common))
-        sizes, losses = group.totals(lambda _, entry: entry.nbytes), group.totals(lambda _, entry: entry.loss)
-        order = sorted(range(len(common)), key=lambda index: (sizes[index], losses[index]))
-        options = [group.options[index] for index in order]
+        first, *others = map(self._candidates_of, tensors)
+        options = [(entry,) for entry in first] if not others else _common(tensors, [first, *others])
         if all(tensor.name in self._unlimited for tensor in tensors):
             options = [option for option in options if option[0].format.bpw <= MOST_UNLIMITED] or options
-        return TiedGroup(tuple(tensors), tuple(options))
+        return TiedGroup(tuple(tensors), tuple(sorted(options, key=_weight)))
 
     def _formats_of(self, row_length: int) -> Mapping[str, tuple[Format, int]]:
         """Return the formats whose blocks fill a row, by name, each with the bytes of a row."""
@@ -147,6 +136,26 @@ class Candidates:
         if self._guards_all:
             return _guarded(within)
         return _of_draft_head(within, tensor, self._draft) if tensor.name in self._drafted else within
+
+
+def _common(tensors: Sequence[TensorRecord], candidates: Sequence[Sequence[Candidate]]) -> list[tuple[Candidate, ...]]:
+    """Return the candidates of tied tensors in each format that all of them can have."""
+    each = [{entry.format.name: entry for entry in own} for own in candidates]
+    common = [name for name in each[0] if all(name in other for other in each)]
+    if not common:
+        can = [f"{tensor.name} can be {', '.join(own)}" for tensor, own in zip(tensors, each, strict=True)]
+        raise UsageError(
+            f"No format is possible for all that is tied: {'; '.join(can[:4])}{'; ...' if can[4:] else ''}.",
+            f"Loosen {option('tie')}, {option('pin')}, {option('min')} or {option('max')} there, or allow more "
+            f"{option('types')}.",
+        )
+    return [tuple(other[name] for other in each) for name in common]
+
+
+def _weight(option: tuple[Candidate, ...]) -> tuple[int, float]:
+    if len(option) == 1:
+        return option[0][1], option[0][3]
+    return sum(entry.nbytes for entry in option), sum(entry.loss for entry in option)
 
 
 # The least that tensors get of which nobody knows what their errors cost. Draft heads: an imatrix does not see them,

@@ -62,10 +62,10 @@ def sensitivities(
     both agree on average where both are known. So do draft heads, always: they add nothing to the stream of the model.
     """
     assert source != "measured", "it corrects one of the others"
-    by_role = {name: entry.value for name, entry in prior(names, blocks=blocks).items()}
     if source == "uniform":
-        one = TensorSensitivity(ErrorParts(1.0, 1.0, 0.0), "uniform")
-        return {name: replace(one, rounding=_rounding(facts, name)) for name in names}
+        one = ErrorParts(1.0, 1.0, 0.0)
+        return {name: TensorSensitivity(one, source, rounding=_rounding(facts, name)) for name in names}
+    by_role = {name: entry.value for name, entry in prior(names, blocks=blocks).items()}
     drafted = ahead(names)
     run = {name: fact for name, fact in facts.items() if name not in drafted}
     shares = stream_shares(run) if source != "prior" else {}
@@ -74,13 +74,14 @@ def sensitivities(
     for name in names:
         known = by_role[name] * scale
         share = shares.get(name)
+        rounding = _rounding(facts, name)
         if share is None:
-            result[name] = TensorSensitivity(ErrorParts(known, known, known), "prior")
+            result[name] = TensorSensitivity(ErrorParts(known, known, known), "prior", rounding=rounding)
         elif source == "structure":
-            result[name] = TensorSensitivity(share, source)
+            result[name] = TensorSensitivity(share, source, rounding=rounding)
         else:
-            result[name] = TensorSensitivity(_between(share, known), source)
-    return {name: replace(entry, rounding=_rounding(facts, name)) for name, entry in result.items()}
+            result[name] = TensorSensitivity(_between(share, known), source, rounding=rounding)
+    return result
 
 
 def _rounding(facts: Mapping[str, Facts], name: str) -> Rounding:

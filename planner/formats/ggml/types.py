@@ -18,6 +18,8 @@ __all__ = ["IK_TYPES", "TYPES", "Type", "type_of", "types_of_dialect"]
 class Type:
     """A type by ggml's name, and where its facts are from.
 
+    - `file_type`: what a file that is mostly of it is called in `enum llama_ftype` of llama.h (ik_llama.cpp's, for its
+      types) by a loader that guesses (llama-model-loader.cpp): of several, the mix of medium size
     - `sets`: names of sets that users choose it by. `all` is what is measured unless they choose;
       `cpu-repack` is what AVX2 or ARM dotprod/i8mm kernels interleave (ggml_repack_get_optimal_repack_type in
       ggml-cpu/repack.cpp)
@@ -31,14 +33,13 @@ class Type:
     - `imatrix`: whether llama-quantize refuses it without an imatrix (tensor_requires_imatrix in llama-quant.cpp)
     - `fallback`: the type with smaller blocks that llama-quantize takes instead where its blocks do not fill a row
       (tensor_type_fallback there)
-    - `file_type`: its number in `enum llama_ftype` of llama.h (ik_llama.cpp's, for its types), where the package gguf
-      has none of its name
     - `evopress`: what get_tensor_bit_width in mapper/gguf_splitter.py of the gptq-gguf-toolkit says of it; what is
       not there would be called 32
     - `auto_round`: AutoRound's preset that stands for the type alone (GGUF_PRESET_ALIASES in auto_round/schemes.py)
     """
 
     name: str
+    file_type: int | None = None
     sets: tuple[str, ...] = ()
     dialects: tuple[str, ...] = ()
     weights: bool = field(default=True, kw_only=True)
@@ -46,7 +47,6 @@ class Type:
     lattice: tuple[int, int] | None = field(default=None, kw_only=True)
     imatrix: bool = field(default=False, kw_only=True)
     fallback: str | None = field(default=None, kw_only=True)
-    file_type: int | None = field(default=None, kw_only=True)
     evopress: str | None = field(default=None, kw_only=True)
     auto_round: str | None = field(default=None, kw_only=True)
 
@@ -55,35 +55,35 @@ _IQ, _K, _LEGACY, _REPACK = ("all", "iq"), ("all", "k"), ("all", "legacy"), "cpu
 _IK = ("ik_llama", "gguf-tool-suite")
 
 _ROWS = (
-    Type("iq1_s", _IQ, _IK, groups=8, lattice=(8, 2048), imatrix=True, fallback="iq4_nl", evopress="1.5625"),
-    Type("iq1_m", _IQ, _IK, groups=16, lattice=(8, 2048), imatrix=True, fallback="iq4_nl", evopress="1.75"),
-    Type("iq2_xxs", _IQ, _IK, groups=8, lattice=(8, 256), imatrix=True, fallback="iq4_nl", evopress="2.0625"),
-    Type("iq2_xs", _IQ, _IK, groups=16, lattice=(8, 512), imatrix=True, fallback="iq4_nl", evopress="2.3125"),
-    Type("iq2_s", _IQ, _IK, groups=16, lattice=(8, 1024), imatrix=True, fallback="iq4_nl", evopress="2.5"),
-    Type("iq3_xxs", _IQ, _IK, groups=8, lattice=(4, 256), imatrix=True, fallback="iq4_nl", evopress="3.0625"),
-    Type("iq3_s", _IQ, _IK, lattice=(4, 512), fallback="iq4_nl", evopress="3.44"),
-    Type("iq4_xs", _IQ, _IK, groups=8, fallback="iq4_nl", evopress="4.25"),
-    Type("iq4_nl", (*_IQ, _REPACK), _IK, evopress="4.56"),
-    Type("q2_K", (*_K, _REPACK), _IK, fallback="q4_0", evopress="2.5625", auto_round="GGUF:Q2_K_S"),
-    Type("q3_K", _K, _IK, groups=16, fallback="q4_0", evopress="3.4375", auto_round="GGUF:Q3_K_S"),
-    Type("q4_K", (*_K, _REPACK), _IK, fallback="q5_0", evopress="4.5", auto_round="GGUF:Q4_K_S"),
-    Type("q5_K", (*_K, _REPACK), _IK, fallback="q5_1", evopress="5.5", auto_round="GGUF:Q5_K_S"),
-    Type("q6_K", (*_K, _REPACK), _IK, groups=16, fallback="q8_0", evopress="6.5625", auto_round="GGUF:Q6_K"),
-    Type("q4_0", (*_LEGACY, _REPACK), _IK, evopress="4.5", auto_round="GGUF:Q4_0"),
-    Type("q4_1", _LEGACY, _IK, evopress="5", auto_round="GGUF:Q4_1"),
-    Type("q5_0", _LEGACY, _IK, evopress="5.5", auto_round="GGUF:Q5_0"),
-    Type("q5_1", _LEGACY, _IK, evopress="6", auto_round="GGUF:Q5_1"),
-    Type("q8_0", (*_LEGACY, _REPACK), _IK, evopress="8.5", auto_round="GGUF:Q8_0"),
+    Type("iq1_s", 24, _IQ, _IK, groups=8, lattice=(8, 2048), imatrix=True, fallback="iq4_nl", evopress="1.5625"),
+    Type("iq1_m", 31, _IQ, _IK, groups=16, lattice=(8, 2048), imatrix=True, fallback="iq4_nl", evopress="1.75"),
+    Type("iq2_xxs", 19, _IQ, _IK, groups=8, lattice=(8, 256), imatrix=True, fallback="iq4_nl", evopress="2.0625"),
+    Type("iq2_xs", 20, _IQ, _IK, groups=16, lattice=(8, 512), imatrix=True, fallback="iq4_nl", evopress="2.3125"),
+    Type("iq2_s", 28, _IQ, _IK, groups=16, lattice=(8, 1024), imatrix=True, fallback="iq4_nl", evopress="2.5"),
+    Type("iq3_xxs", 23, _IQ, _IK, groups=8, lattice=(4, 256), imatrix=True, fallback="iq4_nl", evopress="3.0625"),
+    Type("iq3_s", 26, _IQ, _IK, lattice=(4, 512), fallback="iq4_nl", evopress="3.44"),
+    Type("iq4_xs", 30, _IQ, _IK, groups=8, fallback="iq4_nl", evopress="4.25"),
+    Type("iq4_nl", 25, (*_IQ, _REPACK), _IK, evopress="4.56"),
+    Type("q2_K", 10, (*_K, _REPACK), _IK, fallback="q4_0", evopress="2.5625", auto_round="GGUF:Q2_K_S"),
+    Type("q3_K", 12, _K, _IK, groups=16, fallback="q4_0", evopress="3.4375", auto_round="GGUF:Q3_K_S"),
+    Type("q4_K", 15, (*_K, _REPACK), _IK, fallback="q5_0", evopress="4.5", auto_round="GGUF:Q4_K_S"),
+    Type("q5_K", 17, (*_K, _REPACK), _IK, fallback="q5_1", evopress="5.5", auto_round="GGUF:Q5_K_S"),
+    Type("q6_K", 18, (*_K, _REPACK), _IK, groups=16, fallback="q8_0", evopress="6.5625", auto_round="GGUF:Q6_K"),
+    Type("q4_0", 2, (*_LEGACY, _REPACK), _IK, evopress="4.5", auto_round="GGUF:Q4_0"),
+    Type("q4_1", 3, _LEGACY, _IK, evopress="5", auto_round="GGUF:Q4_1"),
+    Type("q5_0", 8, _LEGACY, _IK, evopress="5.5", auto_round="GGUF:Q5_0"),
+    Type("q5_1", 9, _LEGACY, _IK, evopress="6", auto_round="GGUF:Q5_1"),
+    Type("q8_0", 7, (*_LEGACY, _REPACK), _IK, evopress="8.5", auto_round="GGUF:Q8_0"),
     # chosen by name only
-    Type("f32", (), _IK, evopress="32"),
-    Type("f16", (), _IK, evopress="16"),
-    Type("bf16", (), _IK, evopress="16"),
-    Type("mxfp4", (), _IK),
-    Type("nvfp4"),
-    Type("q1_0"),
-    Type("q2_0", fallback="q4_0", file_type=41),
-    Type("tq1_0", fallback="q4_0"),
-    Type("tq2_0", fallback="q4_0"),
+    Type("f32", 0, (), _IK, evopress="32"),
+    Type("f16", 1, (), _IK, evopress="16"),
+    Type("bf16", 32, (), _IK, evopress="16"),
+    Type("mxfp4", 38, (), _IK),
+    Type("nvfp4", 39),
+    Type("q1_0", 40),
+    Type("q2_0", 41, fallback="q4_0"),
+    Type("tq1_0", 36, fallback="q4_0"),
+    Type("tq2_0", 37, fallback="q4_0"),
     # of no weights
     Type("q8_1", weights=False),
     Type("q8_K", weights=False),
@@ -102,23 +102,23 @@ TYPES: Mapping[str, Type] = MappingProxyType({row.name: row for row in _ROWS})
 # activations, BitNet's) are not for weights
 _OWN, _TRELLIS = ("all", "ik"), ("kt",)
 _OF_IK_LLAMA = (
-    Type("iq2_ks", _OWN, _IK, fallback="iq4_nl", file_type=147),
-    Type("iq2_k", _OWN, _IK, fallback="iq4_nl", file_type=138),
-    Type("iq2_kl", _OWN, _IK, fallback="iq4_nl", file_type=155),
-    Type("iq3_ks", _OWN, _IK, fallback="iq4_nl", file_type=154),
-    Type("iq3_k", _OWN, _IK, fallback="iq4_nl", file_type=139),
-    Type("iq4_kss", _OWN, _IK, fallback="iq4_nl", file_type=148),
-    Type("iq4_ks", _OWN, _IK, fallback="iq4_nl", file_type=145),
-    Type("iq4_k", _OWN, _IK, fallback="q5_0", file_type=140),
-    Type("iq5_ks", _OWN, _IK, fallback="q5_0", file_type=150),
-    Type("iq5_k", _OWN, _IK, fallback="q6_0", file_type=141),
-    Type("iq6_k", _OWN, _IK, fallback="q8_0", file_type=142),
-    Type("q6_0", _OWN, _IK, file_type=135),
+    Type("iq2_ks", 147, _OWN, _IK, fallback="iq4_nl"),
+    Type("iq2_k", 138, _OWN, _IK, fallback="iq4_nl"),
+    Type("iq2_kl", 155, _OWN, _IK, fallback="iq4_nl"),
+    Type("iq3_ks", 154, _OWN, _IK, fallback="iq4_nl"),
+    Type("iq3_k", 139, _OWN, _IK, fallback="iq4_nl"),
+    Type("iq4_kss", 148, _OWN, _IK, fallback="iq4_nl"),
+    Type("iq4_ks", 145, _OWN, _IK, fallback="iq4_nl"),
+    Type("iq4_k", 140, _OWN, _IK, fallback="q5_0"),
+    Type("iq5_ks", 150, _OWN, _IK, fallback="q5_0"),
+    Type("iq5_k", 141, _OWN, _IK, fallback="q6_0"),
+    Type("iq6_k", 142, _OWN, _IK, fallback="q8_0"),
+    Type("q6_0", 135, _OWN, _IK),
     # codes that a generator of random numbers spells out, slow to find
-    Type("iq1_kt", _TRELLIS, _IK, imatrix=True, fallback="iq4_nl", file_type=156),
-    Type("iq2_kt", _TRELLIS, _IK, imatrix=True, fallback="iq4_nl", file_type=151),
-    Type("iq3_kt", _TRELLIS, _IK, fallback="iq4_nl", file_type=152),
-    Type("iq4_kt", _TRELLIS, _IK, fallback="iq4_nl", file_type=153),
+    Type("iq1_kt", 156, _TRELLIS, _IK, imatrix=True, fallback="iq4_nl"),
+    Type("iq2_kt", 151, _TRELLIS, _IK, imatrix=True, fallback="iq4_nl"),
+    Type("iq3_kt", 152, _TRELLIS, _IK, fallback="iq4_nl"),
+    Type("iq4_kt", 153, _TRELLIS, _IK, fallback="iq4_nl"),
 )
 IK_TYPES: Mapping[str, Type] = MappingProxyType({row.name: row for row in _OF_IK_LLAMA})
 """Rows of the types that weights can have in ik_llama.cpp alone, by name."""

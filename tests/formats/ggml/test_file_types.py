@@ -1,4 +1,4 @@
-"""`general.file_type`: one table, which is the gguf package's, and llama.cpp's guesses."""
+"""`general.file_type`: names as in the gguf package, and llama.cpp's guesses."""
 
 import gguf
 import pytest

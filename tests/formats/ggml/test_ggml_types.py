@@ -11,8 +11,8 @@ import pytest
 from planner.formats.ggml import FORMAT_SETS, TYPES, formats, type_of
 
 ROW = """    Type(
-        "q9_X", ("all", "k"), ("ik_llama", "gguf-tool-suite"), groups=16, lattice=(4, 99), imatrix=True,
-        fallback="q4_0", file_type=1000, evopress="9.25", auto_round="GGUF:Q9_X",
+        "q9_X", 1000, ("all", "k"), ("ik_llama", "gguf-tool-suite"), groups=16, lattice=(4, 99), imatrix=True,
+        fallback="q4_0", evopress="9.25", auto_round="GGUF:Q9_X",
     ),
 """
 # A process with that row in the source of the table, and a library whose type 60 is q3_K under another name
