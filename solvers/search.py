@@ -91,8 +91,8 @@ def _undominated(cost: FloatArray, slack: IntArray, prices: FloatArray, usable: 
     Slack beyond what is `usable` does not count, so limits whose groups are all decided drop out. With one limit left
     all dominated states go; with several only those that a neighbour in the order dominates.
     """
-    if not cost.size:
-        return np.zeros(0, np.int64)
+    if cost.size < 2:
+        return np.arange(cost.size)
     loss = cost + prices @ slack  # up to a constant
     useful = np.minimum(slack, usable[:, None])
     useful = useful[(useful != useful[:, :1]).any(axis=1)]
