@@ -86,15 +86,20 @@ def lagrangian(problem: Reduced, deadline: float) -> tuple[Bound, list[IntArray]
 
 
 def _single(problem: Reduced) -> tuple[Bound, list[IntArray]]:
-    """Solve for one limit: the critical segment's price is optimal; the segments before it are a feasible choice."""
+    """Solve for one limit: the critical segment's price is optimal. The segments before it are a feasible choice, and
+    with it they are one too many: what is then taken back elsewhere is often worth less."""
     segments = hull_segments(problem)
     filled = np.cumsum(segments.weight)
     fitting = int(np.searchsorted(filled, problem.capacities[0], "right"))
-    choice = problem.starts.copy()
-    # A group's segments come in its own order, so its last one that fits is where it ends.
-    choice[problem.group[segments.start[:fitting]]] = segments.stop[:fitting]
+
+    def up_to(count: int) -> IntArray:
+        choice = problem.starts.copy()
+        # A group's segments come in its own order, so its last one that fits is where it ends.
+        choice[problem.group[segments.start[:count]]] = segments.stop[:count]
+        return choice
+
     price = float(segments.price[fitting]) if fitting < filled.size else 0.0
-    return certify(problem, np.array([price])), [choice]
+    return certify(problem, np.array([price])), [up_to(fitting), up_to(fitting + 1)]
 
 
 class _Ascent:

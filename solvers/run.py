@@ -59,7 +59,7 @@ class Run:
         self.method = "none"
         most = np.maximum.reduceat(reduced.losses, reduced.starts).tolist() if reduced.losses.size else []
         self.ceiling = math.fsum(most) * (1.0 + 2.0**-30) or 1.0  # above every loss, the greatest too
-        self.infeasible, self.optimal = self.low > self.ceiling, False
+        self.infeasible, self.optimal, self.searched = self.low > self.ceiling, False, False
 
     @classmethod
     def start(cls, problem: Problem, reduced: Reduced, settings: Settings, started: float) -> Run:
@@ -90,11 +90,11 @@ class Run:
 
     @property
     def threshold(self) -> float:
-        """Loss below which choices are of interest: about what the gap allows the bound to be, with a margin for
-        rounding."""
+        """Loss below which choices are of interest: that of the answer for the first search, which often proves it
+        optimal; then about what the gap allows the bound to be, with a margin for rounding."""
         if self.choice is None:
             return self.ceiling
-        gap = self.settings.gap
+        gap = self.settings.gap if self.searched else 0.0
         return self.loss * (1.0 - 0.99 * gap) if gap > ROUNDING else self.loss
 
     @property
@@ -125,6 +125,7 @@ class Run:
             self.infeasible = True
         self.optimal = found.complete and (found.choice is not None or threshold >= loss)
         self.low = max(self.low, min(threshold, math.nextafter(self.bound.value + found.proven, -math.inf)))
+        self.searched = True
 
     def solution(self) -> Solution:
         """Return the answer, recomputed from the original problem.
