@@ -59,7 +59,11 @@ class SizeLimit:
         rounding of printed figures: whoever repeats such a figure means the least."""
         if self.elements is None:
             return self
-        least = self.overhead + sum(min(self.of(group)) for group in candidates.groups)
+        least = self.overhead + sum(  # bits are as many as bytes, by which options are sorted
+            self.weigh(tensor, entry.nbytes)
+            for group in candidates.groups
+            for tensor, entry in zip(group.tensors, group.options[0], strict=True)
+        )
         printed = least * _DIGITS // self.elements * self.elements // _DIGITS  # rounded down, the worst that it can be
         return replace(self, capacity=least) if printed <= self.capacity < least else self
 
