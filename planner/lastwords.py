@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 __all__ = ["LastWords", "is_watched", "note", "read_last_words", "start_notes"]
 
@@ -25,8 +24,7 @@ _LINES, _LENGTH = 4, 300  # of what C code said, as much as is worth showing
 _watched = False
 
 
-@dataclass(frozen=True)
-class LastWords:
+class LastWords(NamedTuple):
     """All that is known of a process that died: the file that llama.cpp was `running`, if any, the `temporary` files
     and folders that may be left, the last lines that C code `said`, and what there was to print (`result`)."""
 

@@ -12,8 +12,8 @@ If rounding hides which option attains a minimum, that group's possible error is
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,7 @@ from solvers.reduction import Reduced, ragged_argmin
 __all__ = ["Bound", "certify", "priced", "rounding", "slack_of", "total_loss"]
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(NamedTuple):
     """`value` <= D(`prices`) <= every feasible loss; `choice` [groups] the flat indices that attain it."""
 
     value: float

@@ -6,16 +6,15 @@ Shares no code with the methods: every answer is checked here before it is retur
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from solvers.problem import Problem
 
 __all__ = ["Checked", "check"]
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(NamedTuple):
     """`bytes` and `used` (one integer a limit, in scaled units) are exact, `loss` is the exact sum of the floats."""
 
     bytes: int

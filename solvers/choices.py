@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,8 +24,7 @@ __all__ = ["Choices", "Group", "Option", "check_total", "choices_of", "choices_o
 LARGEST_LOSS = 2.0**1010
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """One way to store a group: `bytes` >= 0, `loss` >= 0 and finite, `label` for people."""
 
     bytes: int
@@ -33,8 +32,7 @@ class Option:
     label: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """A tensor, or several that are tied together: it takes exactly one of `options`. One option makes a pin."""
 
     name: str

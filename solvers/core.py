@@ -10,7 +10,7 @@ settled; the others are the core.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,7 @@ from solvers.reduction import Reduced
 __all__ = ["Core", "CoreGroup", "extract"]
 
 
-@dataclass(frozen=True, slots=True)
-class CoreGroup:
+class CoreGroup(NamedTuple):
     """The open options of a group, the bound's own choice first, then by reduced cost."""
 
     group: int
@@ -31,8 +30,7 @@ class CoreGroup:
     weight: IntArray  # [limits, options] relative to the first; may be negative
 
 
-@dataclass(frozen=True, slots=True)
-class Core:
+class Core(NamedTuple):
     """Open groups, the weightiest first. With the bound's choice everywhere, `slack` is left.
 
     Weighty first, because they decide what can fit at all, and are few and alike in real models; a linear relaxation is

@@ -7,14 +7,13 @@ ValueError
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 __all__ = ["Change", "Infeasibility", "InfeasibleError", "ProblemError"]
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """A cure: with all capacities named in `capacities` raised to these values, the problem has an answer.
 
     `least`: proven that, with the other capacities as they are, no smaller value will do.
@@ -28,8 +27,7 @@ class Change:
         return f"raise {raised}" + ("" if self.least else " (enough; a little less may be)")
 
 
-@dataclass(frozen=True, slots=True)
-class Infeasibility:
+class Infeasibility(NamedTuple):
     """The analysis of an infeasible problem. `limits`: the names of a minimal set of limits in conflict. `changes`:
     each alone is a cure.
 

@@ -7,7 +7,7 @@ power of two, which is kept, and rounded down: their sums are lower bounds, off 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ __all__ = ["Integers", "integers"]
 RESOLUTION = 2.0**46  # units of the widest sum of losses; products of bounds stay far from 64 bits
 
 
-@dataclass(frozen=True, slots=True)
-class Integers:
+class Integers(NamedTuple):
     """Minimize base + scale * (sum of `losses`), with the sums of each row of `weights` at most `capacities`."""
 
     losses: list[list[int]]  # by core group, by option; the least of each is 0

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,8 +30,7 @@ _ROUNDING = 1e-12  # relative; sums of losses in another order differ by no more
 _MARGIN = 1e-9  # for the rounding of the hull's corners
 
 
-@dataclass(frozen=True, slots=True)
-class Lightest:
+class Lightest(NamedTuple):
     """`solution` answers `problem`, whose limit has been lowered to what the answer weighs.
 
     No choice that loses so little weighs less than `least`, in the units of the limit's capacity: that is proven.
@@ -92,8 +91,8 @@ def lightest(
         if tried is None or tried.bound > enough:
             least = low
     lowered = problem.with_capacity(limit, problem.unscaled(row, high))
-    usage = (replace(use, capacity=lowered.limits[i].capacity) for i, use in enumerate(best.usage))
-    best = replace(best, usage=tuple(usage), seconds=time.monotonic() - started)
+    usage = (use._replace(capacity=lowered.limits[i].capacity) for i, use in enumerate(best.usage))
+    best = best._replace(usage=tuple(usage), seconds=time.monotonic() - started)
     return Lightest(lowered, best, problem.unscaled(row, min(least, high)), found=True)
 
 

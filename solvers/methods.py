@@ -7,8 +7,8 @@ to prove.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 from solvers.cpsat import cp_sat
 from solvers.errors import ProblemError
@@ -26,8 +26,7 @@ HISTORY = 2**26  # states of all stages of a search together: 512 MB
 Step = Callable[[Run], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
+class Method(NamedTuple):
     """One way to solve: after the start, its `steps` in turn, which `summary` names.
 
     `proves`: given time, it closes every gap. `several_limits`: it takes more than one limit. `loads`: a package that

@@ -9,7 +9,7 @@ all states lost that way bounds the part that was not searched.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,7 @@ __all__ = ["search"]
 NEIGHBOURS = 24  # with several limits a state is compared with this many before it
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(NamedTuple):
     """[states] after one more group: the predecessor of each, and the option taken."""
 
     parent: NDArray[np.int32]

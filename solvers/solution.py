@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
+from typing import NamedTuple
 
 __all__ = ["Solution", "Status", "Usage", "relative_gap"]
 
@@ -18,8 +18,7 @@ class Status(StrEnum):
     EXHAUSTED = "exhausted"  # the method has nothing more to try; another one may
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """One limit at the answer, in the units of its capacity. `price`: the loss that one unit more would save."""
 
     name: str
@@ -33,8 +32,7 @@ class Usage:
         return self.capacity - self.used
 
 
-@dataclass(frozen=True, slots=True)
-class Solution:
+class Solution(NamedTuple):
     """The best answer found, and the proof of its quality.
 
     `picks[g]` is the index of group g's option, `None` if no answer was found in time. `loss` is the sum of the losses,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from solvers.arrays import FloatArray
 from solvers.core import Core
@@ -12,8 +12,7 @@ from solvers.core import Core
 __all__ = ["CoreSolver", "Found", "Task"]
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """A request to minimize the loss of `core`; `losses` [options] are the reduced problem's.
 
     `hint`: the best known choice, flat indices by group, empty if there is none. `gap`: absolute, in loss; a solver may
@@ -35,8 +34,7 @@ class Task:
         return min(self.deadline - time.monotonic(), 1e9)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """The result of a solver. `choice`: flat index by group for the core's groups, or `None` if none below the
     threshold was found.
 

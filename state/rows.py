@@ -132,11 +132,12 @@ PASS = Table("pass", Pass, tuple(Pass.model_fields), ("key",), frozenset({"label
 def inventory_from_rows(model: Sequence[Any], tensors: Iterable[Sequence[Any]]) -> Inventory:
     """Return the inventory. Raises `ValueError` or `TypeError` where the rows are not sound."""
     values = MODEL.values(model)
-    records = map(TENSOR.values, tensors)
+    records = [dict(zip(TENSOR.fields, row, strict=True)) for row in tensors]
+    shapes = {text: tuple(json.loads(text)) for text in {record["shape"] for record in records}}  # few are different
     return Inventory.model_validate(
         values
         | {
             "has_means": {0: False, 1: True}.get(values["has_means"]),
-            "tensors": tuple(record | {"shape": tuple(record["shape"])} for record in records),
+            "tensors": tuple(record | {"shape": shapes[record["shape"]]} for record in records),
         }
     )

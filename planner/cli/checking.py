@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Checker"]
 
 
-@dataclass(frozen=True)
-class Checker:
+class Checker(NamedTuple):
     """Evaluates a plan and its rivals on a text, in memory, and keeps the best, in `output` too as it goes."""
 
     text: Path

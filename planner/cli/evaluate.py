@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -27,8 +26,7 @@ __all__ = ["evaluate"]
 _paths = click.Path(path_type=Path)
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """Files of tasks: values of `_task_options`."""
 
     multiple_choice: Path | None

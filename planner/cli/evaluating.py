@@ -6,9 +6,8 @@ import functools
 import json
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -34,8 +33,7 @@ _CONTEXT = 512
 _ROOM = 4  # times as many tokens for tasks
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """What is read, and how: values of options."""
 
     texts: tuple[Path, ...]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Fitting", "fitting_options", "make_fit"]
 
 
-@dataclass(frozen=True)
-class Fitting:
+class Fitting(NamedTuple):
     """A card's memory and what is to be in it beside weights, as a user writes them."""
 
     vram: str | None
@@ -60,6 +58,8 @@ fitting_options = grouped(
 def make_fit(fitting: Fitting) -> Fit | None:
     """Make a fit of options. Raises UsageError for values that cannot be parsed or lack others, ModelError for an
     encoder that is none."""
+    if set(fitting) == {None}:
+        return None
     from planner.plan.cards import parse_fit
     from planner.sizes import parse_size
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -38,8 +38,7 @@ _SMOOTH = 120  # points of a picture, and of files for other programs
 _SUFFIXES = (".png", ".svg", ".csv", ".json")
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """What of the curve is wanted, as a user writes it."""
 
     low: str
@@ -47,8 +46,7 @@ class Range:
     points: int | None
 
 
-@dataclass(frozen=True)
-class Beside:
+class Beside(NamedTuple):
     """What is to stand beside the curve."""
 
     others: tuple[str, ...]
@@ -58,16 +56,14 @@ class Beside:
     mixes: bool
 
 
-@dataclass(frozen=True)
-class Within:
+class Within(NamedTuple):
     """Limits besides the size, as a user writes them."""
 
     devices: tuple[str, ...]
     active_budget: str | None
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(NamedTuple):
     """How it is to be shown."""
 
     as_csv: bool
@@ -167,7 +163,7 @@ def frontier(
     with Store.open(path, read_only=True) as store:
         findings = Findings.read(store, family, request.draft)
     points = wanted.points or (_SMOOTH if shown.output or shown.as_csv or shown.as_json else None)
-    offer = _offer(findings, request, replace(wanted, points=points), beside, ladder)
+    offer = _offer(findings, request, wanted._replace(points=points), beside, ladder)
     if shown.output is not None:
         write_atomically(shown.output, _encoded(offer, shown.output.suffix.lower()))
     if shown.as_csv or shown.as_json:

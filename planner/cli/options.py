@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import click
 
@@ -77,15 +75,15 @@ family_option = click.option(
 )  # fmt: skip
 
 
-def grouped(name: str, kind: type[Any], *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def grouped(name: str, kind: type[NamedTuple], *options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Return a decorator that adds options to a command; it gets their values as one argument called `name`: a
-    dataclass, `kind`, with a field for each of them."""
+    `NamedTuple`, `kind`, with a field for each of them."""
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def collected(**arguments: Any) -> Any:
-            values = {field.name: arguments.pop(field.name) for field in dataclasses.fields(kind)}
-            return command(**arguments, **{name: kind(**values)})
+            values = kind._make(map(arguments.pop, kind._fields))
+            return command(**arguments, **{name: values})
 
         wrapped: Command = collected
         for option in reversed(options):
@@ -95,8 +93,7 @@ def grouped(name: str, kind: type[Any], *options: Callable[[Command], Command]) 
     return decorate
 
 
-@dataclass(frozen=True)
-class Measuring:
+class Measuring(NamedTuple):
     """Values of `measuring_options`."""
 
     imatrix: Path | None
@@ -142,8 +139,7 @@ measuring_options = grouped(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Calibrated:
+class Calibrated(NamedTuple):
     """Values of `calibration_options`."""
 
     imatrix: Path | None
@@ -166,8 +162,7 @@ calibration_options = grouped(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Sources:
+class Sources(NamedTuple):
     """An open model, its imatrix, what codes are refined against, and the state file that belongs to it."""
 
     model: Model

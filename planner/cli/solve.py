@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -162,8 +162,7 @@ def _measure(sources: Sources, request: PlanRequest, measuring: Measuring) -> No
     run_campaign(sources, formats, pinned, measuring, family=request.family)
 
 
-@dataclass(frozen=True)
-class _Polisher:
+class _Polisher(NamedTuple):
     """Improves a recipe on a text, and keeps it in `output` as it gets better."""
 
     text: Path

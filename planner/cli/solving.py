@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -32,8 +31,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """Limits on sizes, as a user writes them."""
 
     budget: str | None
@@ -42,8 +40,7 @@ class Limits:
     active_budget: str | None
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(NamedTuple):
     """Rules about the types of tensors, as a user writes them."""
 
     ties: tuple[str, ...]
@@ -53,8 +50,7 @@ class Rules:
     draft: Draft
 
 
-@dataclass(frozen=True)
-class Solver:
+class Solver(NamedTuple):
     """How to solve."""
 
     method: str
@@ -62,8 +58,7 @@ class Solver:
     time_limit: float
 
 
-@dataclass(frozen=True)
-class Polishing:
+class Polishing(NamedTuple):
     """The text to polish on, if any, and how many exchanges to try."""
 
     polish: Path | None

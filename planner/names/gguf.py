@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = [
     "ATTENTION_WRITERS", "ENCODER", "FFN_WRITERS", "FUSED", "LAYER_WRITER", "NGRAM_WRITER", "PER_LAYER_EMBEDDING",
@@ -33,8 +33,7 @@ FUSED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(NamedTuple):
     """A tensor's name taken apart: `tower`, `blk.`, `number`, `.`, `rest`.
 
     `tower` is what stands before the block, with its dot: empty in the main stack, `v.` in a vision tower. `number` are

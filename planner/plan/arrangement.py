@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from planner.errors import UsageError
 from planner.formats.ggml import Format
 from planner.formats.registry import family_named
 from planner.plan.candidates import Candidates
-from planner.plan.cards import in_ram
 from planner.plan.drafts import check_dropped
 from planner.plan.families import fused_ties
 from planner.plan.findings import Findings, not_measured
@@ -20,8 +19,7 @@ from state import Inventory
 __all__ = ["Arranged", "arrange"]
 
 
-@dataclass(frozen=True)
-class Arranged:
+class Arranged(NamedTuple):
     """The model as the request's family stores it, all its losses, and what there is to choose from."""
 
     inventory: Inventory
@@ -61,7 +59,11 @@ def _unlimited(inventory: Inventory, request: PlanRequest) -> list[str]:
     """Return the tensors whose bytes no limit counts, where the only one is the memory of a card that they stay off."""
     if request.fit is None or request.fit.vram is None or request.target is not None:
         return []
-    return in_ram(inventory) if request.budget is None and request.bpw is None else []
+    if request.budget is not None or request.bpw is not None:
+        return []
+    from planner.plan.cards import in_ram
+
+    return in_ram(inventory)
 
 
 def _check_measured(inventory: Inventory, measured: Collection[str], wanted: Iterable[Format]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 from planner.errors import UsageError, option
@@ -34,8 +34,7 @@ class Candidate(NamedTuple):
     loss: float
 
 
-@dataclass(frozen=True)
-class TiedGroup:
+class TiedGroup(NamedTuple):
     """Tensors that share one format, mostly a single one. `options[i]` has a candidate for each of `tensors`."""
 
     tensors: tuple[TensorRecord, ...]
@@ -46,13 +45,17 @@ class TiedGroup:
         """The name of the first tensor."""
         return self.tensors[0].name
 
+    @property
+    def losses(self) -> list[float]:
+        """The loss of each option."""
+        return [option[0].loss if len(option) == 1 else sum(entry.loss for entry in option) for option in self.options]
+
     def totals(self, value: Callable[[TensorRecord, Candidate], N]) -> list[N]:
         """Return a sum over the group's tensors for each option."""
-        first, *others = zip(*self.options, strict=True)
-        totals = [value(self.tensors[0], entry) for entry in first]
-        for tensor, entries in zip(self.tensors[1:], others, strict=True):
-            totals = [total + value(tensor, entry) for total, entry in zip(totals, entries, strict=True)]
-        return totals
+        if len(self.tensors) == 1:  # as most are
+            (tensor,) = self.tensors
+            return [value(tensor, entry) for (entry,) in self.options]
+        return [sum(map(value, self.tensors, option)) for option in self.options]
 
 
 class Candidates:
@@ -93,10 +96,13 @@ class Candidates:
 
     def _group(self, tensors: Sequence[TensorRecord]) -> TiedGroup:
         first, *others = map(self._candidates_of, tensors)
-        options = [(entry,) for entry in first] if not others else _common(tensors, [first, *others])
-        if all(tensor.name in self._unlimited for tensor in tensors):
+        if others:
+            options = sorted(_common(tensors, [first, *others]), key=_weight)
+        else:
+            options = [(entry,) for entry in sorted(first, key=_SIZE_AND_LOSS)]
+        if self._unlimited and all(tensor.name in self._unlimited for tensor in tensors):
             options = [option for option in options if option[0].format.bpw <= MOST_UNLIMITED] or options
-        return TiedGroup(tuple(tensors), tuple(sorted(options, key=_weight)))
+        return TiedGroup(tuple(tensors), tuple(options))
 
     def _formats_of(self, row_length: int) -> Mapping[str, tuple[Format, int]]:
         """Return the formats whose blocks fill a row, by name, each with the bytes of a row."""
@@ -109,9 +115,9 @@ class Candidates:
         """Return the formats that one tensor may take, after its pin or its floors and caps."""
         fitting, rows = self._formats_of(tensor.row_length), tensor.elements // tensor.row_length
         candidates = [
-            Candidate(fitting[name][0], fitting[name][1] * rows, error, loss)
+            Candidate(stored[0], stored[1] * rows, error, loss)
             for name, (error, loss) in self._losses.of(tensor.name).items()
-            if name in fitting
+            if (stored := fitting.get(name))
         ]
         if tensor.name in self.pins:
             return [_pinned(tensor, self.pins[tensor.name], candidates)]
@@ -120,22 +126,31 @@ class Candidates:
             halves = {"f16"} if tensor.source_format == "f32" else set()
             kept = self._allowed | halves | {tensor.source_format}
             candidates = [entry for entry in candidates if entry.format.name in kept]
-        floors, caps = (bounds.get(tensor.name, []) for bounds in self._bounds)
-        if len(candidates) == 1 and candidates[0].format.quantized:
-            # already quantized tensors that stay: rules for all tensors skip them, rules that name them apply
-            floors, caps = ([rule for rule in rules if rule.pattern.pattern] for rules in (floors, caps))
-        least = max((rule.format.bpw for rule in floors), default=0.0)
-        most = min((rule.format.bpw for rule in caps), default=math.inf)
-        within = [entry for entry in candidates if least <= entry.format.bpw <= most]
-        if not within:
-            raise UsageError(
-                f"No format of {tensor.name} satisfies {', '.join(rule.text for rule in (*floors, *caps))}: "
-                f"there are {_listed(candidates)}.",
-                f"Widen {option('min')} or {option('max')}, or allow more {option('types')}.",
-            )
+        within = _within(candidates, tensor, *(bounds.get(tensor.name, []) for bounds in self._bounds))
         if self._guards_all:
             return _guarded(within)
         return _of_draft_head(within, tensor, self._draft) if tensor.name in self._drafted else within
+
+
+def _within(
+    candidates: list[Candidate], tensor: TensorRecord, floors: Sequence[Rule], caps: Sequence[Rule]
+) -> list[Candidate]:
+    """Return the candidates that floors and caps leave. Raises UsageError if that is none."""
+    if len(candidates) == 1 and candidates[0].format.quantized:
+        # already quantized tensors that stay: rules for all tensors skip them, rules that name them apply
+        floors, caps = ([rule for rule in rules if rule.pattern.pattern] for rules in (floors, caps))
+    within = candidates
+    if floors or caps:
+        least = max((rule.format.bpw for rule in floors), default=0.0)
+        most = min((rule.format.bpw for rule in caps), default=math.inf)
+        within = [entry for entry in candidates if least <= entry.format.bpw <= most]
+    if not within:
+        raise UsageError(
+            f"No format of {tensor.name} satisfies {', '.join(rule.text for rule in (*floors, *caps))}: "
+            f"there are {_listed(candidates)}.",
+            f"Widen {option('min')} or {option('max')}, or allow more {option('types')}.",
+        )
+    return within
 
 
 def _common(tensors: Sequence[TensorRecord], candidates: Sequence[Sequence[Candidate]]) -> list[tuple[Candidate, ...]]:
@@ -152,9 +167,10 @@ def _common(tensors: Sequence[TensorRecord], candidates: Sequence[Sequence[Candi
     return [tuple(other[name] for other in each) for name in common]
 
 
+_SIZE_AND_LOSS = attrgetter("nbytes", "loss")
+
+
 def _weight(option: tuple[Candidate, ...]) -> tuple[int, float]:
-    if len(option) == 1:
-        return option[0][1], option[0][3]
     return sum(entry.nbytes for entry in option), sum(entry.loss for entry in option)
 
 

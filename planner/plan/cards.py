@@ -109,10 +109,8 @@ def parse_fit(
     return Fit(context, vram, encoder, margin)
 
 
-def check_fit(fit: Fit | None, devices: Sequence[Device], family: FamilyName) -> None:
+def check_fit(fit: Fit, devices: Sequence[Device], family: FamilyName) -> None:
     """Raise UsageError for a context that nothing is to hold, and for one that two kinds of limits would count."""
-    if fit is None:
-        return
     if not family_named(family).in_llama_cpp:
         raise UsageError(
             f"{option('ctx')} counts what llama.cpp keeps, which does not have these types.",
@@ -148,14 +146,12 @@ def in_ram(inventory: Inventory) -> list[str]:
     return [tensor.name for tensor in inventory.tensors if stays_in_ram(tensor.name, names)]
 
 
-def cards_of(inventory: Inventory, fit: Fit | None, devices: Sequence[Device]) -> list[Card]:
+def cards_of(inventory: Inventory, fit: Fit, devices: Sequence[Device]) -> list[Card]:
     """Return the cards that are to hold a context: one for the whole model, or the devices. A device keeps the context
     of the blocks whose attention (or recurrent layer) it holds, most of it; the first that keeps any has the encoder.
 
     Raises UsageError, StateFileError and ModelError.
     """
-    if fit is None:
-        return []
     needs = needs_of(inventory)
     if fit.vram is not None:
         names, aside = frozenset(tensor.name for tensor in inventory.tensors), tuple(in_ram(inventory))

@@ -70,9 +70,9 @@ class Findings:
         if inventory is None or not finished:
             return None
         errors: dict[str, dict[str, ErrorParts]] = {tensor.name: {} for tensor in inventory.tensors}
-        for name, fmt, *parts in finished:
-            if name in errors:
-                errors[name][fmt] = ErrorParts._make(parts)
+        for name, fmt, variance, mean, massive in finished:
+            if (own := errors.get(name)) is not None:
+                own[fmt] = ErrorParts(variance, mean, massive)
         energies = store.energies(selected=True).values()
         facts = _facts(store.path, [entry for entry in energies if entry.tensor in errors])
         subject = subject_of(inventory, energies)
@@ -142,8 +142,9 @@ def inventory_of(store: Store) -> Inventory | None:
     """Return the model that a state is of, None where there is none yet. Raises StateFileError for tensors in a format
     that does not exist or does not fit their rows."""
     inventory = store.inventory()
+    known = formats()
     for tensor in () if inventory is None else inventory.tensors:
-        fmt = formats().get(tensor.source_format)
+        fmt = known.get(tensor.source_format)
         if fmt is None or not fmt.fits(tensor.row_length):
             raise StateFileError(
                 f"What the state holds cannot be: {tensor.name}, stored in {tensor.source_format}.",

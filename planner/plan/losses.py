@@ -41,8 +41,9 @@ class Losses:
     def of(self, tensor: str) -> dict[str, tuple[float, float]]:
         """Return the relative error and the loss of a tensor in each format that is known of it: those that it was
         measured in, and the one that it is stored in."""
-        own, blocks, errors = self.sensitivities[tensor], activation_blocks(), self.errors.get(tensor, {})
-        found = {fmt: (_error(parts), own.loss(parts, blocks[fmt])) for fmt, parts in errors.items()}
+        errors = self.errors.get(tensor, {})
+        losses = self.sensitivities[tensor].losses(errors, activation_blocks())
+        found = {fmt: (max(parts.total, 0.0), losses[fmt]) for fmt, parts in errors.items()}
         found[self.source_formats[tensor]] = 0.0, 0.0
         return found
 
@@ -53,7 +54,7 @@ class Losses:
         error = self.errors.get(tensor, {}).get(fmt)
         if error is None:
             return None
-        return _error(error), self.sensitivities[tensor].loss(error, activation_blocks()[fmt])
+        return max(error.total, 0.0), self.sensitivities[tensor].loss(error, activation_blocks()[fmt])
 
     def stored_as(self, inventory: Inventory) -> Self:
         """Return the losses of a model stored as `inventory` says."""
@@ -80,10 +81,6 @@ class Losses:
 
 def _only(errors: Mapping[str, Mapping[str, ErrorParts]], formats: Container[str]) -> dict[str, dict[str, ErrorParts]]:
     return {name: {fmt: parts for fmt, parts in each.items() if fmt in formats} for name, each in errors.items()}
-
-
-def _error(parts: ErrorParts) -> float:
-    return max(parts.total, 0.0)
 
 
 def subject_of(inventory: Inventory, energies: Iterable[Energies]) -> str | None:

@@ -7,7 +7,7 @@ import difflib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +18,15 @@ from planner.names.gguf import ahead
 from planner.plan.accounting import compose_recipe, left_alone
 from planner.plan.arrangement import arrange
 from planner.plan.candidates import Candidate, Candidates, TiedGroup
-from planner.plan.cards import Card, cards_of, limits_on_cards
-from planner.plan.conflicts import conflict
 from planner.plan.drafts import dropped_drafts
 from planner.plan.findings import Findings
 from planner.plan.limits import FILE, SizeLimit, size_limits
 from planner.plan.prediction import link_of
 from planner.plan.request import PlanRequest
 from planner.plan.rules import Rule
-from planner.plan.sweep import Sweep
-from planner.plan.target import Aim, aim_at
 from planner.recipe import Choice, Recipe
-from planner.sensitivity import Prediction, Source
 from planner.sizes import align
-from planner.terms import FamilyName
+from planner.terms import FamilyName, Source
 from solvers import (
     Explanation,
     InfeasibleError,
@@ -46,6 +41,12 @@ from solvers import (
 )
 from state import Inventory, TensorRecord
 
+if TYPE_CHECKING:  # what most plans do without
+    from planner.plan.cards import Card
+    from planner.plan.sweep import Sweep
+    from planner.plan.target import Aim
+    from planner.sensitivity import Prediction
+
 __all__ = ["SWEEP_GAP", "LimitUse", "Plan", "Reached", "Solved", "make_plan", "sweep"]
 
 _ANY_SIZE = 2**62  # bytes
@@ -53,8 +54,7 @@ SWEEP_GAP = 1e-3
 """Gap of what is solved for beside a sweep, to be shown in tables."""
 
 
-@dataclass(frozen=True, slots=True)
-class LimitUse:
+class LimitUse(NamedTuple):
     """A limit at the answer, in its own unit (bytes or bits): `used` of `capacity`. `price` is the loss that one unit
     more would save. Unless it `binds`, every recipe that may be chosen stays within it."""
 
@@ -65,8 +65,7 @@ class LimitUse:
     binds: bool
 
 
-@dataclass(frozen=True)
-class Solved:
+class Solved(NamedTuple):
     """A problem, its solution, and the group of every tensor that a format was chosen for."""
 
     problem: Problem
@@ -74,8 +73,7 @@ class Solved:
     groups: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Reached:
+class Reached(NamedTuple):
     """A target that the file reaches: no file that does has fewer bytes than `least`, which is proven."""
 
     aim: Aim
@@ -158,14 +156,20 @@ def make_plan(findings: Findings, request: PlanRequest, factors: Mapping[str, fl
     inventory, losses, candidates = asked.inventory, asked.losses, asked.candidates
     aim = None
     if request.target is not None:
+        from planner.plan.target import aim_at
+
         aim = aim_at(request.target, findings, losses.where(request.run_on), rounded=losses)
     given = size_limits(
         inventory, candidates.fixed, budget=_ANY_SIZE if aim and request.budget is None else request.budget,
         bpw=request.bpw, devices=request.devices, active=request.active,
     )  # fmt: skip
-    cards = cards_of(inventory, request.fit, request.devices)
-    on_cards = limits_on_cards(given, cards, candidates)
-    limits = [limit.rounded(candidates) for limit in on_cards]
+    cards: list[Card] = []
+    if request.fit is not None:
+        from planner.plan.cards import cards_of, limits_on_cards
+
+        cards = cards_of(inventory, request.fit, request.devices)
+        given = limits_on_cards(given, cards, candidates)
+    limits = [limit.rounded(candidates) for limit in given]
     titles = [limit.title for limit in limits if limit.capacity < _ANY_SIZE]
     reached = None
     if aim is None:
@@ -206,6 +210,8 @@ def sweep(findings: Findings, request: PlanRequest) -> Sweep:
         found = lightest(problem, FILE, most, method=request.method, gap=gap, time_limit=request.time_limit)
         return found.solution if found.found else None
 
+    from planner.plan.sweep import Sweep
+
     return Sweep(
         inventory, candidates, line, best, smallest, asked.losses.source, link_of(findings, asked.losses)
     )  # fmt: skip
@@ -245,6 +251,8 @@ def _as_ours(inventory: Inventory, candidates: Candidates, limits: Sequence[Size
     try:
         yield
     except InfeasibleError as error:
+        from planner.plan.conflicts import conflict
+
         raise conflict(error.analysis, limits, inventory, candidates) from error
     except ProblemError as error:
         raise UsageError(
@@ -273,7 +281,7 @@ def _problem(inventory: Inventory, candidates: Candidates, limits: Sequence[Size
         return Problem.from_arrays(
             np.cumsum([0, *(len(group.options) for group in groups)]),
             flat(lambda group: group.totals(lambda _, entry: align(entry.nbytes, inventory.alignment)), np.int64),
-            flat(lambda group: group.totals(lambda _, entry: entry.loss), np.float64),
+            flat(lambda group: group.losses, np.float64),
             map(limited, limits),
             names=[group.name for group in groups],
             labels=[option[0].format.name for group in groups for option in group.options],

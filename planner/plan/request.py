@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from planner.errors import UsageError, option
 from planner.formats.ggml import Format
-from planner.plan.cards import Fit, check_fit
 from planner.plan.limits import check_names
 from planner.plan.rules import Device, Rule, Tie
-from planner.plan.target import Target
-from planner.sensitivity import Source
-from planner.terms import Draft, FamilyName, RunOn
+from planner.terms import Draft, FamilyName, RunOn, Source
+
+if TYPE_CHECKING:  # what most plans do without
+    from planner.plan.cards import Fit
+    from planner.plan.target import Target
 
 __all__ = ["ANY_SIZE", "PlanRequest", "RunOn"]
 
@@ -49,7 +51,10 @@ class PlanRequest:
 
     def __post_init__(self) -> None:
         """Check the request. Raises UsageError if there is no limit, or if two limits share a name."""
-        check_fit(self.fit, self.devices, self.family)
+        if self.fit is not None:
+            from planner.plan.cards import check_fit
+
+            check_fit(self.fit, self.devices, self.family)
         limits = (self.budget, self.bpw, self.active, self.fit, self.target)
         if all(limit is None for limit in limits) and not self.devices:
             raise UsageError(

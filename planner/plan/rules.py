@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from planner.errors import UsageError, option
 from planner.formats.ggml import Format
@@ -29,8 +29,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """A pin, floor or cap: a format, for tensors whose name matches `pattern`. `text` is the rule as the user wrote
     it."""
 
@@ -39,8 +38,7 @@ class Rule:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(NamedTuple):
     """A device of `capacity` bytes; it gets the tensors whose name matches `pattern` and that no earlier device
     took."""
 
@@ -50,8 +48,7 @@ class Device:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Tie:
+class Tie(NamedTuple):
     """A tie: tensors of one block whose names match `pattern` share one format."""
 
     pattern: re.Pattern[str]

@@ -161,7 +161,8 @@ def save_recipe(recipe: Recipe, path: Path, *, force: bool = True) -> None:
         if data[key] is None:
             del data[key]
     head = json.dumps(data, indent=2, ensure_ascii=False).removesuffix("\n}")
-    lines = ",\n".join("    " + json.dumps(tensor, ensure_ascii=False) for tensor in tensors)
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    lines = ",\n".join("    " + encode(tensor) for tensor in tensors)
     write_atomically(path, f'{head},\n  "tensors": [\n{lines}\n  ]\n}}\n'.encode("utf-8", "surrogateescape"))
 
 

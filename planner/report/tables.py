@@ -5,9 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from planner.formats.registry import family_named
 from planner.names.gguf import role_of
@@ -24,8 +23,7 @@ __all__ = ["explanation", "limit_line", "next_step", "role_table", "size_line"]
 _LONGEST_PATH = 4096  # PATH_MAX of Linux
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
+class _Group(NamedTuple):
     """The tensors of one role, and the recipe's loss, of which theirs is a share."""
 
     role: str

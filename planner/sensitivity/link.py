@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,7 @@ SCATTER = 0.08
 _STEPS = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(NamedTuple):
     """One evaluated file: the sum of its tensors' losses, and its measured KL divergence with standard error."""
 
     loss: float
@@ -40,8 +39,7 @@ class Point:
     stderr: float
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(NamedTuple):
     """An expected KL divergence (nats per token) and an interval that should hold two times in three."""
 
     kld: float
@@ -49,8 +47,7 @@ class Prediction:
     high: float
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(NamedTuple):
     """The fitted curve: logarithms of k, m and floor, f64[3], and their covariance, f64[3, 3]. `points` is the number
     of files that it was fitted to."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +37,7 @@ LINEARITY = 0.05  # relative; a sensitivity is not quite the same for every size
 _STEPS = 30
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(NamedTuple):
     """One pass: the reference's losses of the changed tensors, and the measured KL divergence."""
 
     losses: Mapping[str, float]
@@ -46,8 +45,7 @@ class Observation:
     stderr: float
 
 
-@dataclass(frozen=True, slots=True)
-class Correction:
+class Correction(NamedTuple):
     """A factor on a tensor's reference loss, and the standard deviation of its logarithm without the component common
     to all tensors."""
 

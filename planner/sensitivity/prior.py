@@ -13,9 +13,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
+from typing import NamedTuple
 
 from planner.names.gguf import ahead, is_expert, role_of
 
@@ -37,32 +37,28 @@ TIED = "token_embd (tied)"
 
 # The relative that lends its value to a role without one of its own: the first rule that matches, then the relative's
 # own relative, and so on. Norms, routers and what nobody has measured count as an ordinary block tensor.
-_RELATIVES = tuple(
-    (re.compile(pattern), relative)
-    for pattern, relative in (
-        (r"_norm|^norm|ffn_gate_inp", BLOCK_MEAN),
-        (r"nextn\.(?:eh_proj|embed_tokens)", "token_embd"),  # all that a draft head starts from
-        (r"nextn\.shared_head_head", "output"),
-        (r"indexer", "attn_k"),  # which choose the keys
-        (r"^token_embd \(tied\)$|^cls", "output"),
-        (r"token_embd", "token_embd"),  # Gemma's per_layer_token_embd
-        (r"ffn_gate_up_exps|ffn_gate_up", "ffn_up_exps"),
-        (r"ffn_gate_.*shexp", "ffn_gate_shexp"),
-        (r"ffn_gate|channel_mix_receptance", "ffn_gate"),
-        (r"ffn_down|channel_mix_value", "ffn_down"),
-        (r"ffn_up|channel_mix_key", "ffn_up"),
-        (r"attn_qkv|ssm_in|in_proj", "attn_qkv"),
-        (r"attn_output|attn_out|ssm_out|out_proj|time_mix_output", "attn_output"),
-        (r"ssm_(?:x|dt|ba)|ssm_beta", "ssm_alpha"),
-        (r"attn_kv_b|attn_v|time_mix_value", "attn_v"),
-        (r"attn_k|time_mix_key", "attn_k"),
-        (r"attn_q|time_mix_receptance", "attn_q"),
-    )
+_RELATIVES = (
+    (r"_norm|^norm|ffn_gate_inp", BLOCK_MEAN),
+    (r"nextn\.(?:eh_proj|embed_tokens)", "token_embd"),  # all that a draft head starts from
+    (r"nextn\.shared_head_head", "output"),
+    (r"indexer", "attn_k"),  # which choose the keys
+    (r"^token_embd \(tied\)$|^cls", "output"),
+    (r"token_embd", "token_embd"),  # Gemma's per_layer_token_embd
+    (r"ffn_gate_up_exps|ffn_gate_up", "ffn_up_exps"),
+    (r"ffn_gate_.*shexp", "ffn_gate_shexp"),
+    (r"ffn_gate|channel_mix_receptance", "ffn_gate"),
+    (r"ffn_down|channel_mix_value", "ffn_down"),
+    (r"ffn_up|channel_mix_key", "ffn_up"),
+    (r"attn_qkv|ssm_in|in_proj", "attn_qkv"),
+    (r"attn_output|attn_out|ssm_out|out_proj|time_mix_output", "attn_output"),
+    (r"ssm_(?:x|dt|ba)|ssm_beta", "ssm_alpha"),
+    (r"attn_kv_b|attn_v|time_mix_value", "attn_v"),
+    (r"attn_k|time_mix_key", "attn_k"),
+    (r"attn_q|time_mix_receptance", "attn_q"),
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Prior:
+class Prior(NamedTuple):
     """A tensor's sensitivity (relative, block tensors' mean 1), the row of the table it came from, and whether the
     row is the tensor's own role (`exact`) or a relative's."""
 
@@ -71,8 +67,7 @@ class Prior:
     exact: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """The fitted table. `values`: role -> sensitivity. `last_block`: kind of feed-forward -> factor in the last
     block."""
 
@@ -96,7 +91,7 @@ def nearest(role: str) -> str:
     ('attn_q', 'block mean')
     """
     for pattern, relative in _RELATIVES:
-        if relative != role and pattern.search(role):
+        if relative != role and re.search(pattern, role):
             return relative
     return BLOCK_MEAN
 
@@ -139,7 +134,7 @@ def prior(names: Sequence[str], *, blocks: int) -> dict[str, Prior]:
     found = {name: _look_up(name, table, tied, role_of(name)[0] if name in drafted else last) for name in names}
     # values are of all experts together
     return {
-        name: replace(entry, value=entry.value / experts[role_of(name)]) if is_expert(name) else entry
+        name: entry._replace(value=entry.value / experts[role_of(name)]) if is_expert(name) else entry
         for name, entry in found.items()
     }
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["COARSE", "FINE", "NOT_ROUNDED", "Rounding"]
 
 FINE, COARSE = 32, 256  # activations that share a scale: QK8_0 and QK_K of ggml-common.h
 
 
-@dataclass(frozen=True, slots=True)
-class Rounding:
+class Rounding(NamedTuple):
     """Relative errors of a tensor's product, in the sense of `err_var`, from rounding activations in blocks of 32 and
     of 256."""
 

@@ -34,9 +34,17 @@ class TensorSensitivity:
     def loss(self, error: ErrorParts, block: int = 0) -> float:
         """Return the loss of an error of this tensor, with activations rounded in blocks of this length; never
         negative."""
-        noise = error.variance + self.rounding.of(block)
-        unit = self.per_unit
-        return max(unit.variance * noise + unit.mean * error.mean + unit.massive * error.massive, 0.0)
+        (loss,) = self.losses({"": error}, {"": block}).values()
+        return loss
+
+    def losses(self, errors: Mapping[str, ErrorParts], blocks: Mapping[str, int]) -> dict[str, float]:
+        """Return the losses of several errors, by format; `blocks` are those of each format."""
+        noise = {block: self.rounding.of(block) for block in {*blocks.values()}}
+        per_variance, per_mean, per_massive = self.per_unit
+        return {
+            fmt: max(per_variance * (variance + noise[blocks[fmt]]) + per_mean * mean + per_massive * massive, 0.0)
+            for fmt, (variance, mean, massive) in errors.items()
+        }
 
     def times(self, factor: float) -> TensorSensitivity:
         """Return it multiplied by a factor."""
@@ -102,7 +110,7 @@ def measured_sensitivities(
     covariance = prior_covariance(names, {name: reference[name].source != "prior" for name in names})
     covered = set(names)
     run = [
-        replace(entry, losses={name: loss for name, loss in entry.losses.items() if name in covered})
+        entry._replace(losses={name: loss for name, loss in entry.losses.items() if name in covered})
         for entry in passes
     ]
     corrections = posterior(names, covariance, run)

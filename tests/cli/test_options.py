@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import click
 import pytest
@@ -40,8 +39,7 @@ def test_help_names_every_method():
 
 
 def test_options_of_a_group_arrive_as_one():
-    @dataclass(frozen=True)
-    class Size:
+    class Size(NamedTuple):
         width: int
         names: tuple[str, ...]
 

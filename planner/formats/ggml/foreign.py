@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from planner.formats.ggml.formats import CANDIDATES, native_formats
 from planner.formats.ggml.ik_library import VARIABLE as IK_VARIABLE
@@ -16,8 +16,7 @@ from planner.text import command
 __all__ = ["FOREIGN", "Foreign", "nearest_known", "unknown_type"]
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
+class Foreign(NamedTuple):
     """A type by the name that its makers give it; `removed`: ggml had it once."""
 
     name: str

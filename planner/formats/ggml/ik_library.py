@@ -11,9 +11,8 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from planner.errors import KernelError
 from planner.formats.ggml.library import LibraryFile, let_llama_have_its_own
@@ -50,8 +49,7 @@ class _InitParams(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
 
-@dataclass(frozen=True, slots=True)
-class IkType:
+class IkType(NamedTuple):
     """A type as the library describes it: `block` weights take `block_bytes`, and each row begins with `row_header`
     bytes of its own."""
 

@@ -12,7 +12,7 @@ to bf16 first, as mlx-lm rounds a float32 checkpoint that is converted with `--d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,7 @@ _EPS = np.float32(1e-7)
 _LARGEST = 1e38  # the span of a group's weights is a float32 too
 
 
-@dataclass(frozen=True)
-class Quantized:
+class Quantized(NamedTuple):
     """Rows as MLX stores them: `weights` uint8 [r, n·bits/8], the bytes of MLX's uint32 array on a little-endian
     machine; `scales` and `biases` float32 [r, n/group], values that the 16-bit type of the row holds."""
 
