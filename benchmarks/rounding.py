@@ -3,14 +3,17 @@
     python -m benchmarks.rounding types MODEL COVARIANCES [TENSOR…]
     python -m benchmarks.rounding divergence MODEL IMATRIX COVARIANCES TEXT [TYPE…]
     python -m benchmarks.rounding shrinkage MODEL TYPE CALIBRATION EVALUATION TOKENS…
+    python -m benchmarks.rounding depth MODEL COVARIANCES CALIBRATION EVALUATION CHUNKS TYPE…
     python -m benchmarks.rounding speed [THREADS…]
     python -m benchmarks.rounding time MODEL IMATRIX COVARIANCES TYPE
 
 `types`: error d H dᵀ of refined codes over that of ggml's, by the shrunk metric that they are refined against, by the
 covariances as they were collected, and the worst row by the first. Rows that blocks do not divide are laid side by
 side. `divergence`: of files with all tensors but token_embd in a type, over that of the same file without refinement.
-`speed`: made-up rows, by their length and by threads, and products of matrices of the same size by numpy's BLAS.
-`time`: quantizing a model, and quantizing and refining it, in seconds of CPU, and the most memory.
+`depth`: of files whose tensors are all in a type and refined along the depth by so many chunks of the calibration
+text, over that of files refined against the covariances; those of the same chunks if it is to be fair. `speed`: made-up
+rows, by their length and by threads, and products of matrices of the same size by numpy's BLAS. `time`: quantizing a
+model, and quantizing and refining it, in seconds of CPU, and the most memory.
 """
 
 from __future__ import annotations
@@ -124,6 +127,46 @@ def shrinkage(model_path: Path, name: str, calibration: str, evaluation: str, *c
             imatrix.unlink()
 
 
+def depth(model_path: Path, covariances_path: Path, calibration: Path, evaluation: Path, chunks: str,
+          *names: str) -> None:  # fmt: skip
+    from planner.llama.engine import Engine, cut
+    from planner.llama.evaluate.baseline import record
+    from planner.llama.evaluate.compare import diverge
+    from planner.llama.rounding.depth import round_along_depth
+    from planner.llama.rounding.rounder import DepthRequest
+    from planner.llama.text import read_text
+
+    with Engine(model_path, context=CONTEXT) as engine:
+        baseline = record(engine, cut(engine.tokenize(read_text(evaluation)), CONTEXT, EVALUATED // CONTEXT))
+    print("type      refined   along the depth   over refined          CPU")
+    with (
+        baseline, open_model(model_path) as model, Covariances.open(covariances_path) as covariances,
+        tempfile.TemporaryDirectory() as folder,
+    ):  # fmt: skip
+        file, refinement, imatrix = Path(folder, "file.gguf"), Refinement(covariances), covariances.imatrix
+
+        def ahead(rounded, found):
+            request = DepthRequest(model, found, imatrix, refinement, (calibration,), int(chunks))
+            round_along_depth(request, rounded, lambda what, done, total: None)
+
+        for name in names:
+            chosen = dict.fromkeys(free_tensors(model, formats()[name]), name)
+            found, clocks = [], []
+            for way in (None, ahead):
+                begun = time.process_time()
+                quantize_model(model, chosen, imatrix, file, file_type=1, force=True, refinement=refinement, ahead=way)
+                clocks.append(time.process_time() - begun)
+                with Engine(file, context=CONTEXT, threads=2) as engine:
+                    klds = diverge(engine, baseline).kld.astype(np.float64)
+                found.append(klds.reshape(baseline.windows, -1).mean(axis=1))
+            plain, deep = found
+            drawn = np.random.default_rng(0).integers(0, len(plain), (1000, len(plain)))
+            error = (deep[drawn].sum(axis=1) / plain[drawn].sum(axis=1)).std()
+            over = f"{deep.sum() / plain.sum():5.3f} ± {error:.3f}"
+            seconds = f"{clocks[0]:4.0f}, {clocks[1]:4.0f} s"
+            print(f"{name:7} {plain.mean():9.6f}   {deep.mean():15.6f}   {over}   {seconds}", flush=True)
+
+
 def in_memory(model, chosen, imatrix, refinement, text: Path) -> float:
     from planner.llama.evaluate.baseline import record
     from planner.llama.evaluate.compare import diverge
@@ -193,11 +236,12 @@ def main(command: str = "", *arguments: str) -> None:
         "types": types,
         "divergence": divergence,
         "shrinkage": shrinkage,
+        "depth": depth,
         "speed": speed,
         "time": timed,
         "once": once,
     }
-    files = {"types": 2, "divergence": 4, "shrinkage": 1, "time": 3, "once": 2}.get(command, 0)
+    files = {"types": 2, "divergence": 4, "shrinkage": 1, "depth": 4, "time": 3, "once": 2}.get(command, 0)
     if command not in commands:
         sys.exit(__doc__)
     commands[command](*map(Path, arguments[:files]), *arguments[files:])

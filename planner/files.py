@@ -25,6 +25,7 @@ __all__ = [
     "atomic_file",
     "check_destinations",
     "give_name",
+    "is_stream",
     "refusal",
     "refused",
     "temporary_beside",
@@ -102,7 +103,7 @@ class Output:
         """Open the next file: a temporary one beside its destination, or a device or pipe itself."""
         target = self.paths[len(self._finished)]
         with self._explaining():
-            if _is_stream(target):
+            if is_stream(target):
                 self._current = None, target.open("wb")
             else:
                 path = temporary_beside(target)
@@ -184,7 +185,7 @@ class Output:
             raise refused(target, problem) from problem
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """Return whether no file can replace it: a device, a pipe, or the name of an open file (as in /dev/fd)."""
     try:
         mode = path.stat().st_mode

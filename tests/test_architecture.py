@@ -46,8 +46,8 @@ ORDER = (
     (
         "planner.gguf",
         "entry legacy llama_cpp metadata contents provenance tensor reader container model drafts encoder parameters "
-        "health imatrix products covariance layout refinement conversion quantize sums imatrix_writer "
-        "covariance_writer vocabulary __init__",
+        "health imatrix products correction covariance layout refinement rounded conversion quantize sums "
+        "imatrix_writer covariance_writer vocabulary __init__",
     ),
     ("planner.recipe", "recipe recount __init__"),
     (
@@ -80,12 +80,16 @@ ORDER = (
         "prompts taskfiles tasks mmlu __init__",
     ),
     ("planner.llama.passes", "kld calibrate weights perturb polish trials recipes check reach __init__"),
+    ("planner.llama.rounding", "seen block rounder depth __init__"),
     ("planner.report", "columns pages curve chart checks difference evaluation memory results tables __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),
     ("planner.report.comparison", "tables page __init__"),
     ("planner.report.card", "front labels readme __init__"),
     ("planner.report.page", "memory data page __init__"),
-    ("planner.api", "common recipes others refining quants evaluating evaluate compare card quantize state __init__"),
+    (
+        "planner.api",
+        "common depth recipes others refining quants evaluating evaluate compare card quantize state __init__",
+    ),
     ("planner", "__init__"),
     (
         "planner.cli",

@@ -28,6 +28,14 @@ __all__ = ["quantize"]
     help="Refine codes against these covariances: the same bytes, and less divergence.",
 )
 @shrinkage_option
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Refine codes along the depth: for what the rounded blocks before them make of this text.",
+)
+@click.option("--chunks", type=click.IntRange(min=1), help="Read at most so many chunks of each text.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite OUT.")
 @click.option("--keep-split", is_flag=True, help="Write as many parts as MODEL has.")
 @click.option("--max-shard-size", metavar="SIZE", help="Write parts OUT-00001-of-0000N.gguf of at most this size.")
@@ -41,6 +49,8 @@ def quantize(
     imatrix: Path | None,
     covariance: Path | None,
     shrinkage: float | None,
+    texts: tuple[Path, ...],
+    chunks: int | None,
     force: bool,
     keep_split: bool,
     max_shard_size: str | None,
@@ -51,16 +61,18 @@ def quantize(
     """Write OUT: MODEL with every tensor in the format that RECIPE gives it.
 
     Every tensor has the bytes that llama-quantize would write. With --covariance, a file that `planner imatrix
-    --covariance` makes, codes are refined: other bytes, as many of them, that any llama.cpp reads. OUT appears when it
-    is complete, or not at all.
+    --covariance` makes, codes are refined: other bytes, as many of them, that any llama.cpp reads. With --text they are
+    refined best, block by block, for what the rounded blocks before them make of it: some six readings of the text. OUT
+    appears when it is complete, or not at all.
     """
     from planner.api.quantize import quantize as write_quantized
     from planner.sizes import format_size
 
     try:
-        with progress_bar("MB") as advance:
+        with progress_bar("blocks") as read, progress_bar("MB") as advance:
             written = write_quantized(
-                model, recipe, out, imatrix=imatrix, covariance=covariance, shrinkage=shrinkage, force=force,
+                model, recipe, out, imatrix=imatrix, covariance=covariance, shrinkage=shrinkage, text=texts,
+                chunks=chunks, reading=read, force=force,
                 keep_split=keep_split, max_shard_size=max_shard_size, allow_requantize=allow_requantize,
                 threads=threads, scheduler=scheduler, note=functools.partial(click.echo, err=True),
                 progress=lambda tensor, done, total: advance(tensor, done / 1e6, total / 1e6),

@@ -109,6 +109,13 @@ class Metadata(Mapping[str, Value]):
         end = pair.value + count * SCALARS[pair.kind].itemsize
         return self._data[pair.begin : pair.value - _U64.size] + _U64.pack(count) + self._data[pair.value : end]
 
+    def one_of(self, key: str, index: int) -> bytes:
+        """Return the bytes of a whole pair with one of the numbers of its array alone."""
+        pair = self._pairs[key]
+        size = SCALARS[pair.kind].itemsize
+        begin = pair.value + index * size
+        return self._data[pair.begin : pair.value - _U64.size] + _U64.pack(1) + self._data[begin : begin + size]
+
     def pair(self, key: str) -> Pair:
         """Return the position and type of a pair."""
         return self._pairs[key]

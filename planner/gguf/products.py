@@ -55,6 +55,16 @@ class Products:
 
         return [adding(block, number * _BLOCK) for number, block in enumerate(self.blocks)]
 
+    def matrix(self) -> Floats:
+        """Return `S`, f32[n, n], symmetric."""
+        result = np.empty((self.width, self.width), np.float32)
+        for number, block in enumerate(self.blocks):
+            begin = number * _BLOCK
+            end = begin + len(block)
+            result[begin:end, begin:] = block
+            result[end:, begin:end] = block[:, len(block) :].T
+        return result
+
     def part(self) -> Part:
         """Return the sums for `correlations`."""
         diagonal = np.concatenate([np.diagonal(block) for block in self.blocks]).astype(np.float64)

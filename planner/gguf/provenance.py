@@ -6,10 +6,11 @@ import re
 
 from planner.version import __version__
 
-__all__ = ["RECIPE_KEY", "provenance_pairs", "rounded_as", "rounding_in"]
+__all__ = ["RECIPE_KEY", "depth_pairs", "provenance_pairs", "rounded_as", "rounding_in"]
 
 RECIPE_KEY = "quantize.planner.recipe"
 _SIZE = 64  # characters of a SHA-256
+_ALONG = re.compile(r"[0-9a-f]{32} text (?P<digest>[0-9a-f]{16}) (?P<shrinkage>\S+) *")
 _REFINED = re.compile(r"[0-9a-f]{32} cov (?P<digest>[0-9a-f]{16}) (?P<shrinkage>\S+) *")
 
 
@@ -23,6 +24,12 @@ def provenance_pairs(recipe: str, covariances: str = "", shrinkage: float = 0) -
     return [("quantize.planner.version", f"{__version__:<12.12}"), (RECIPE_KEY, f"{recipe:<{_SIZE}.{_SIZE}}")]
 
 
+def depth_pairs(recipe: str, text: str, shrinkage: float) -> list[tuple[str, str]]:
+    """Return the metadata for codes that were refined along the depth, with digests of the recipe and of the
+    text that the model read, and λ."""
+    return provenance_pairs(f"{recipe:.32} text {text:.16} {shrinkage:.4g}")
+
+
 def rounding_in(value: str) -> str:
     """Return which rounding the provenance of a file tells of.
 
@@ -30,7 +37,11 @@ def rounding_in(value: str) -> str:
     "ggml's codes"
     >>> rounding_in(dict(provenance_pairs("ab" * 32, "cd" * 32, 1))[RECIPE_KEY])
     'codes refined against covariances cdcdcdcdcdcdcdcd, shrinkage 1'
+    >>> rounding_in(dict(depth_pairs("ab" * 32, "ef" * 32, 1))[RECIPE_KEY])
+    'codes refined along the depth by text efefefefefefefef, shrinkage 1'
     """
+    if along := _ALONG.fullmatch(value):
+        return f"codes refined along the depth by text {along['digest']}, shrinkage {along['shrinkage']}"
     found = _REFINED.fullmatch(value)
     if found is None:
         return "ggml's codes"

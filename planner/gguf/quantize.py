@@ -8,6 +8,7 @@ that is lost leaves nothing behind.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,8 +28,9 @@ from planner.gguf.llama_cpp import requires_imatrix, why_left_alone
 from planner.gguf.model import Model, split_path
 from planner.gguf.reader import Tensor
 from planner.gguf.refinement import Refinement
+from planner.gguf.rounded import Rounded
 from planner.sizes import align
-from planner.work import Crew, Handed, open_crew
+from planner.work import Crew, Handed, Stop, open_crew
 
 __all__ = ["Progress", "Written", "output_paths", "quantize_model", "resolve_formats"]
 
@@ -69,6 +71,7 @@ def quantize_model(
     max_shard_size: int | None = None,
     allow_requantize: bool = False,
     dropped: Collection[str] = (),
+    ahead: Callable[[Rounded, Mapping[str, Format]], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Written:
     """Write `model` to `out`, each tensor in its format; tensors not in `formats` stay as they are, and the draft heads
@@ -78,7 +81,8 @@ def quantize_model(
     `extra` added to the metadata; with a `refinement`, tensors that it applies to get other codes of the same size.
     `file_type` is `general.file_type` (llama_ftype). `keep_split` writes as many parts
     as the source has, `max_shard_size` (bytes of a file) as many as needed, named `OUT-00001-of-00003.gguf` after
-    `out`. The workers of the Dask `scheduler` at an address convert the tensors that change, or `threads` here.
+    `out`. `ahead` may round tensors of those that change, before the file is begun; they are not rounded again. The
+    workers of the Dask `scheduler` at an address convert the tensors that change, or `threads` here.
 
     Raises RecipeError for a format that a tensor cannot take (nothing is replaced silently), ImatrixError and
     CovarianceError for an imatrix and covariances of another model, ModelError for weights that are not finite or too
@@ -96,9 +100,14 @@ def quantize_model(
     total = sum(shard.nbytes for shard in shards)
     inputs = [*model.parts, *([imatrix.path] if imatrix else [])]
     inputs += [refinement.covariances.path] if refinement else []
-    check_destinations(paths, total, inputs, force=force)
-    with open_crew(threads, scheduler) as crew, Output(paths, force=force) as output:
-        _Run(model, imatrix, refinement, output, crew, progress).write(shards)
+    check_destinations(paths, total if ahead is None else 2 * total, inputs, force=force)
+    with contextlib.ExitStack() as stack:
+        rounded = None if ahead is None else stack.enter_context(Rounded(paths[0]))
+        if ahead is not None and rounded is not None:
+            ahead(rounded, chosen)
+        crew = stack.enter_context(open_crew(threads, scheduler))
+        output = stack.enter_context(Output(paths, force=force))
+        _Run(model, imatrix, refinement, rounded, output, crew, progress).write(shards)
         output.commit()
     return Written(paths, total)
 
@@ -167,6 +176,7 @@ class _Run:
         model: Model,
         imatrix: Imatrix | None,
         refinement: Refinement | None,
+        rounded: Rounded | None,
         output: Output,
         crew: Crew,
         progress: Callable[[Progress], None] | None,
@@ -174,6 +184,7 @@ class _Run:
         self.model = model
         self.imatrix = imatrix
         self.refinement = refinement
+        self.rounded = rounded
         self.output = output
         self.crew = crew
         self.convert = Converter(model)
@@ -194,14 +205,21 @@ class _Run:
         in_flight: deque[tuple[list[Chunk], Handed[NDArray[np.uint8]]]] = deque()
         released = 0
         for placed in shard.tensors:
-            stays = placed.format.name == placed.tensor.format
-            least, window = 1 if stays else self.crew.least, self.crew.window
-            for chunks in together(chunks_of(placed, self.imatrix, self.refinement), least):
-                in_flight.append((chunks, self.crew.submit(self.convert, chunks, near=stays)))
+            done = self.rounded is not None and placed.tensor.name in self.rounded
+            near = done or placed.format.name == placed.tensor.format
+            work = self.take if done else self.convert
+            least, window = 1 if near else self.crew.least, self.crew.window
+            for chunks in together(chunks_of(placed, self.imatrix, None if done else self.refinement), least):
+                in_flight.append((chunks, self.crew.submit(work, chunks, near=near)))
                 if len(in_flight) >= window:
                     released = self.finish(*in_flight.popleft(), released, shard.alignment)
         while in_flight:
             released = self.finish(*in_flight.popleft(), released, shard.alignment)
+
+    def take(self, chunks: Sequence[Chunk], _stop: Stop) -> NDArray[np.uint8]:
+        """Return the bytes of consecutive chunks of a tensor that is rounded already, u8[rows, row_bytes]."""
+        assert self.rounded is not None
+        return self.rounded.rows(chunks[0].placed.tensor.name, chunks[0].start, chunks[-1].stop)
 
     def finish(self, chunks: Sequence[Chunk], handed: Handed[NDArray[np.uint8]], released: int, alignment: int) -> int:
         """Write converted chunks; return the first row of their tensor whose pages are not released yet."""

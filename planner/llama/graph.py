@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,10 +103,11 @@ class Observer(Protocol):
         """Look at the node's inputs and its result; they are gone afterwards. May raise Enough."""
 
 
-def origin(tensor: Tensor) -> int:
-    """Return the address of the tensor that this one is, perhaps reshaped: the same values in the same order."""
+def origin(tensor: Tensor, through: Collection[bytes] = (b"RESHAPE",)) -> int:
+    """Return the address of the tensor that this one is, perhaps reshaped: the same values in the same order. Other
+    operations that keep them may be looked `through` too."""
     struct = GgmlTensor.from_address(tensor.address)
-    while struct.src[0] and ggml().op_name(struct.op) == b"RESHAPE":
+    while struct.src[0] and ggml().op_name(struct.op) in through:
         struct = GgmlTensor.from_address(struct.src[0])
     return ctypes.addressof(struct)
 

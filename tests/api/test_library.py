@@ -74,7 +74,7 @@ def test_options_are_called_as_the_commands_call_them():
         (planner.compare, compare),
     ):
         spelt = {word.lstrip("-").replace("-", "_") for option in command.params for word in option.opts}
-        own = {"progress", "note"}  # which the command line draws and prints
+        own = {"progress", "reading", "note"}  # which the command line draws and prints
         if function is planner.State.measure:
             own.add("pin")  # of solve, which measures what is missing
         if function is planner.State.report:

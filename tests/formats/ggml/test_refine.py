@@ -153,7 +153,7 @@ def test_no_other_code_of_a_weight_is_better(name):
     metric = Metric.of(covariance(12), 1.0)
     data = as_real(name, 11, rows=2)
     for _ in range(40):
-        data, last = refine_rows(fmt, rows, data, metric), data
+        data, last = refine_rows(fmt, rows, data, metric, short=True), data
         if np.array_equal(data, last):
             break
     else:
@@ -182,7 +182,7 @@ def test_all_choices_of_a_small_problem():
     matrix[3, 3], matrix[8, 8], matrix[3, 8], matrix[8, 3] = 2, 1, 1.2, 1.2
     refined = data
     for _ in range(10):
-        refined = refine_rows(fmt, rows, refined, Metric(matrix))
+        refined = refine_rows(fmt, rows, refined, Metric(matrix), short=True)
     best = errors(fmt, refined, rows, matrix)
     codes = own.codes.read(refined)
     every = []
@@ -196,6 +196,25 @@ def test_all_choices_of_a_small_problem():
             assert (found[alone] >= best[alone] * (1 - 1e-5) - 1e-12).all()
             every.append(found)
     assert (best <= 4 * np.min(every, axis=0) + 1e-9).all()
+
+
+@pytest.mark.parametrize("name", ["q2_K", "q3_K", "q4_0", "q4_1", "iq1_s", "iq1_m", "iq2_xxs", "iq3_s", "tq2_0"])
+def test_rows_are_as_long_as_they_should_be(name):
+    """In their own direction: w H ŵᵀ is w H wᵀ, as near as half floats come to it."""
+    fmt, rows = formats()[name], weights(61, 12)
+    metric = Metric.of(covariance(62), 1.0)
+    data = quantize_rows(fmt, rows, np.diag(metric.matrix).copy())
+    own = rows @ metric.matrix.astype(np.float64)
+
+    def length(short):
+        found = dequantize_rows(fmt, refine_rows(fmt, rows, data, metric, short=short), WIDTH).astype(np.float64)
+        return (own * found).sum(axis=1) / (own * rows).sum(axis=1)
+
+    short, long = length(True), length(False)
+    changed = np.abs(long - short) > 1e-6  # the others would have had more error than before
+    assert changed.any()
+    assert np.abs(short[changed] - 1).min() > 5e-4
+    np.testing.assert_allclose(long[changed], 1, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", ["q4_K", "iq4_nl", "iq3_s"])

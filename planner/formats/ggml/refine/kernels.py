@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from planner.compiled.compiler import compiled
 from planner.formats.ggml.refine.codes import Choices, State
 
-__all__ = ["changes", "descend", "products"]
+__all__ = ["changes", "descend", "dots", "products"]
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -70,6 +70,16 @@ def products(errors: Floats, covariance: Floats, out: Floats) -> None:
     out[:] = 0
     for top in range(0, errors.shape[1], _DEEP):
         _spread(out, errors[:, top : top + _DEEP], covariance, top, False)
+
+
+@compiled
+def dots(first: Floats, second: Floats) -> Doubles:
+    """Return the sum of products of each row, f64[r], of f32[r, n]."""
+    found = np.zeros(len(first))
+    for row in range(len(first)):
+        for k in range(first.shape[1]):
+            found[row] += np.float64(first[row, k]) * np.float64(second[row, k])
+    return found
 
 
 @compiled

@@ -95,6 +95,18 @@ class Layout:
         """Weights that share a scale."""
         return self.block // self.scale.field.count
 
+    @property
+    def halves(self) -> list[Field]:
+        """Half floats of a block that make all its weights longer or shorter together; none, where scales are not in
+        half floats."""
+        found = []
+        for scale in (self.scale,) if self.offset is None else (self.scale, self.offset):
+            if scale.unit is not None:
+                found.append(scale.unit)
+            elif scale.table is _halves():
+                found.append(scale.field)
+        return found
+
 
 def half_floats(numbers: Numbers) -> Floats:
     """Return the values of half floats given by their 16 bits."""

@@ -12,7 +12,7 @@ from planner.formats.ggml.formats import Format
 from planner.formats.ggml.kernels import dequantize_rows
 from planner.formats.ggml.refine.codes import Codes
 from planner.formats.ggml.refine.lattices import LATTICES
-from planner.formats.ggml.refine.layouts import LAYOUTS
+from planner.formats.ggml.refine.layouts import LAYOUTS, Layout, half_floats
 
 __all__ = ["REFINEMENT_VERSION", "SHRINKAGE", "Metric", "can_refine", "pair_errors", "refine_rows", "require_compiler"]
 
@@ -22,10 +22,12 @@ Doubles = NDArray[np.float64]
 
 SHRINKAGE = 1.0
 """λ by which off-diagonal covariances are shrunk: the best, or within 3 % of it, on the models that were tried."""
-REFINEMENT_VERSION = 2
+REFINEMENT_VERSION = 3
 """Raise it when a code would change."""
 _PANEL = 64
 _SWEEPS = 3
+_LEAST, _MOST = 2.0**-10, 2.0  # by which a row is made longer: less is half a step of a half float
+_CLEARLY = 1 - 1e-4  # of an error, whose sums are in float32
 _BLOCKED = 64  # products that are summed at a time: rounding grows by so many, and by the number of sums
 
 
@@ -63,11 +65,15 @@ def can_refine(fmt: Format) -> bool:
     return fmt.name in LAYOUTS or fmt.name in LATTICES
 
 
-def refine_rows(fmt: Format, rows: Floats, data: Bytes, metric: Metric, sweeps: int = _SWEEPS) -> Bytes:
+def refine_rows(
+    fmt: Format, rows: Floats, data: Bytes, metric: Metric, sweeps: int = _SWEEPS, *, short: bool = False
+) -> Bytes:
     """Return rows in a format, u8[r, bytes], refined from `data`: codes of `rows`, f32[r, n].
 
-    No row's error d H dᵀ is larger than before; one that cannot be improved keeps its bytes. The same input gives the
-    same bytes on every machine. Releases the GIL most of the time.
+    Codes of the least error are too short: what they lack is in part what they are. So each row is made as long as it
+    should be in its own direction, where half floats of its blocks allow that, unless it may be `short`. No row's error
+    d H dᵀ is larger than before; one that cannot be improved keeps its bytes. The same input gives the same bytes on
+    every machine. Releases the GIL most of the time.
     """
     from planner.formats.ggml.refine import kernels  # loads a compiler
 
@@ -75,6 +81,7 @@ def refine_rows(fmt: Format, rows: Floats, data: Bytes, metric: Metric, sweeps: 
     before = dequantize_rows(fmt, data, width) - rows
     gradient = np.empty_like(before)
     kernels.products(before, metric.matrix, gradient)
+    error = kernels.dots(before, gradient)
     codes = Codes(layout, data, fmt.block_bytes)
     gains = kernels.descend(
         codes.state, codes.choices, gradient, metric.matrix, max(_PANEL, layout.group), sweeps
@@ -85,7 +92,46 @@ def refine_rows(fmt: Format, rows: Floats, data: Bytes, metric: Metric, sweeps: 
     if doubtful.any():
         doubtful &= kernels.changes(before, after, metric.matrix, doubtful) >= 0
         out[doubtful] = data[doubtful]
+    if not short:
+        _stretch(fmt, layout, rows, out, metric.matrix, error, ~doubtful)
     return out
+
+
+def _stretch(
+    fmt: Format, layout: Layout, rows: Floats, data: Bytes, matrix: Floats, most: Doubles, chosen: NDArray[np.bool_]
+) -> None:
+    """Make chosen rows u8[r, bytes] as long as they should be, so that w H ŵᵀ = w H wᵀ, by their half floats; not those
+    whose error would be more than `most`, f64[r]."""
+    if not layout.halves or not chosen.any():
+        return
+    from planner.formats.ggml.refine import kernels  # loads a compiler
+
+    product = np.empty_like(rows)
+    kernels.products(rows, matrix, product)
+    own = kernels.dots(rows, product)
+    with np.errstate(all="ignore"):
+        factors = own / kernels.dots(dequantize_rows(fmt, data, rows.shape[1]), product)
+        chosen = chosen & (np.abs(factors - 1) >= _LEAST) & (factors > 1 / _MOST) & (factors < _MOST)
+    reached = np.diag(matrix).reshape(-1, layout.block).any(axis=1)
+    longer = _multiplied(layout, data, np.where(chosen[:, None] & reached, factors[:, None], 1.0), fmt.block_bytes)
+    errors = dequantize_rows(fmt, longer, rows.shape[1]) - rows
+    kernels.products(errors, matrix, product)
+    chosen &= kernels.dots(errors, product) < _CLEARLY * most
+    data[chosen] = longer[chosen]
+
+
+def _multiplied(layout: Layout, data: Bytes, factors: Doubles, block_bytes: int) -> Bytes:
+    """Return rows u8[r, bytes] with their blocks multiplied by factors f64[r, blocks], as half floats can."""
+    blocks = data.reshape(-1, block_bytes).copy()
+    moved = np.flatnonzero(factors != 1)
+    some, each = blocks[moved], factors.reshape(-1)[moved, None]
+    for field in layout.halves:
+        numbers = field.read(some)
+        with np.errstate(over="ignore"):
+            longer = (half_floats(numbers) * each).astype(np.float16)
+        field.write(some, np.where(np.isfinite(longer), longer.view(np.uint16), numbers))
+    blocks[moved] = some
+    return blocks.reshape(data.shape)
 
 
 def pair_errors(errors: Floats, metric: Metric) -> Doubles:
