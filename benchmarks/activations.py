@@ -15,8 +15,7 @@ from pathlib import Path
 
 from benchmarks.quality import divergence
 from planner.cli import run
-from planner.formats.ggml import formats
-from planner.formats.registry import block_of_activations
+from planner.formats.registry import activation_blocks
 from planner.gguf import open_model, read_imatrix, why_left_alone
 from planner.gguf.quantize import quantize_model
 from planner.llama.engine import Engine, cut
@@ -63,7 +62,7 @@ def main(model_path: Path, imatrix_path: Path, calibration: Path, evaluation: Pa
                     quantize_model(quantized, dict.fromkeys(free, "f32"), None, floats, file_type=0, force=True,
                                    allow_requantize=True)  # fmt: skip
                 whole, weights = (divergence(each, baseline, threads) for each in (file, floats))
-                loss = expected[block_of_activations(formats()[fmt])]
+                loss = expected[activation_blocks()[fmt]]
                 print(f"{fmt:8}  {whole:.6f}  {weights:17.6f}  {whole - weights:14.6f}  {loss:9.6f}", flush=True)
 
 

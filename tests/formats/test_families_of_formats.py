@@ -11,8 +11,8 @@ from planner.errors import UsageError
 from planner.formats.family import Family
 from planner.formats.registry import (
     FAMILIES,
+    activation_blocks,
     all_formats,
-    block_of_activations,
     family_named,
     family_of,
     kernel_of,
@@ -46,7 +46,7 @@ def test_formats_know_their_family(name):
     for fmt in family.own.values():
         assert fmt.family == name
         assert kernel_of(fmt) == family.kernel
-        assert block_of_activations(fmt) == family.activation_block(fmt)
+        assert activation_blocks()[fmt.name] == family.activation_block(fmt)
         assert not fmt.for_weights or family_of(["F16", fmt.name.upper()]) == name
         assert not fmt.for_weights or family.named(fmt.name.upper()) is fmt
     fmt = family.choose("all")[-1]

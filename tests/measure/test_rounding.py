@@ -9,7 +9,7 @@ import pytest
 
 from planner.formats.ggml import dequantize_rows, formats, quantize_rows
 from planner.formats.mlx import AFFINE
-from planner.formats.registry import all_formats, block_of_activations
+from planner.formats.registry import activation_blocks
 from planner.gguf import open_model, read_imatrix
 from planner.measure import Survey, moments, survey_tensor
 from planner.measure.anatomy import read_anatomy
@@ -51,7 +51,7 @@ def test_short_blocks_and_zeros():
 
 def test_losses_know_the_blocks():
     for name in ("f32", "f16", "bf16", *AFFINE):
-        assert block_of_activations(all_formats()[name]) == 0
+        assert activation_blocks()[name] == 0
     sensitivity = TensorSensitivity(ErrorParts(2.0, 3.0, 0.0), "measured", rounding=Rounding(0.01, 0.04))
     error = ErrorParts(0.1, 0.1, 0)
     assert sensitivity.loss(error) == pytest.approx(0.5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from planner.formats.ggml import formats
-from planner.formats.registry import block_of_activations
+from planner.formats.registry import activation_blocks
 from planner.gguf import open_model, read_imatrix
 from planner.llama.collect.activations import activations_of
 from planner.llama.engine import Engine, cut
@@ -89,4 +89,4 @@ def test_blocks_are_those_of_the_kernels():
     multiplied = [fmt for fmt in formats().values() if fmt.quantized and traits(fmt.id).contents.vec_dot]
     assert len(multiplied) > 18
     for fmt in multiplied:
-        assert block_of_activations(fmt) == blocks[traits(fmt.id).contents.vec_dot_type], fmt.name
+        assert activation_blocks()[fmt.name] == blocks[traits(fmt.id).contents.vec_dot_type], fmt.name

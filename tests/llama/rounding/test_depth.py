@@ -20,7 +20,7 @@ from planner.llama.passes.weights import open_weights
 from planner.llama.rounding.block import ALONE, of_block, write_block
 from planner.llama.rounding.depth import round_along_depth
 from planner.llama.rounding.rounder import DepthRequest
-from planner.llama.rounding.seen import Seer, Whole, find_writers
+from planner.llama.rounding.seen import Seer, Whole, find_scale, find_writers
 from tests.architectures import ARCHITECTURES, write_model
 from tests.conftest import EXAMPLES, ok
 from tests.models import mixture
@@ -96,7 +96,11 @@ def test_a_block_by_itself_makes_what_it_makes_in_the_model(example, here, archi
         open_model(here / "block.gguf") as file,
         open_weights(file.path, file, context=CONTEXT, threads=1, gpu_layers=0) as weights,
     ):
+        weights.engine.observer = Seer(list)
         weights.write("token_embd.weight", 0, streams[0])
+        scale = find_scale(weights.engine, streams[0][0]) if block else 1.0
+        assert (scale == pytest.approx(1)) == (block == 0 or architecture != "gemma2")
+        weights.write("token_embd.weight", 0, streams[0] / np.float32(scale))
         weights.engine.observer = Seer(whole.take, results=["l_out-0"])
         for _ in weights.engine.read(places):
             pass
