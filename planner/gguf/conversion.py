@@ -10,19 +10,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import KernelError, ModelError
-from planner.formats.ggml import quantize_rows, rows_are_valid
+from planner.formats.ggml import Format, quantize_rows, rows_are_valid
 from planner.formats.ggml.refine import refine_rows
 from planner.gguf.health import all_finite
 from planner.gguf.imatrix import Imatrix
 from planner.gguf.layout import Placed
 from planner.gguf.model import Model
-from planner.gguf.refinement import Refinement, SharedMetric
+from planner.gguf.refinement import Refinement, SharedMetric, least_weights
 from planner.work import Stop, Stopped
 
-__all__ = ["Chunk", "Converter", "chunks_of", "together"]
+__all__ = ["Chunk", "Converter", "checked_rows", "chunks_of", "together"]
 
 _PLAIN = ("f32", "f16", "bf16")
 _CHUNK = 1 << 18  # weights converted together: at most half a second of one core
+
+
+def checked_rows(
+    name: str,
+    fmt: Format,
+    rows: NDArray[np.float32],
+    weights: NDArray[np.float32] | None,
+    start: int,
+    remedy: str = "Give this tensor bf16 or f32.",
+) -> NDArray[np.uint8]:
+    """Return rows of a tensor from `start` on, f32[r, n], in a format, u8[r, row_bytes]. Raises ModelError for weights
+    that it cannot hold; the `remedy` is for those that are too large."""
+    try:
+        data = quantize_rows(fmt, rows, weights)
+    except KernelError as problem:  # which it raises for values that are not finite, too
+        raise ModelError(f"{name}: {problem.problem}", problem.remedy) from problem
+    if not rows_are_valid(fmt, data):
+        raise ModelError(
+            f"{name}: weights too large for {fmt.name} (rows {start:,} to {start + len(rows) - 1:,}).", remedy
+        )
+    return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +65,7 @@ def chunks_of(placed: Placed, imatrix: Imatrix | None, refinement: Refinement | 
     values = imatrix.weights(tensor) if imatrix and changes else None
     if refinement is not None and not (changes and refinement.applies(tensor, placed.format)):
         refinement = None
-    size = max(_CHUNK, refinement.least(tensor)) if refinement else _CHUNK
+    size = max(_CHUNK, least_weights(tensor)) if refinement else _CHUNK
     for matrix, parts in itertools.groupby(tensor.slices(size), key=lambda part: part[0]):
         weights = None if values is None else values[matrix]
         rows = [(start, stop) for _, start, stop in parts]
@@ -95,15 +116,10 @@ class Converter:
             return raw
         rows = self.model.rows(tensor, chunk.start, chunk.stop)
         try:
-            out = quantize_rows(target, rows, chunk.weights)
-        except KernelError as problem:  # which it raises for values that are not finite, too
+            out = checked_rows(tensor.name, target, rows, chunk.weights, chunk.start)
+        except ModelError:
             self._check_source(chunk, raw)
-            raise ModelError(f"{tensor.name}: {problem.problem}", problem.remedy) from problem
-        if not rows_are_valid(target, out):
-            raise ModelError(
-                f"{tensor.name}: weights too large for {target.name} (rows {chunk.start:,} to {chunk.stop - 1:,}).",
-                "Give this tensor bf16 or f32.",
-            )
+            raise
         if chunk.metric is not None:
             out = refine_rows(target, rows, out, chunk.metric.get())
             chunk.metric.done()

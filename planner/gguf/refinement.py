@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +15,15 @@ from planner.formats.ggml import Format, dequantize_rows, quantize_rows
 from planner.formats.ggml.refine import REFINEMENT_VERSION, SHRINKAGE, Metric, can_refine, refine_rows
 from planner.formats.registry import round_trip
 from planner.gguf.covariance import Covariances
+from planner.gguf.imatrix import Imatrix
 from planner.gguf.reader import Tensor
 
-__all__ = ["LatestMetric", "Refinement", "SharedMetric", "round_trip_refined"]
+__all__ = ["EVEN", "LatestMetric", "Refinement", "SharedMetric", "least_weights", "left_in", "round_trip_refined"]
 
 Floats = NDArray[np.float32]
 
-_EVEN = 8  # channels that are multiplied together; blocks of all codes have a multiple
+EVEN = 8
+"""Channels that are multiplied together; blocks of all codes have a multiple."""
 _ROWS = 64  # that are refined together, at least: for fewer, a large covariance would be read too often
 
 
@@ -37,11 +40,7 @@ class Refinement:
 
     def measures(self, tensor: Tensor) -> bool:
         """Return whether errors of a tensor are measured by its covariance. Raises as `applies`."""
-        return tensor.row_length % _EVEN == 0 and self.covariances.covers(tensor)
-
-    def least(self, tensor: Tensor) -> int:
-        """Return how many weights are converted together at least."""
-        return _ROWS * tensor.row_length
+        return tensor.row_length % EVEN == 0 and self.covariances.covers(tensor)
 
     def metric(self, tensor: Tensor, matrix: int) -> Metric:
         """Read the metric of one of a tensor's matrices. Raises CovarianceError for values that are none."""
@@ -53,6 +52,23 @@ class Refinement:
     def key(self) -> tuple[str, ...]:
         """What refined codes depend on besides what unrefined ones do."""
         return "covariance", self.covariances.digest, repr(self.shrinkage), str(REFINEMENT_VERSION)
+
+
+def least_weights(tensor: Tensor) -> int:
+    """Return how many weights of a tensor that is refined are converted together at least."""
+    return _ROWS * tensor.row_length
+
+
+def left_in(
+    fmt: Format, tensor: Tensor, imatrix: Imatrix | None, refinement: Refinement | None
+) -> Callable[[Floats, int], Floats]:
+    """Return what tells what is left in a format of rows, f32[r, n], of one of a tensor's matrices: by the imatrix, and
+    of refined codes where the refinement applies. Raises ImatrixError and CovarianceError for another model's."""
+    values = None if imatrix is None else imatrix.weights(tensor)
+    metric = LatestMetric(refinement, tensor) if refinement is not None and refinement.applies(tensor, fmt) else None
+    return lambda rows, matrix: round_trip_refined(
+        fmt, rows, None if values is None else values[matrix], metric, matrix
+    )
 
 
 def round_trip_refined(

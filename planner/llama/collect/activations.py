@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from planner.errors import InferenceError
+from planner.errors import InferenceError, ModelError
 from planner.llama.graph import Node, Tensor
 
-__all__ = ["Floats", "Group", "activations_of", "ids_of", "rows_of", "values_of"]
+__all__ = ["Floats", "Group", "activations_of", "ids_of", "not_finite", "rows_of", "values_of"]
 
 Floats = NDArray[np.float32]
 
@@ -25,6 +25,14 @@ class Group:
     matrix: int
     rows: Floats
     tokens: NDArray[np.int64]
+
+
+def not_finite(weight: str) -> ModelError:
+    """Return the error of activations that go into a weight."""
+    return ModelError(
+        f"NaN or infinite activations go into {weight}.",
+        "Look for damage with `planner inspect MODEL`; a model made for BF16 may not stand F16.",
+    )
 
 
 def activations_of(node: Node) -> list[Group]:

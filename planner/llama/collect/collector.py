@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from planner.errors import ModelError
 from planner.gguf.sums import Sums, TensorSums
-from planner.llama.collect.activations import Group, activations_of
+from planner.llama.collect.activations import Group, activations_of, not_finite
 from planner.llama.collect.stream import StreamCollector
 from planner.llama.engine import Engine
 from planner.llama.graph import Node
@@ -92,10 +92,7 @@ class Collector:
         if step is None or not np.array_equal(_totals(entry, step.matrices, width), step.before):
             step = _reckon(entry, activations_of(node), width)
             if not np.isfinite(step.after).all():
-                raise ModelError(
-                    f"NaN or infinite activations go into {weight.name}.",
-                    "Look for damage with `planner inspect MODEL`; a model made for BF16 may not stand F16.",
-                )
+                raise not_finite(weight.name)
             self._last = key, step
         entry.sum2.reshape(-1, width)[step.matrices] = step.after[:, 0]
         if entry.sums is not None:

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from planner.errors import ModelError
 from planner.gguf.covariance import Input
 from planner.gguf.products import Products
-from planner.llama.collect.activations import Floats, activations_of, rows_of
+from planner.llama.collect.activations import Floats, activations_of, not_finite, rows_of
 from planner.llama.collect.collector import Collector, is_collected
 from planner.llama.graph import Enough, Node
 from planner.llama.workers import Workers
@@ -51,10 +50,7 @@ class Multiplier:
         """Raise ModelError where NaN or infinity went into a weight."""
         for name, own in self.products.items():
             if not all(np.isfinite(products.part().diagonal).all() for products in own):
-                raise ModelError(
-                    f"NaN or infinite activations go into {name}.",
-                    "Look for damage with `planner inspect MODEL`; a model made for BF16 may not stand F16.",
-                )
+                raise not_finite(name)
 
     def _rows(self, node: Node) -> list[tuple[int, Floats]]:
         if self.inputs[node.sources[0].name].matrices == 1:

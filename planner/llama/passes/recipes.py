@@ -14,7 +14,7 @@ from planner.formats.ggml import Format
 from planner.formats.registry import family_named
 from planner.gguf import Imatrix, Model, Tensor
 from planner.gguf.quantize import resolve_formats
-from planner.gguf.refinement import LatestMetric, Refinement, round_trip_refined
+from planner.gguf.refinement import Refinement, least_weights, left_in
 from planner.llama.engine import Engine
 from planner.llama.evaluate.baseline import Baseline
 from planner.llama.evaluate.compare import diverge
@@ -123,18 +123,16 @@ def _in_mb(advance: Advance, tensor: str, done: int, total: int) -> None:
 def _round(weights: Weights, tensor: Tensor, recipe: Followed) -> None:
     """Write over a tensor what is left of it in its format, by the bytes that `planner quantize` would write."""
     model, fmt, refinement = weights.model, recipe.formats[tensor.name], recipe.refinement
-    values = None if recipe.imatrix is None else recipe.imatrix.weights(tensor)
-    metric = LatestMetric(refinement, tensor) if refinement is not None and refinement.applies(tensor, fmt) else None
-    size = WEIGHTS_AT_A_TIME if refinement is None else max(WEIGHTS_AT_A_TIME, refinement.least(tensor))
+    left = left_in(fmt, tensor, recipe.imatrix, refinement)
+    size = WEIGHTS_AT_A_TIME if refinement is None else max(WEIGHTS_AT_A_TIME, least_weights(tensor))
 
     def one(part: tuple[int, int, int]) -> None:
         matrix, start, stop = part
         try:
-            rows = model.rows(tensor, start, stop)
-            left = round_trip_refined(fmt, rows, None if values is None else values[matrix], metric, matrix)
+            rows = left(model.rows(tensor, start, stop), matrix)
         except KernelError as problem:
             raise ModelError(f"{tensor.name}: {problem.problem}", problem.remedy) from problem
-        weights.write(tensor.name, start, left)
+        weights.write(tensor.name, start, rows)
         model.release(tensor, start, stop)
 
     weights.engine.workers.map(one, tensor.slices(size))

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import InferenceError, KernelError, ModelError, UsageError, option
-from planner.formats.ggml import formats, quantize_rows, rows_are_valid
+from planner.errors import InferenceError, UsageError, option
+from planner.formats.ggml import formats
 from planner.gguf import Model
 from planner.gguf import Tensor as FileTensor
+from planner.gguf.conversion import checked_rows
 from planner.llama.engine import Engine
 from planner.llama.graph import Node, Tensor
 
@@ -48,15 +49,7 @@ class Weights:
         ModelError for values that this type cannot hold."""
         self._changed.add(name)
         stored = formats()[self.model[name].format]
-        try:
-            raw = quantize_rows(stored, rows, None)
-        except KernelError as problem:
-            raise ModelError(f"{name}: {problem.problem}", problem.remedy) from problem
-        if not rows_are_valid(stored, raw):
-            raise ModelError(
-                f"{name}: weights too large for {stored.name} (rows {start:,} to {start + len(rows) - 1:,}).",
-                "Start from a BF16 or F32 model.",
-            )
+        raw = checked_rows(name, stored, rows, None, start, "Start from a BF16 or F32 model.")
         for weight in self.weights[name]:
             weight.write(raw.reshape(-1), start * raw.shape[1])
 

@@ -19,6 +19,7 @@ from planner.errors import ModelError, UsageError, option
 from planner.gguf import Model, open_model
 from planner.gguf.correction import Moments
 from planner.gguf.covariance import Input
+from planner.gguf.refinement import EVEN
 from planner.gguf.rounded import Rounded
 from planner.llama.collect.inputs import find_inputs
 from planner.llama.engine import Engine, cut
@@ -36,7 +37,6 @@ __all__ = ["round_along_depth"]
 Floats = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]  # the block, how many are done, of how many
 
-_EVEN = 8  # channels that are multiplied together by the loops that refine
 _OUTPUT = "output.weight"
 # What llama.cpp calls the stream behind the only block, and what the logits are made of
 _STREAM, _NORM = "l_out-0", "result_norm"
@@ -155,10 +155,10 @@ class _Block:
             results = (_STREAM, _NORM) if self.last and self.rounder.chosen(_OUTPUT) else (_STREAM,)
             before, after = Whole(self.places.size), Whole(self.places.size)
             weights.write(TABLE, 0, streams.original)
-            scale = (
-                find_scale(engine, streams.original[0]) if self.number else 1.0
-            )  # the first block's stream is still to be multiplied
-            weights.write(TABLE, 0, streams.original / np.float32(scale))
+            scale = 1.0
+            if self.number:  # the first block's stream is still to be multiplied
+                scale = find_scale(engine, streams.original[0])
+                weights.write(TABLE, 0, streams.original / np.float32(scale))
             self._go(engine, Seer(before.take, [part.name for part in parts], writers, results))
             weights.write(TABLE, 0, streams.rounded / np.float32(scale))
             self._round_others(weights, {name for part in parts for name in self._chosen(part)})
@@ -174,7 +174,7 @@ class _Block:
 
     def _chosen(self, part: Input) -> list[str]:
         """Return the tensors of an input, by their names in the block's file, that are rounded along the depth."""
-        if part.matrices != 1 or part.width % _EVEN:
+        if part.matrices != 1 or part.width % EVEN:
             return []
         return [own for own in part.tensors if own in self.names and self.rounder.chosen(self.names[own])]
 
@@ -211,7 +211,7 @@ class _Block:
         moments = Moments(part.width, writers)
 
         def add(seen: Seen) -> None:
-            words, rows = seen.words[0], seen.inputs[part.name]
+            words, rows = seen.words, seen.inputs[part.name]
             lacking = {name: before.streams[name][words] - seen.streams[name] for name in writers}
             work = moments.additions(rows, before.inputs[part.name][words] - rows, lacking)
             engine.workers.map(lambda one: one(), work)

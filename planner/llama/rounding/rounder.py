@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.errors import KernelError, ModelError
-from planner.formats.ggml import Format, dequantize_rows, quantize_rows, rows_are_valid
+from planner.formats.ggml import Format, dequantize_rows
 from planner.formats.ggml.refine import SHRINKAGE, Metric, can_refine, refine_rows
 from planner.gguf import Imatrix, Model
+from planner.gguf.conversion import checked_rows
 from planner.gguf.correction import Correction, Moments
 from planner.gguf.reader import Tensor
-from planner.gguf.refinement import LatestMetric, Refinement, round_trip_refined
+from planner.gguf.refinement import Refinement, least_weights, left_in
 from planner.gguf.rounded import Rounded
+from planner.llama.collect.activations import not_finite
 from planner.llama.workers import Workers
 
 __all__ = ["DepthRequest", "Fit", "Rounder"]
 
 Floats = NDArray[np.float32]
 
-_ROWS = 64  # that are refined together: for fewer, a large covariance would be read too often
 _WEIGHTS = 1 << 18  # that are rounded together at least
 
 
@@ -44,14 +44,8 @@ class DepthRequest:
     def left_of(self, tensor: Tensor) -> Callable[[Floats, int], Floats]:
         """Return what tells what is left of some rows, f32[r, n], of one of the matrices of a tensor that is not
         rounded along the depth."""
-        fmt, refinement = self.formats.get(tensor.name), self.refinement
-        if fmt is None:
-            return lambda rows, matrix: rows
-        values = None if self.imatrix is None else self.imatrix.weights(tensor)
-        metric = LatestMetric(refinement, tensor) if refinement and refinement.applies(tensor, fmt) else None
-        return lambda rows, matrix: round_trip_refined(
-            fmt, rows, None if values is None else values[matrix], metric, matrix
-        )
+        fmt = self.formats.get(tensor.name)
+        return (lambda rows, matrix: rows) if fmt is None else left_in(fmt, tensor, self.imatrix, self.refinement)
 
 
 @dataclass(frozen=True)
@@ -80,10 +74,7 @@ class Rounder:
         and infinity."""
         covariance = moments.covariance()
         if not np.isfinite(covariance).all():
-            raise ModelError(
-                f"NaN or infinite activations go into {name}.",
-                "Look for damage with `planner inspect MODEL`; a model made for BF16 may not stand F16.",
-            )
+            raise not_finite(name)
         squares = np.diag(covariance).copy()
         return Fit(moments.correction(), squares, Metric.of(covariance, self.request.shrinkage))
 
@@ -95,20 +86,11 @@ class Rounder:
 
         def one(piece: tuple[int, int, int]) -> NDArray[np.uint8]:
             _, start, stop = piece
-            try:
-                wanted = fit.correction.apply(own, start, model.rows(tensor, start, stop))
-                data = quantize_rows(fmt, wanted, fit.squares)
-            except KernelError as problem:
-                raise ModelError(f"{name}: {problem.problem}", problem.remedy) from problem
-            if not rows_are_valid(fmt, data):
-                raise ModelError(
-                    f"{name}: weights too large for {fmt.name} (rows {start:,} to {stop - 1:,}).",
-                    "Give this tensor bf16 or f32.",
-                )
-            data = refine_rows(fmt, wanted, data, fit.metric)
+            wanted = fit.correction.apply(own, start, model.rows(tensor, start, stop))
+            data = refine_rows(fmt, wanted, checked_rows(name, fmt, wanted, fit.squares, start), fit.metric)
             write(start, dequantize_rows(fmt, data, tensor.row_length))
             model.release(tensor, start, stop)
             return data
 
-        size = max(_WEIGHTS, _ROWS * tensor.row_length)
+        size = max(_WEIGHTS, least_weights(tensor))
         self._rounded.put(name, workers.map(one, tensor.slices(size)))

@@ -32,7 +32,7 @@ class Seen:
     """Of one graph: its words, i32[tokens]; rows of inputs, name → f32[tokens, n]; of the stream before a weight's
     product is added to it, weight → f32[tokens, m]; and of what a node of that name makes, f32[tokens, m]."""
 
-    words: list[NDArray[np.int32]] = field(default_factory=list)
+    words: NDArray[np.int32]
     inputs: dict[str, Floats] = field(default_factory=dict)
     streams: dict[str, Floats] = field(default_factory=dict)
     results: dict[str, Floats] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Whole:
             for name, rows in shown.items():
                 if name not in mine:
                     mine[name] = np.empty((self._words, rows.shape[1]), np.float32)
-                mine[name][seen.words[0]] = rows
+                mine[name][seen.words] = rows
 
 
 class Seer:
@@ -68,7 +68,7 @@ class Seer:
         results: Collection[str] = (),
     ) -> None:
         self._inputs, self._writers, self._results, self._take = set(inputs), set(writers), set(results), take
-        self._seen = Seen()
+        self._seen = Seen(np.empty(0, np.int32))
         self._products: dict[str, Floats] = {}
         self._sums = _Sums()
 
@@ -89,7 +89,7 @@ class Seer:
         """Take down what the node shows. Raises Enough after the last of it."""
         seen = self._seen
         if _reads_words(node):  # a graph begins
-            seen = self._seen = Seen([ids_of(node.sources[1]).reshape(-1).copy()])
+            seen = self._seen = Seen(ids_of(node.sources[1]).reshape(-1).copy())
             self._products.clear()
             return
         if node.name in self._results:
