@@ -37,7 +37,7 @@ ORDER = (
         "halves blocks fits iq4 qkx qx grids search splits iq1 iq1m iq2 iq3 agreement __init__",
     ),
     ("planner.formats.ggml", "kernels __init__"),
-    ("planner.formats.ggml.refine", "fields layouts lattices codes kernels rows __init__"),
+    ("planner.formats.ggml.refine", "bits fields layouts lattices codes products kernels rows __init__"),
     ("planner.formats.mlx", "formats kernels __init__"),
     ("planner.names", "gguf transformers mlx __init__"),
     ("planner.formats", "family families registry __init__"),

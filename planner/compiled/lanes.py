@@ -26,9 +26,11 @@ __all__ = [
     "absolute",
     "bits",
     "clamped",
+    "first",
     "floats",
     "from_bits",
     "from_half",
+    "fused",
     "half",
     "largest",
     "load",
@@ -229,6 +231,19 @@ def some(typing: Any, truth: Any) -> Any:
     return signature(types.boolean, TRUTHS), code
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def first(typing: Any, truth: Any, begin: Any) -> Any:
+    """Return the first lane from `begin` on in which it is true, or `LANES`."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = ir.IntType(64)
+        word = builder.zext(builder.bitcast(args[0], ir.IntType(LANES)), wide)
+        word = builder.and_(word, builder.shl(ir.Constant(wide, -1), args[1]))
+        return builder.cttz(builder.or_(word, ir.Constant(wide, 1 << LANES)), ir.Constant(ir.IntType(1), 1))
+
+    return signature(types.intp, TRUTHS, types.intp), code
+
+
 def _folded(join: Callable[[Any, Any, Any], Any]) -> Any:
     """Join the first half of the lanes with the second, until one is left."""
 
@@ -250,6 +265,19 @@ def _of_floats(name: str) -> Any:
         return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"{name}.v{LANES}f32"), args)
 
     return lambda typing, value: (signature(FLOATS, FLOATS), code)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fused(typing: Any, first: Any, second: Any, more: Any) -> Any:
+    """Return `first * second + more` of floats, rounded once (IEEE 754's fusedMultiplyAdd)."""
+    taken = (arg if isinstance(arg, Lanes) else types.float32 for arg in (first, second, more))
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_vector(FLOATS), [_vector(FLOATS)] * 3)
+        name = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+        return builder.call(name, [_operand(builder, arg, value) for arg, value in zip(sig.args, args, strict=True)])
+
+    return signature(FLOATS, *taken), code
 
 
 def _turned(name: str, before: Lanes, after: Lanes) -> Any:

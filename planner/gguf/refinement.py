@@ -18,13 +18,11 @@ from planner.gguf.covariance import Covariances
 from planner.gguf.imatrix import Imatrix
 from planner.gguf.reader import Tensor
 
-__all__ = ["EVEN", "LatestMetric", "Refinement", "SharedMetric", "least_weights", "left_in", "round_trip_refined"]
+__all__ = ["LatestMetric", "Refinement", "SharedMetric", "least_weights", "left_in", "round_trip_refined"]
 
 Floats = NDArray[np.float32]
 
-EVEN = 8
-"""Channels that are multiplied together; blocks of all codes have a multiple."""
-_ROWS = 64  # that are refined together, at least: for fewer, a large covariance would be read too often
+_ROWS = 128  # that are refined together, at least: for fewer, a large covariance would be read too often
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,6 @@ class Refinement:
     def applies(self, tensor: Tensor, fmt: Format) -> bool:
         """Return whether the codes of a tensor in a format are refined. Raises CovarianceError for another model's."""
         return can_refine(fmt) and self.covariances.covers(tensor)
-
-    def measures(self, tensor: Tensor) -> bool:
-        """Return whether errors of a tensor are measured by its covariance. Raises as `applies`."""
-        return tensor.row_length % EVEN == 0 and self.covariances.covers(tensor)
 
     def metric(self, tensor: Tensor, matrix: int) -> Metric:
         """Read the metric of one of a tensor's matrices. Raises CovarianceError for values that are none."""

@@ -198,7 +198,7 @@ class Campaign:
         where = (tensor.name, repr(tensor.shape), tensor.format, target.digest, self._entry_key(tensor))
         how = (repr(settings.seed), repr(settings.tolerance), str(METRIC_VERSION), *kernel_of(fmt))
         refined = self._refinement
-        pairs = refined.key if refined is not None and refined.measures(tensor) else ()
+        pairs = refined.key if refined is not None and refined.covariances.covers(tensor) else ()
         return digest(*where, fmt.name, *how, *pairs)
 
     # Doing it

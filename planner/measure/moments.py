@@ -101,7 +101,7 @@ def moments(tensor: Tensor, imatrix: Imatrix | None, refinement: Refinement | No
         # not their mean, which a single massive channel can rule
         second[matrix, ~seen[matrix]] = np.median(second[matrix, seen[matrix]])
     known = bool(reached.any())
-    pairs = LatestMetric(refinement, tensor) if refinement is not None and refinement.measures(tensor) else None
+    pairs = LatestMetric(refinement, tensor) if refinement and refinement.covariances.covers(tensor) else None
     plain = Moments(
         second, mean, usage, weights, entry.means is not None, known, reach=reach, logits=logits, pairs=pairs
     )

@@ -19,7 +19,6 @@ from planner.errors import ModelError, UsageError, option
 from planner.gguf import Model, open_model
 from planner.gguf.correction import Moments
 from planner.gguf.covariance import Input
-from planner.gguf.refinement import EVEN
 from planner.gguf.rounded import Rounded
 from planner.llama.collect.inputs import find_inputs
 from planner.llama.engine import Engine, cut
@@ -174,7 +173,7 @@ class _Block:
 
     def _chosen(self, part: Input) -> list[str]:
         """Return the tensors of an input, by their names in the block's file, that are rounded along the depth."""
-        if part.matrices != 1 or part.width % EVEN:
+        if part.matrices != 1:
             return []
         return [own for own in part.tensors if own in self.names and self.rounder.chosen(self.names[own])]
 

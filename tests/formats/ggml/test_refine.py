@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.compiled.lanes import LANES
 from planner.formats.ggml import dequantize_rows, formats, quantize_rows
-from planner.formats.ggml.refine import Metric, can_refine, kernels, refine_rows
+from planner.formats.ggml.refine import Metric, can_refine, kernels, products, refine_rows
 from planner.formats.ggml.refine.codes import Codes
 from planner.formats.ggml.refine.lattices import LATTICES
 from planner.formats.ggml.refine.layouts import LAYOUTS
@@ -242,24 +244,81 @@ def test_weights_that_nothing_reaches_keep_their_codes():
     assert np.array_equal(refine_rows(fmt, rows, data, Metric(np.zeros_like(matrix))), data)
 
 
-def test_sums_are_those_of_a_plain_loop():
-    """In the order that the kernels promise, product by product: the same on every machine."""
+def as_lanes():
+    """The lanes of the kernels as arrays of numpy: what each is to do, in numbers of `LANES` at a time."""
+
+    def fused(first, second, more):
+        product = np.multiply(first, second, dtype=np.float64)  # exactly
+        total = product + more
+        rest = total - product
+        lost = (product - (total - rest)) + (more - rest)  # exactly (Knuth's)
+        even = total.view(np.int64) & 1 == 0
+        odd = np.where((lost != 0) & even, np.nextafter(total, np.copysign(np.inf, lost)), total)
+        return odd.astype(np.float32)  # from what was rounded to odd, as if it were rounded once
+
+    def total(value):
+        while len(value) > 1:
+            value = value[: len(value) // 2] + value[len(value) // 2 :]
+        return value[0]
+
+    def store(array, at, value):
+        array[at : at + LANES] = value
+
+    return {
+        "load": lambda array, at: array[at : at + LANES].copy(),
+        "store": store,
+        "spread": lambda value: np.full(LANES, value, np.float32),
+        "fused": fused,
+        "total": total,
+        "largest": np.max,
+        "absolute": np.abs,
+        "first": lambda truth, begin: next((lane for lane in range(begin, LANES) if truth[lane]), LANES),
+    }
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 32), (3, 160), (4, 128), (9, 200)])
+def test_sums_are_those_of_a_plain_loop(rows, width):
+    """In the order that the kernels promise, each product and sum rounded once: the same on every machine."""
     rng = np.random.default_rng(51)
-    errors_, matrix = rng.standard_normal((3, 160), np.float32), covariance(52, 160)
+    errors_, matrix = rng.standard_normal((rows, width), np.float32), covariance(52, width)
+    fused = as_lanes()["fused"]
+
+    def plain(steps, begin, top, end):
+        """Products of steps of weights from `begin` on with the columns that do not lie from `top` to `end`."""
+        sums = np.zeros((rows, width), np.float32)
+        for j in range(steps.shape[1]):
+            sums = fused(matrix[begin + j], steps[:, j : j + 1], sums)
+        sums[:, top:end] = 0
+        return sums
+
     found = np.empty_like(errors_)
-    kernels.products(errors_, matrix, found)
+    products.products(errors_, matrix, found)
     expected = np.zeros_like(errors_)
-    for begin in range(0, 160, 64):
-        part = np.zeros_like(errors_)
-        for j in range(begin, min(begin + 64, 160)):
-            part = part + errors_[:, j : j + 1] * matrix[j]
-        expected = expected + part
-    assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
+    for begin in range(0, width, 64):
+        expected = expected + plain(errors_[:, begin : begin + 64], begin, 0, 0)
+    assert np.array_equal(found, expected)
+    few = np.where(rng.random((rows, width)) < 0.05, errors_, 0)
+    for steps in (few, errors_, np.zeros_like(few)):
+        for top, end in ((0, 32), (64, min(128, width)), (0, min(160, width))):
+            if top >= width:
+                continue
+            found = errors_.copy()
+            products.carry(found, steps[:, top:end], matrix, top)
+            expected = errors_.copy()
+            for begin in range(top, end, 64):
+                expected += plain(steps[:, begin : min(begin + 64, end)], begin, top, end)
+            assert np.array_equal(found, expected)
+            assert np.array_equal(found[:, top:end], errors_[:, top:end])
 
 
-_INTERPRETED = """
+_INTERPRETED = f"""
 import sys
 import numpy as np
+from planner.compiled import lanes
+LANES = lanes.LANES
+{inspect.getsource(as_lanes)}
+for name, code in as_lanes().items():
+    setattr(lanes, name, code)
 from planner.formats.ggml import formats
 from planner.formats.ggml.refine import Metric, refine_rows
 file = np.load(sys.argv[1])
@@ -270,8 +329,8 @@ for name in file["names"]:
 
 
 def test_compiled_loops_do_what_is_written(tmp_path):
-    """Bit for bit what Python makes of them, which multiplies and adds numpy's float32 one by one: so nothing is
-    reassociated, widened, or multiplied and added in one rounding."""
+    """Bit for bit what Python makes of them, which takes numpy's float32 one by one, and lanes as arrays: so nothing is
+    reassociated, widened, or fused but where it is said."""
     names = ["q4_0", "q4_1", "q4_K", "iq4_nl", "iq3_xxs", "iq3_s", "iq1_m"]
     rows, metric = weights(71, 1), Metric.of(covariance(72))
     data = {name: as_real(name, 71, rows=1) for name in names}

@@ -39,11 +39,13 @@ class Choices(NamedTuple):
 
 class State(NamedTuple):
     """Rows of codes: places among the levels (or points) i32[r, n] (or [r, n / 4 or 8]), the levels themselves
-    f32[r, n], signs i32[r, n / 8], and of each group of weights the place of its scale i32[r, g] and the unit of that
-    f32[r, g], likewise of offsets. What a type does not have is empty."""
+    f32[r, n], half of the way from each to the nearest other, f32[r, n], signs i32[r, n / 8], and of each group of
+    weights the place of its scale i32[r, g] and the unit of that f32[r, g], likewise of offsets. What a type does not
+    have is empty."""
 
     places: Numbers
     levels: Floats
+    reach: Floats
     signs: Numbers
     scales: Numbers
     units: Floats
@@ -97,22 +99,23 @@ class Codes:
         return blocks.reshape(self._data.shape)
 
 
-def _weights(layout: Layout, blocks: Bytes) -> tuple[Numbers, Floats, Numbers]:
-    """Return places, levels and signs, each of so many rows as there are blocks."""
+def _weights(layout: Layout, blocks: Bytes) -> tuple[Numbers, Floats, Floats, Numbers]:
+    """Return places, levels, reach and signs, each of so many rows as there are blocks."""
     codes, table = layout.codes.read(blocks), layout.table
     if not isinstance(table, Points):
         places = table.places[codes]
-        return places, table.levels[places], _nothing(len(blocks))
+        return places, table.levels[places], table.reach[places], _nothing(len(blocks))
     levels = table.points[codes].reshape(len(blocks), -1)
+    no_reach = levels[:, :0]
     if table.signs is None:
-        return codes, levels, _nothing(len(blocks))
+        return codes, levels, no_reach, _nothing(len(blocks))
     signs = table.signs.read(blocks)
     if table.parity:
         odd = signs ^ signs >> 4
         odd ^= odd >> 2
         signs |= ((odd ^ odd >> 1) & 1) << 7
     minus = signs[:, :, None] >> np.arange(8) & 1
-    return codes, np.where(minus.reshape(levels.shape), -levels, levels), signs
+    return codes, np.where(minus.reshape(levels.shape), -levels, levels), no_reach, signs
 
 
 def _nothing(rows: int) -> Numbers:

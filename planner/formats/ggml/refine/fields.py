@@ -6,6 +6,8 @@ group. So a type is a table of positions, and reading and writing are the same f
 
 from __future__ import annotations
 
+import functools
+import itertools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,7 +35,7 @@ class Field(Protocol):
         """Put numbers i32[b, count] into blocks u8[b, bytes]."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bits:
     """Unsigned numbers of up to 32 bits: bit `i` of number `k` is bit `places[k, i]` of the block, which counts from
     the lowest bit of its first byte. `places` is intp[count, bits]."""
@@ -45,19 +47,32 @@ class Bits:
         """How many there are."""
         return len(self.places)
 
+    @functools.cached_property
+    def _pieces(self) -> Numbers:
+        """Bits that lie side by side in one byte: that, how far up, as a mask, and how far up in the number,
+        i32[count, p, 4]. All numbers are cut alike."""
+        bits = self.places.shape[1]
+        beside = ((np.diff(self.places) == 1) & (self.places[:, 1:] % 8 != 0)).all(axis=0)
+        cuts = [0, *(np.flatnonzero(~beside) + 1), bits]
+        pieces = np.empty((self.count, len(cuts) - 1, 4), np.int32)
+        for piece, (begin, end) in enumerate(itertools.pairwise(cuts)):
+            pieces[:, piece, 0], pieces[:, piece, 1] = np.divmod(self.places[:, begin], 8)
+            pieces[:, piece, 2:] = (1 << (end - begin)) - 1, begin
+        return pieces
+
     def read(self, blocks: Bytes) -> Numbers:
         """Return the numbers, i32[b, count], of blocks u8[b, bytes]."""
+        from planner.formats.ggml.refine import bits  # loads a compiler
+
         numbers = np.zeros((len(blocks), self.count), np.int32)
-        for bit, places in enumerate(self.places.T):
-            numbers |= (blocks[:, places >> 3] >> (places & 7).astype(np.uint8) & 1).astype(np.int32) << bit
+        bits.read(blocks, self._pieces, numbers)
         return numbers
 
     def write(self, blocks: Bytes, numbers: Numbers) -> None:
         """Put numbers i32[b, count] into blocks u8[b, bytes]."""
-        bits = np.unpackbits(blocks, axis=1, bitorder="little")
-        for bit, places in enumerate(self.places.T):
-            bits[:, places] = numbers >> bit & 1
-        blocks[:] = np.packbits(bits, axis=1, bitorder="little")
+        from planner.formats.ggml.refine import bits  # loads a compiler
+
+        bits.write(blocks, self._pieces, np.asarray(numbers, np.int32))
 
 
 @dataclass(frozen=True, slots=True)

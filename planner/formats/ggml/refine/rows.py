@@ -22,10 +22,10 @@ Doubles = NDArray[np.float64]
 
 SHRINKAGE = 1.0
 """λ by which off-diagonal covariances are shrunk: the best, or within 3 % of it, on the models that were tried."""
-REFINEMENT_VERSION = 3
+REFINEMENT_VERSION = 4
 """Raise it when a code would change."""
 _PANEL = 64
-_SWEEPS = 3
+_SWEEPS = 4
 _LEAST, _MOST = 2.0**-10, 2.0  # by which a row is made longer: less is half a step of a half float
 _CLEARLY = 1 - 1e-4  # of an error, whose sums are in float32
 _BLOCKED = 64  # products that are summed at a time: rounding grows by so many, and by the number of sums
@@ -75,49 +75,55 @@ def refine_rows(
     d H dᵀ is larger than before; one that cannot be improved keeps its bytes. The same input gives the same bytes on
     every machine. Releases the GIL most of the time.
     """
-    from planner.formats.ggml.refine import kernels  # loads a compiler
+    from planner.formats.ggml.refine import kernels, products  # load a compiler
 
-    layout, width = (LAYOUTS.get(fmt.name) or LATTICES[fmt.name])(), rows.shape[1]
+    layout, width, h = (LAYOUTS.get(fmt.name) or LATTICES[fmt.name])(), rows.shape[1], metric.matrix
     before = dequantize_rows(fmt, data, width) - rows
     gradient = np.empty_like(before)
-    kernels.products(before, metric.matrix, gradient)
-    error = kernels.dots(before, gradient)
+    products.products(before, h, gradient)
+    error = products.dots(before, gradient)
     codes = Codes(layout, data, fmt.block_bytes)
-    gains = kernels.descend(
-        codes.state, codes.choices, gradient, metric.matrix, max(_PANEL, layout.group), sweeps
-    )  # fmt: skip
+    gains = kernels.descend(codes.state, codes.choices, gradient, h, max(_PANEL, layout.group), sweeps)
     out = codes.written()
     after = dequantize_rows(fmt, out, width) - rows
-    doubtful = gains <= _chance(before, after, metric.matrix)
+    doubtful = gains <= _chance(before, after, h)
     if doubtful.any():
-        doubtful &= kernels.changes(before, after, metric.matrix, doubtful) >= 0
+        doubtful &= products.changes(before, after, h, doubtful) >= 0
         out[doubtful] = data[doubtful]
-    if not short:
-        _stretch(fmt, layout, rows, out, metric.matrix, error, ~doubtful)
+    if not short and layout.halves:
+        longer, most = _longer(fmt, layout, rows, out, after, gradient, h)
+        chosen = ~doubtful & (most < _CLEARLY * error)
+        out[chosen] = longer[chosen]
     return out
 
 
-def _stretch(
-    fmt: Format, layout: Layout, rows: Floats, data: Bytes, matrix: Floats, most: Doubles, chosen: NDArray[np.bool_]
-) -> None:
-    """Make chosen rows u8[r, bytes] as long as they should be, so that w H ŵᵀ = w H wᵀ, by their half floats; not those
-    whose error would be more than `most`, f64[r]."""
-    if not layout.halves or not chosen.any():
-        return
-    from planner.formats.ggml.refine import kernels  # loads a compiler
+def _longer(
+    fmt: Format, layout: Layout, rows: Floats, data: Bytes, errors: Floats, gradient: Floats, h: Floats
+) -> tuple[Bytes, Doubles]:
+    """Return rows u8[r, bytes] made as long as they should be, so that w H ŵᵀ = w H wᵀ, by half floats of their blocks,
+    and what their errors are at most, f64[r]: infinite for rows that are to stay as they are. `errors` d and `gradient`
+    d H, f32[r, n], are those before.
+
+    What is stored is f ŵ + ρ, where half floats are rounded by ρ. With s = f ŵ + ρ - ŵ, the error is
+    d H dᵀ + 2 s H dᵀ + s H sᵀ, and the last at most (|f - 1| √(ŵ H ŵᵀ) + Σ |ρ_i| √H_ii)².
+    """
+    from planner.formats.ggml.refine import products  # loads a compiler
 
     product = np.empty_like(rows)
-    kernels.products(rows, matrix, product)
-    own = kernels.dots(rows, product)
+    products.products(rows, h, product)
+    own, across, error = products.dots(rows, product), products.dots(rows, gradient), products.dots(errors, gradient)
     with np.errstate(all="ignore"):
-        factors = own / kernels.dots(dequantize_rows(fmt, data, rows.shape[1]), product)
-        chosen = chosen & (np.abs(factors - 1) >= _LEAST) & (factors > 1 / _MOST) & (factors < _MOST)
-    reached = np.diag(matrix).reshape(-1, layout.block).any(axis=1)
-    longer = _multiplied(layout, data, np.where(chosen[:, None] & reached, factors[:, None], 1.0), fmt.block_bytes)
-    errors = dequantize_rows(fmt, longer, rows.shape[1]) - rows
-    kernels.products(errors, matrix, product)
-    chosen &= kernels.dots(errors, product) < _CLEARLY * most
-    data[chosen] = longer[chosen]
+        factors = own / (own + across)
+        chosen = (np.abs(factors - 1) >= _LEAST) & (factors > 1 / _MOST) & (factors < _MOST)
+    more = np.where(chosen, factors, 1.0) - 1
+    reached = np.diag(h).reshape(-1, layout.block).any(axis=1)
+    longer = _multiplied(layout, data, np.where(reached, 1 + more[:, None], 1.0), fmt.block_bytes)
+    steps = dequantize_rows(fmt, longer, rows.shape[1]) - rows - errors
+    off = np.abs(steps - more[:, None].astype(np.float32) * (rows + errors))
+    rounded = products.dots(off, np.tile(np.sqrt(np.diag(h)), (len(rows), 1)))
+    length = np.sqrt(np.maximum(own + 2 * across + error, 0))
+    most = error + 2 * products.dots(steps, gradient) + (np.abs(more) * length + rounded) ** 2
+    return longer, np.where(chosen, most, np.inf)
 
 
 def _multiplied(layout: Layout, data: Bytes, factors: Doubles, block_bytes: int) -> Bytes:
@@ -136,11 +142,11 @@ def _multiplied(layout: Layout, data: Bytes, factors: Doubles, block_bytes: int)
 
 def pair_errors(errors: Floats, metric: Metric) -> Doubles:
     """Return the part of d H dᵀ that is of pairs of weights, Σ_{i≠j} d_i H_ij d_j, f64[r], of errors f32[r, n], with
-    pairs as they were found; `n` is a multiple of 8."""
-    from planner.formats.ggml.refine import kernels  # loads a compiler
+    pairs as they were found."""
+    from planner.formats.ggml.refine import products  # loads a compiler
 
     gradient = np.empty_like(errors)
-    kernels.products(errors, metric.matrix, gradient)
+    products.products(errors, metric.matrix, gradient)
     own = errors * np.diag(metric.matrix)
     return np.asarray((1 + metric.shrinkage) * np.einsum("ij,ij->i", errors, gradient - own, dtype=np.float64))
 
@@ -152,8 +158,8 @@ def _chance(before: Floats, after: Floats, matrix: Floats) -> Doubles:
     of Numerical Algorithms, 4.2, for blocked sums), where |H_ij| ≤ √(H_ii H_jj); and as much again for all steps. It
     may differ from machine to machine: which rows are looked at again depends on it, and not what becomes of them.
     """
-    root = np.sqrt(np.diag(matrix).astype(np.float64))
+    root = np.sqrt(np.diag(matrix))
     terms = 2 * (_BLOCKED + len(root) / _BLOCKED) * float(np.finfo(np.float32).eps)
-    size = np.abs(before, dtype=np.float64) @ root
-    moved = np.abs(after.astype(np.float64) - before) @ root
-    return np.asarray(terms * (size + moved) * moved)
+    size = np.abs(before) @ root
+    moved = np.abs(after - before) @ root
+    return np.asarray(terms * (size + moved) * moved, np.float64)
