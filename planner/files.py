@@ -2,7 +2,9 @@
 
 Everything goes to temporary files beside the destinations, which are synced and renamed when they are complete. Where
 an output has several files, all are complete before the first is renamed, and the first shard comes last: whoever finds
-it, finds all others. On any error or interruption they are removed. Devices and pipes are written to as they are.
+it, finds all others. On any error or interruption they are removed; but those of an output that takes long, and of
+which it is known what it will be, stay when it is interrupted, and are gone on with. Devices and pipes are written to
+as they are.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +26,7 @@ from planner.lastwords import note
 __all__ = [
     "Output",
     "atomic_file",
+    "begun",
     "check_destinations",
     "give_name",
     "is_stream",
@@ -33,6 +37,8 @@ __all__ = [
 ]
 
 _BUFFER = 1 << 20
+_SYNCED = 1 << 23  # bytes after which what is to last is seen to the disk
+_LONGEST = 200  # of a file's name, in that of its progress
 
 _TOO_LARGE = 223  # ERROR_FILE_TOO_LARGE of Windows, for which Python has no errno
 _ROOM = "Make room, or write to another disk."
@@ -76,15 +82,24 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 class Output:
     """The files of one output, written one after another; a context manager that removes what was not committed.
 
+    A `key` says what the files will be, down to the last byte. Then Ctrl-C and kill -9 leave what is written in files
+    NAME.KEY.progress, of which the exception has a note, and the next output with that key begins with it: with `kept`
+    bytes. A machine that fails may lose what was written last, which is not counted on. The first files of another key
+    are removed.
+
     `begin`, `write`, `end` and `commit` raise OutputError for what the system refuses.
     """
 
-    def __init__(self, paths: Sequence[Path], *, force: bool) -> None:
+    def __init__(self, paths: Sequence[Path], *, force: bool, key: str | None = None) -> None:
         self.paths = tuple(paths)
         self.force = force
+        self.kept = 0
+        self._key = key
+        self._unsynced = 0
         self._finished: list[Path | None] = []  # temporary files, complete; None for a stream
         self._current: tuple[Path | None, BinaryIO] | None = None
         self._temporary: set[Path] = set()  # names of those that may be there
+        self._locks: list[int] = []
 
     def __enter__(self) -> Self:
         return self
@@ -95,16 +110,25 @@ class Output:
         if self._current is not None:
             with contextlib.suppress(OSError):  # the last buffer of a full disk
                 self._current[1].close()
-        for path in self._temporary:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        if self._key is not None and isinstance(error, KeyboardInterrupt):
+            for path in sorted(self._temporary):
+                error.add_note(str(path))
+        else:
+            for path in self._temporary:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        for descriptor in self._locks:
+            os.close(descriptor)
 
     def begin(self) -> BinaryIO:
         """Open the next file: a temporary one beside its destination, or a device or pipe itself."""
         target = self.paths[len(self._finished)]
         with self._explaining():
+            self.kept = self._unsynced = 0
             if is_stream(target):
                 self._current = None, target.open("wb")
+            elif self._key is not None:
+                self._current = self._go_on(target, self._key)
             else:
                 path = temporary_beside(target)
                 self._current = path, os.fdopen(self._create(path), "wb", _BUFFER)
@@ -119,11 +143,49 @@ class Output:
             self._temporary.discard(path)  # somebody else's
             raise
 
+    def _go_on(self, target: Path, key: str) -> tuple[Path, BinaryIO]:
+        """Open what there is of a file, locked, and remove what there is of others that were to have its name."""
+        from state.lock import open_locked
+
+        path = _progress(target, key)
+        ours = re.compile(re.escape(target.name[:_LONGEST]) + r"\.[0-9a-f]{16}\.progress")
+        for other in target.parent.iterdir():
+            if other != path and ours.fullmatch(other.name) and (unused := open_locked(other)) is not None:
+                os.close(unused)
+                other.unlink()
+        descriptor = open_locked(path, os.O_CREAT)
+        if descriptor is None:
+            raise OutputError(f"{target}: is being written by another run.", "Wait for it, or stop it.")
+        self._temporary.add(path)
+        file = os.fdopen(descriptor, "r+b", _BUFFER)
+        self.kept = max(file.seek(0, os.SEEK_END) - 2 * _SYNCED, 0)
+        return path, file
+
+    def cut(self, place: int) -> None:
+        """Go on with the current file at a place within what was kept, or its beginning; what is beyond goes."""
+        assert self._current is not None
+        if self._key is None or self._current[0] is None:
+            return  # empty, or a stream
+        with self._explaining():
+            self._current[1].seek(place)
+            self._current[1].truncate()
+
     def write(self, data: bytes | memoryview) -> None:
         """Append to the current file."""
         assert self._current is not None
+        (path, file), view = self._current, memoryview(data)
         with self._explaining():
-            self._current[1].write(data)
+            if self._key is None or path is None:
+                file.write(view)
+                return
+            for begin in range(0, len(view), _SYNCED):
+                some = view[begin : begin + _SYNCED]
+                if self._unsynced + len(some) > _SYNCED:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    self._unsynced = 0
+                file.write(some)
+                self._unsynced += len(some)
 
     def end(self, nbytes: int | None = None) -> None:
         """Complete the current file, which must have `nbytes` by now if that is given, and see it to the disk."""
@@ -137,6 +199,8 @@ class Output:
                 if hasattr(os, "fchmod"):
                     os.fchmod(file.fileno(), self._mode())
                 os.fsync(file.fileno())
+                if self._key is not None and os.name == "posix":  # elsewhere an open file cannot be renamed
+                    self._locks.append(os.dup(file.fileno()))  # until all files have their names
             file.close()
         self._finished.append(path)
         self._current = None
@@ -183,6 +247,15 @@ class Output:
             yield
         except OSError as problem:
             raise refused(target, problem) from problem
+
+
+def begun(paths: Iterable[Path], key: str) -> int:
+    """Return the bytes that an output of this key has already."""
+    return sum(path.stat().st_size for path in (_progress(target, key) for target in paths) if path.is_file())
+
+
+def _progress(target: Path, key: str) -> Path:
+    return target.with_name(f"{target.name[:_LONGEST]}.{key}.progress")
 
 
 def is_stream(path: Path) -> bool:

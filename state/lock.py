@@ -21,7 +21,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["WriterLock"]
+__all__ = ["WriterLock", "open_locked"]
 
 _OPTIONS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
@@ -48,19 +48,13 @@ class WriterLock:
                         f"The state file {state} is being written by another run{_holder(file)}.",
                         "Wait for it to finish, or stop it; nothing that it has measured is lost.",
                     )
-                if self._still_there(status):
+                if _is_at(self.path, status):
                     _sign(file)
                     return file
             except BaseException:
                 os.close(file)
                 raise
             os.close(file)  # its last holder deleted it between our opening and locking it: take the new one
-
-    def _still_there(self, status: os.stat_result) -> bool:
-        try:
-            return os.path.samestat(status, self.path.stat())
-        except FileNotFoundError:
-            return False
 
     def release(self) -> None:
         """Give the right back; a second call does nothing."""
@@ -75,6 +69,26 @@ class WriterLock:
             with contextlib.suppress(OSError):
                 self.path.unlink()  # while it is still locked, or we might delete the next holder's
             os.close(file)
+
+
+def open_locked(path: Path, flags: int = 0) -> int | None:
+    """Open a plain file for reading and writing, with more `flags` if any, and lock it for as long as it is open;
+    return its descriptor, or None if another process has it. Raises OSError."""
+    while True:
+        file = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) | (_OPTIONS & ~os.O_CREAT) | flags, 0o600)
+        locked = _try_lock(file)
+        if locked and _is_at(path, os.fstat(file)):
+            return file
+        os.close(file)
+        if not locked:
+            return None
+
+
+def _is_at(path: Path, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(status, path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(file: int) -> bool:

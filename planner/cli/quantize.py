@@ -63,7 +63,7 @@ def quantize(
     Every tensor has the bytes that llama-quantize would write. With --covariance, a file that `planner imatrix
     --covariance` makes, codes are refined: other bytes, as many of them, that any llama.cpp reads. With --text they are
     refined best, block by block, for what the rounded blocks before them make of it: some six readings of the text. OUT
-    appears when it is complete, or not at all.
+    appears when it is complete, or not at all; refining against covariances goes on where it was stopped.
     """
     from planner.api.quantize import quantize as write_quantized
     from planner.sizes import format_size
@@ -77,7 +77,10 @@ def quantize(
                 threads=threads, scheduler=scheduler, note=functools.partial(click.echo, err=True),
                 progress=lambda tensor, done, total: advance(tensor, done / 1e6, total / 1e6),
             )  # fmt: skip
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        kept = ", ".join(getattr(stop, "__notes__", ()))
+        if kept:
+            raise Interrupted(f"Stopped. What is refined is kept in {kept}.", "The same command goes on.") from None
         raise Interrupted("Stopped. Nothing was written.", "The same command starts again.") from None
     for path in written.paths:
         click.echo(str(path))

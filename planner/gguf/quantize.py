@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import RecipeError, UsageError, option
-from planner.files import Output, check_destinations
+from planner.files import Output, begun, check_destinations
 from planner.formats.ggml import Format, format_named
 from planner.gguf.conversion import Chunk, Converter, chunks_of, together
 from planner.gguf.imatrix import Imatrix
@@ -87,7 +88,7 @@ def quantize_model(
     Raises RecipeError for a format that a tensor cannot take (nothing is replaced silently), ImatrixError and
     CovarianceError for an imatrix and covariances of another model, ModelError for weights that are not finite or too
     large for their format, OutputError for files that cannot be written, ClusterError for machines that are of no use.
-    Existing files stay until the output is complete.
+    Existing files stay until the output is complete. What is refined goes on where a run for the same file was stopped.
     """
     if both := set(dropped) & formats.keys():
         raise RecipeError(f"The recipe leaves draft heads out, and has {min(both)}.", "Remove their lines.")
@@ -100,13 +101,16 @@ def quantize_model(
     total = sum(shard.nbytes for shard in shards)
     inputs = [*model.parts, *([imatrix.path] if imatrix else [])]
     inputs += [refinement.covariances.path] if refinement else []
-    check_destinations(paths, total if ahead is None else 2 * total, inputs, force=force)
+    # Refining takes long; what is rounded ahead would be lost, and the rest takes no longer than reading it back
+    key = _key(model, shards, imatrix, refinement) if refinement is not None and ahead is None else None
+    needed = total - begun(paths, key) if key else total
+    check_destinations(paths, needed if ahead is None else 2 * total, inputs, force=force)
     with contextlib.ExitStack() as stack:
         rounded = None if ahead is None else stack.enter_context(Rounded(paths[0]))
         if ahead is not None and rounded is not None:
             ahead(rounded, chosen)
         crew = stack.enter_context(open_crew(threads, scheduler))
-        output = stack.enter_context(Output(paths, force=force))
+        output = stack.enter_context(Output(paths, force=force, key=key))
         _Run(model, imatrix, refinement, rounded, output, crew, progress).write(shards)
         output.commit()
     return Written(paths, total)
@@ -159,6 +163,16 @@ def _check_change(
         )
 
 
+def _key(model: Model, shards: Sequence[Shard], imatrix: Imatrix | None, refinement: Refinement) -> str:
+    """Return what refined files depend on, as far as it can be told without reading the model."""
+    sources = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in model.parts]
+    digest = hashlib.sha256(repr((sources, imatrix and imatrix.digest, refinement.key)).encode())
+    for shard in shards:
+        for piece in shard.header():
+            digest.update(piece)
+    return digest.hexdigest()[:16]
+
+
 def output_paths(out: Path, shards: int, *, keep_split: bool = False) -> tuple[Path, ...]:
     """Return the names of the files: `out` itself, or llama.cpp's names of shards after it. As llama-quantize does,
     `keep_split` numbers even a single file."""
@@ -196,25 +210,40 @@ class _Run:
         self.total = sum(placed.tensor.nbytes for shard in shards for placed in shard.tensors)
         for shard in shards:
             self.output.begin()
-            for piece in shard.header():
-                self.output.write(piece)
-            self.write_tensors(shard)
+            place = shard.header_bytes
+            if self.output.kept < place:
+                self.output.cut(0)
+                for piece in shard.header():
+                    self.output.write(piece)
+            self.write_tensors(shard, place)
             self.output.end(shard.nbytes)
 
-    def write_tensors(self, shard: Shard) -> None:
+    def write_tensors(self, shard: Shard, place: int) -> None:
+        """Write tensors from that byte of the file on, but for what it keeps."""
         in_flight: deque[tuple[list[Chunk], Handed[NDArray[np.uint8]]]] = deque()
-        released = 0
+        released, cut = 0, False
         for placed in shard.tensors:
             done = self.rounded is not None and placed.tensor.name in self.rounded
             near = done or placed.format.name == placed.tensor.format
             work = self.take if done else self.convert
             least, window = 1 if near else self.crew.least, self.crew.window
             for chunks in together(chunks_of(placed, self.imatrix, None if done else self.refinement), least):
+                end = self.end_of(chunks, place, shard.alignment)
+                if end <= self.output.kept:
+                    self.advance(chunks)
+                    place = end
+                    continue
+                if not cut:
+                    self.output.cut(place)
+                    cut = True
+                place = end
                 in_flight.append((chunks, self.crew.submit(work, chunks, near=near)))
                 if len(in_flight) >= window:
                     released = self.finish(*in_flight.popleft(), released, shard.alignment)
         while in_flight:
             released = self.finish(*in_flight.popleft(), released, shard.alignment)
+        if not cut:
+            self.output.cut(place)
 
     def take(self, chunks: Sequence[Chunk], _stop: Stop) -> NDArray[np.uint8]:
         """Return the bytes of consecutive chunks of a tensor that is rounded already, u8[rows, row_bytes]."""
@@ -236,7 +265,20 @@ class _Run:
         if is_last or (stop - released) * tensor.row_bytes >= _RELEASE:
             self.model.release(tensor, released, stop)
             released = stop
-        self.done += (stop - start) * tensor.row_bytes
+        self.advance(chunks)
+        return released
+
+    @staticmethod
+    def end_of(chunks: Sequence[Chunk], place: int, alignment: int) -> int:
+        """Return where chunks end that begin at a place of the file, padding behind a tensor included."""
+        placed, start, stop = chunks[0].placed, chunks[0].start, chunks[-1].stop
+        row_bytes = placed.format.row_bytes(placed.tensor.row_length)
+        end = place + (stop - start) * row_bytes
+        return end + (align(placed.nbytes, alignment) - placed.nbytes if stop == placed.tensor.rows else 0)
+
+    def advance(self, chunks: Sequence[Chunk]) -> None:
+        """Tell of progress: these are in the file."""
+        tensor = chunks[0].placed.tensor
+        self.done += (chunks[-1].stop - chunks[0].start) * tensor.row_bytes
         if self.progress is not None:
             self.progress(Progress(tensor.name, self.done, self.total))
-        return released

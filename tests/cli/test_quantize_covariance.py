@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 
@@ -11,12 +12,15 @@ import gguf
 import numpy as np
 import pytest
 
+from planner import files
 from planner.formats.ggml import dequantize_rows
-from planner.formats.ggml.refine import Metric
-from planner.gguf import open_model
+from planner.formats.ggml.refine import Metric, refine_rows
+from planner.gguf import conversion, open_model
+from planner.gguf import quantize as quantizing
 from planner.gguf.covariance import Covariances
 from planner.gguf.provenance import RECIPE_KEY
 from planner.recipe import load_recipe
+from state.lock import open_locked
 from tests.conftest import ok
 from tests.models import dense, experts, made_up_covariances, write_imatrix
 
@@ -127,7 +131,7 @@ def to_refine(maker, here, run):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for children")
-def test_an_interruption_leaves_nothing(here, run, start):
+def test_an_interruption_keeps_what_is_refined(here, run, start):
     command = to_refine(dense(width=512, inner=2048, vocabulary=512, blocks=8), here, run)
     before = set(here.iterdir())
     process = start(*command, cwd=here)
@@ -137,7 +141,71 @@ def test_an_interruption_leaves_nothing(here, run, start):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130, err
-    assert set(here.iterdir()) == before
+    (kept,) = set(here.iterdir()) - before
+    assert re.fullmatch(r"out\.gguf\.[0-9a-f]{16}\.progress", kept.name)
+    # a terminal's lines
+    assert f"What is refined is kept in {kept.name}" in " ".join(err.split())
+    ok(run(*command[:3], "other.gguf", *command[4:]))
+    assert kept.exists()  # of a file of another name
+    ok(run(*command))
+    assert not kept.exists()
+    assert (here / "out.gguf").read_bytes() == (here / "other.gguf").read_bytes()
+
+
+def test_refining_goes_on_where_it_was_stopped(here, run, monkeypatch):
+    """Whatever was stopped, and wherever: what was kept is not refined again, and the files are the same."""
+    command = to_refine(dense(width=256, inner=1024, vocabulary=256, blocks=4), here, run)
+    monkeypatch.setattr(conversion, "_CHUNK", 1 << 12)
+    monkeypatch.setattr(files, "_SYNCED", 1 << 12)
+    refined, stops = [], [0]
+
+    def counted(*arguments):
+        refined.append(1)
+        if len(refined) == stops[0]:
+            raise KeyboardInterrupt
+        return refine_rows(*arguments)
+
+    monkeypatch.setattr(conversion, "refine_rows", counted)
+    split = [*command, "--max-shard-size", "500kB"]
+    for arguments in (command, split):
+        ok(run(*arguments[:3], "whole.gguf", *arguments[4:]))
+        whole = len(refined)
+        for stops[0] in (whole // 3, whole // 3, whole // 4):
+            refined.clear()
+            stopped = run(*arguments)
+            assert stopped.status == 130
+            assert "What is refined is kept in" in stopped.err
+            assert not list(here.glob("out*.gguf"))
+        stops[0] = 0
+        refined.clear()
+        ok(run(*arguments))
+        assert 0 < len(refined) < whole / 2, "most of it was kept"
+        for path in here.glob("whole*"):
+            same = path.with_name(path.name.replace("whole", "out"))
+            assert same.read_bytes() == path.read_bytes()
+            path.unlink()
+            same.unlink()
+        assert not list(here.glob("*.progress"))
+
+
+def test_what_was_kept_of_another_file_is_not_gone_on_with(here, run, monkeypatch):
+    """Neither of another recipe, nor of one that somebody else is writing."""
+    command = to_refine(dense(width=256, inner=1024, vocabulary=256, blocks=4), here, run)
+    ok(run(*command[:3], "whole.gguf", *command[4:]))
+    progress = here / "out.gguf.0123456789abcdef.progress"
+    held = open_locked(progress, os.O_CREAT)
+    assert held is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(quantizing, "_key", lambda *_: "0123456789abcdef")
+        refused = run(*command)
+    assert refused.status == 1
+    assert "being written by another run" in refused.err
+    ok(run(*command))  # under its own key, it leaves the other alone as long as that is in use
+    assert progress.exists()
+    os.close(held)
+    ok(run(*command, "--force"))
+    assert not progress.exists()
+    assert (here / "out.gguf").read_bytes() == (here / "whole.gguf").read_bytes()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
