@@ -276,7 +276,7 @@ def as_lanes():
     }
 
 
-@pytest.mark.parametrize(("rows", "width"), [(1, 32), (3, 160), (4, 128), (9, 200)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 32), (3, 160), (4, 128), (9, 203)])
 def test_sums_are_those_of_a_plain_loop(rows, width):
     """In the order that the kernels promise, each product and sum rounded once: the same on every machine."""
     rng = np.random.default_rng(51)
@@ -297,6 +297,8 @@ def test_sums_are_those_of_a_plain_loop(rows, width):
     for begin in range(0, width, 64):
         expected = expected + plain(errors_[:, begin : begin + 64], begin, 0, 0)
     assert np.array_equal(found, expected)
+    if width % LANES:  # no type has such rows
+        return
     few = np.where(rng.random((rows, width)) < 0.05, errors_, 0)
     for steps in (few, errors_, np.zeros_like(few)):
         for top, end in ((0, 32), (64, min(128, width)), (0, min(160, width))):

@@ -35,7 +35,7 @@ def _aligned(count: int) -> Floats:
 @part
 def _strips(h: Floats, top: int, deep: int, left: int, wide: int, begin: int, end: int, strips: Floats) -> None:
     """Lay out `deep` rows of a covariance from `top` on, `wide` columns from `left` on, as strips of columns, filled up
-    with zeros to an even number; zeros for columns from `begin` to `end`, too."""
+    with zeros; zeros for columns from `begin` to `end`, too."""
     flat, width = h.reshape(-1), h.shape[1]
     for c in range(0, wide, _STRIP):
         whole = c + _STRIP <= wide
@@ -48,9 +48,6 @@ def _strips(h: Floats, top: int, deep: int, left: int, wide: int, begin: int, en
             strips[at : at + _STRIP] = 0
             for k in range(wide - c):
                 strips[at + k] = flat[source + k]
-    used = -(-wide // _STRIP) * _STRIP
-    if used % (2 * _STRIP):
-        strips[used * DEEP : (used + _STRIP) * DEEP] = 0
     for column in range(max(begin - left, 0), min(end - left, wide)):
         for j in range(deep):
             strips[column // _STRIP * _STRIP * DEEP + j * _STRIP + column % _STRIP] = 0
@@ -99,40 +96,47 @@ def _all(out: Floats, steps: Floats, h: Floats, top: int, begin: int, end: int) 
 
 @part
 def _few(out: Floats, steps: Floats, h: Floats, top: int, begin: int, end: int) -> None:
-    """Do as `_all`, with steps of which few are not zero."""
+    """Do as `_all`, with steps of which few are not zero; `n`, `begin` and `end` are multiples of LANES."""
     (rows, deep), width = steps.shape, out.shape[1]
-    strips, sums = _aligned(DEEP * _WIDE), _aligned(2 * _STRIP)
-    moved, places, counts = np.empty(rows * deep, np.float32), np.empty(rows * deep, np.int64), np.zeros(rows, np.int64)
+    sums, covariances = out.reshape(-1), h.reshape(-1)
+    moved, starts = np.empty(deep, np.float32), np.empty(deep, np.int64)
     for row in range(rows):
+        count = 0
         for j in range(deep):
             if steps[row, j] != 0:
-                moved[row * deep + counts[row]], places[row * deep + counts[row]] = steps[row, j], j * _STRIP
-                counts[row] += 1
-    for left in range(0, width, _WIDE):
-        wide = min(_WIDE, width - left)
-        _strips(h, top, deep, left, wide, begin, end, strips)
-        for row in range(rows):
-            if counts[row] == 0:
-                continue
-            for c in range(0, wide, 2 * _STRIP):
-                a0 = a1 = b0 = b1 = spread(np.float32(0))
-                for i in range(row * deep, row * deep + counts[row]):
-                    at = c * DEEP + places[i]
-                    a0, a1 = fused(load(strips, at), moved[i], a0), fused(load(strips, at + LANES), moved[i], a1)
-                    at += _STRIP * DEEP
-                    b0, b1 = fused(load(strips, at), moved[i], b0), fused(load(strips, at + LANES), moved[i], b1)
-                store(sums, 0, a0)
-                store(sums, LANES, a1)
-                store(sums, 2 * LANES, b0)
-                store(sums, 3 * LANES, b1)
-                for k in range(min(2 * _STRIP, wide - c)):
-                    out[row, left + c + k] += sums[k]
+                moved[count], starts[count] = steps[row, j], (top + j) * width
+                count += 1
+        if count == 0:
+            continue
+        for left, right in ((0, begin), (end, width)):
+            k = left
+            while k < right:
+                at = row * width + k
+                if k + 4 * LANES <= right:
+                    a = b = c = d = spread(np.float32(0))
+                    for i in range(count):
+                        start, step = starts[i] + k, moved[i]
+                        a = fused(load(covariances, start), step, a)
+                        b = fused(load(covariances, start + LANES), step, b)
+                        c = fused(load(covariances, start + 2 * LANES), step, c)
+                        d = fused(load(covariances, start + 3 * LANES), step, d)
+                    store(sums, at, load(sums, at) + a)
+                    store(sums, at + LANES, load(sums, at + LANES) + b)
+                    store(sums, at + 2 * LANES, load(sums, at + 2 * LANES) + c)
+                    store(sums, at + 3 * LANES, load(sums, at + 3 * LANES) + d)
+                    k += 4 * LANES
+                    continue
+                a = spread(np.float32(0))
+                for i in range(count):
+                    a = fused(load(covariances, starts[i] + k), moved[i], a)
+                store(sums, at, load(sums, at) + a)
+                k += LANES
 
 
 @compiled
 def carry(out: Floats, steps: Floats, h: Floats, top: int) -> None:
     """Add steps f32[r, m] of the weights from `top` on, times their covariances with all others, f32[n, n], to `out`,
-    f32[r, n]. Steps of zero cost little."""
+    f32[r, n]. Steps of zero cost little. `n`, m and `top` are multiples of LANES."""
     end = top + steps.shape[1]
     for begin in range(top, end, DEEP):
         some = steps[:, begin - top : begin - top + DEEP]
