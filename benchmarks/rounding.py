@@ -9,7 +9,7 @@
 
 `types`: error d H dᵀ of refined codes over that of ggml's, by the shrunk metric that they are refined against, by the
 covariances as they were collected, and the worst row by the first. Rows that blocks do not divide are laid side by
-side. `divergence`: of files with all tensors but token_embd in a type, over that of the same file without refinement.
+side. `divergence`: with all tensors but token_embd in a type, over that without refinement, in the engine's memory.
 `depth`: of files whose tensors are all in a type and refined along the depth by so many chunks of the calibration
 text, over that of files refined against the covariances; those of the same chunks if it is to be fair. `speed`: made-up
 rows, by their length and by threads, and products of matrices of the same size by numpy's BLAS. `time`: quantizing a
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -83,28 +84,18 @@ def free_tensors(model, fmt):
 
 
 def divergence(model_path: Path, imatrix_path: Path, covariances_path: Path, text: Path, *names: str) -> None:
-    from benchmarks import quality
-    from planner.llama.engine import Engine, cut
-    from planner.llama.evaluate.baseline import record
-    from planner.llama.text import read_text
-
-    imatrix = read_imatrix(imatrix_path)
-    with Engine(model_path, context=CONTEXT) as engine:
-        baseline = record(engine, cut(engine.tokenize(read_text(text)), CONTEXT))
+    names = names or [each.name for each in formats().values() if can_refine(each)]
     print("type      ggml's codes   refined   ratio")
-    with (
-        baseline, open_model(model_path) as model, Covariances.open(covariances_path) as covariances,
-        tempfile.TemporaryDirectory() as folder,
-    ):  # fmt: skip
-        file, found = Path(folder, "file.gguf"), []
-        for name in names or [each.name for each in formats().values() if can_refine(each)]:
-            chosen = dict.fromkeys(free_tensors(model, formats()[name]), name)
-            both = []
-            for refinement in (None, Refinement(covariances)):
-                quantize_model(model, chosen, imatrix, file, file_type=1, force=True, refinement=refinement)
-                both.append(quality.divergence(file, baseline, 2))
-            found.append(both[1] / both[0])
-            print(f"{name:8}  {both[0]:12.6f}  {both[1]:8.6f}  {found[-1]:6.3f}", flush=True)
+    with open_model(model_path) as model, Covariances.open(covariances_path) as covariances:
+        chosen = [dict.fromkeys(free_tensors(model, formats()[name]), formats()[name]) for name in names]
+        imatrix = read_imatrix(imatrix_path)
+        plain = in_memory(model, chosen, imatrix, None, text)
+        found = []
+        for name, before, after in zip(
+            names, plain, in_memory(model, chosen, imatrix, Refinement(covariances), text), strict=True
+        ):
+            found.append(after / before)
+            print(f"{name:8}  {before:12.6f}  {after:8.6f}  {found[-1]:6.3f}", flush=True)
         print(f"geometric mean {np.exp(np.log(found).mean()):.3f}, worst {max(found):.3f}")
 
 
@@ -118,10 +109,10 @@ def shrinkage(model_path: Path, name: str, calibration: str, evaluation: str, *c
             if cli.run([*arguments, "--chunks", str(int(count) // CONTEXT), "--covariance", str(file)]):
                 sys.exit(1)
             with Covariances.open(file) as covariances:
-                plain = in_memory(model, chosen, read_imatrix(imatrix), None, Path(evaluation))
+                (plain,) = in_memory(model, [chosen], read_imatrix(imatrix), None, Path(evaluation))
                 for value in SHRINKAGES:
                     refinement = Refinement(covariances, value)
-                    kld = in_memory(model, chosen, read_imatrix(imatrix), refinement, Path(evaluation))
+                    (kld,) = in_memory(model, [chosen], read_imatrix(imatrix), refinement, Path(evaluation))
                     print(f"{int(count):6,}  {value:5}  {plain:13.6f}  {kld:8.6f}  {kld / plain:6.3f}", flush=True)
             file.unlink()
             imatrix.unlink()
@@ -167,7 +158,8 @@ def depth(model_path: Path, covariances_path: Path, calibration: Path, evaluatio
             print(f"{name:7} {plain.mean():9.6f}   {deep.mean():15.6f}   {over}   {seconds}", flush=True)
 
 
-def in_memory(model, chosen, imatrix, refinement, text: Path) -> float:
+def in_memory(model, recipes, imatrix, refinement, text: Path) -> Iterator[float]:
+    """Yield the divergence of each recipe, formats by tensor, in the engine's memory."""
     from planner.llama.evaluate.baseline import record
     from planner.llama.evaluate.compare import diverge
     from planner.llama.passes.perturb import open_perturber
@@ -178,8 +170,9 @@ def in_memory(model, chosen, imatrix, refinement, text: Path) -> float:
     ) as changer:
         (windows,) = spread_windows(changer.engine, text, CONTEXT, EVALUATED)
         with record(changer.engine, windows) as baseline:
-            changer.change({tensor: fmt for tensor, fmt in chosen.items() if tensor in changer.weights})
-            return float(diverge(changer.engine, baseline).kld.mean(dtype=np.float64))
+            for chosen in recipes:
+                changer.change({tensor: fmt for tensor, fmt in chosen.items() if tensor in changer.weights})
+                yield float(diverge(changer.engine, baseline).kld.mean(dtype=np.float64))
 
 
 def speed(*threads: str) -> None:
