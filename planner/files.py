@@ -150,9 +150,12 @@ class Output:
         path = _progress(target, key)
         ours = re.compile(re.escape(target.name[:_LONGEST]) + r"\.[0-9a-f]{16}\.progress")
         for other in target.parent.iterdir():
-            if other != path and ours.fullmatch(other.name) and (unused := open_locked(other)) is not None:
-                os.close(unused)
-                other.unlink()
+            if other == path or not ours.fullmatch(other.name):
+                continue
+            with contextlib.suppress(OSError):  # it is in nobody's way
+                if (unused := open_locked(other)) is not None:
+                    os.close(unused)
+                    other.unlink()
         descriptor = open_locked(path, os.O_CREAT)
         if descriptor is None:
             raise OutputError(f"{target}: is being written by another run.", "Wait for it, or stop it.")
@@ -173,7 +176,7 @@ class Output:
     def write(self, data: bytes | memoryview) -> None:
         """Append to the current file."""
         assert self._current is not None
-        (path, file), view = self._current, memoryview(data)
+        (path, file), view = self._current, memoryview(data).cast("B")
         with self._explaining():
             if self._key is None or path is None:
                 file.write(view)

@@ -5,6 +5,7 @@ import os
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from planner import files
@@ -189,3 +190,41 @@ def test_a_name_that_is_taken_is_left_alone(tmp_path, monkeypatch):
     with pytest.raises(OutputError):
         write_atomically(tmp_path / "x", b"data")
     assert [path.name for path in tmp_path.iterdir()] == [".x.00.part"]
+
+
+def test_what_is_kept_is_on_the_disk(tmp_path, monkeypatch):
+    """However it was written: all but what may have come after the last time that it was seen to the disk."""
+    monkeypatch.setattr(files, "_SYNCED", 1 << 12)
+    synced = []
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (sync(file), synced.append(os.fstat(file).st_size)))
+    path, rows = tmp_path / "x", np.arange(40_000, dtype=np.uint32).view(np.uint8).reshape(-1, 500)
+
+    def write_rows(first, last, key="0123456789abcdef", stop=True):
+        with Output([path], force=False, key=key) as output:
+            output.begin()
+            kept = output.kept
+            output.cut(kept if first else 0)
+            for at in range(kept if first else 0, rows.nbytes, 50_000):
+                output.write(rows.reshape(-1)[at : at + 50_000].reshape(-1, 4).data)
+                if stop and at >= last:
+                    raise KeyboardInterrupt
+            output.end(rows.nbytes)
+            output.commit()
+            return kept
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        write_rows(0, 100_000)
+    (progress,) = tmp_path.iterdir()
+    assert stopped.value.__notes__ == [str(progress)]
+    size = progress.stat().st_size
+    assert size == 150_000
+    assert max(synced) >= size - 2 * (1 << 12)
+    with pytest.raises(KeyboardInterrupt):
+        write_rows(0, 0, key="f" * 16)
+    assert len(list(tmp_path.iterdir())) == 1, "what was kept for another key is gone"
+    with pytest.raises(KeyboardInterrupt):
+        write_rows(0, 100_000)
+    assert write_rows(1, 0, stop=False) == size - 2 * (1 << 12)
+    assert path.read_bytes() == rows.tobytes()
+    assert list(tmp_path.iterdir()) == [path]
