@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _BUFFER = 1 << 20
-_SYNCED = 1 << 23  # bytes after which what is to last is seen to the disk
+_SYNCED = 1 << 21  # bytes after which what is to last is seen to the disk
 _LONGEST = 200  # of a file's name, in that of its progress
 
 _TOO_LARGE = 223  # ERROR_FILE_TOO_LARGE of Windows, for which Python has no errno

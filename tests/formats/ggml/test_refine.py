@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from planner.compiled.lanes import LANES
 from planner.formats.ggml import dequantize_rows, formats, quantize_rows
-from planner.formats.ggml.refine import Metric, can_refine, kernels, products, refine_rows
+from planner.formats.ggml.refine import Metric, can_refine, kernels, layouts, products, refine_rows
 from planner.formats.ggml.refine.codes import Codes
 from planner.formats.ggml.refine.lattices import LATTICES
 from planner.formats.ggml.refine.layouts import LAYOUTS
@@ -219,16 +219,30 @@ def test_rows_are_as_long_as_they_should_be(name):
     np.testing.assert_allclose(long[changed], 1, rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", ["q4_K", "iq4_nl", "iq3_s"])
-def test_rows_do_not_depend_on_their_company(name):
+@pytest.mark.parametrize(
+    ("name", "width"), [("q4_K", 512), ("iq4_nl", 512), ("iq3_s", 512), ("q5_1", 96), ("q4_1", 160), ("q4_0", 32)]
+)
+def test_rows_do_not_depend_on_their_company(name, width):
     """So neither on how many threads share them."""
-    fmt, rows, metric = formats()[name], weights(31, 9, 512), Metric.of(covariance(32, 512))
+    fmt, rows, metric = formats()[name], weights(31, 9, width), Metric.of(covariance(32, width))
     data = quantize_rows(fmt, rows)
     together = refine_rows(fmt, rows, data, metric)
     for begin, end in ((0, 1), (1, 4), (4, 9)):
         alone = refine_rows(fmt, rows[begin:end].copy(), data[begin:end].copy(), metric)
         assert np.array_equal(alone, together[begin:end])
     assert not np.array_equal(together, data)
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q5_1", "iq4_nl", "q8_0", "tq2_0"])
+def test_rows_do_not_depend_on_who_was_first(name):
+    """Threads that begin at once may each make the tables of a type, of which the last is kept."""
+    fmt, rows, metric = formats()[name], weights(33, 8), Metric.of(covariance(34))
+    data = quantize_rows(fmt, rows)
+    expected = refine_rows(fmt, rows, data, metric)
+    own = layout(name)
+    layouts._halves.cache_clear()
+    assert own.halves
+    assert np.array_equal(refine_rows(fmt, rows, data, metric), expected)
 
 
 def test_weights_that_nothing_reaches_keep_their_codes():

@@ -242,7 +242,7 @@ def _scales(state: State, choices: Choices, r: int, g: Floats, moved: Floats, h:
         won -= change
         if state.offsets.shape[1]:
             place, unit = state.offsets[r, own], state.offset_units[r, own]
-            sums = h.sums[(begin - a) // group]
+            sums = h.sums[(begin - a) // group, : e - a]
             better, change = _rescaled(h.ones, sums, choices.offsets, place, unit, g, moved, a, begin, group)
             state.offsets[r, own] = better
             won -= change

@@ -33,10 +33,11 @@ class Table:
 
     `levels` are those to choose from in ascending order, f32[k]; `codes` the code of each, i32[k]; `places` the place
     of each code among them, i32: of the nearest, for a code that is not to be chosen. `even`: levels are one apart;
-    `reach`, f32[k]: half of the way to the nearest other.
+    `reach`, f32[k]: half of the way to the nearest other. `halves`: codes are half floats.
     """
 
-    def __init__(self, by_code: Floats) -> None:
+    def __init__(self, by_code: Floats, *, halves: bool = False) -> None:
+        self.halves = halves
         chosen = np.flatnonzero(np.isfinite(by_code))
         self.levels, first = np.unique(by_code[chosen], return_index=True)
         self.codes = chosen[first].astype(np.int32)
@@ -103,7 +104,7 @@ class Layout:
         for scale in (self.scale,) if self.offset is None else (self.scale, self.offset):
             if scale.unit is not None:
                 found.append(scale.unit)
-            elif scale.table is _halves():
+            elif scale.table.halves:
                 found.append(scale.field)
         return found
 
@@ -115,7 +116,7 @@ def half_floats(numbers: Numbers) -> Floats:
 
 @functools.cache
 def _halves() -> Table:
-    return Table(half_floats(np.arange(1 << 16, dtype=np.int32)))
+    return Table(half_floats(np.arange(1 << 16, dtype=np.int32)), halves=True)
 
 
 def _even(count: int, least: int = 0) -> Table:
