@@ -165,8 +165,10 @@ class Output:
         return path, file
 
     def cut(self, place: int) -> None:
-        """Go on with the current file at a place within what was kept, or its beginning; what is beyond goes."""
+        """Go on with the current file at a place within what was kept, or its beginning; what is beyond goes, and
+        nothing more is kept."""
         assert self._current is not None
+        self.kept = 0
         if self._key is None or self._current[0] is None:
             return  # empty, or a stream
         with self._explaining():

@@ -221,7 +221,7 @@ class _Run:
     def write_tensors(self, shard: Shard, place: int) -> None:
         """Write tensors from that byte of the file on, but for what it keeps."""
         in_flight: deque[tuple[list[Chunk], Handed[NDArray[np.uint8]]]] = deque()
-        released, cut = 0, False
+        released = 0
         for placed in shard.tensors:
             done = self.rounded is not None and placed.tensor.name in self.rounded
             near = done or placed.format.name == placed.tensor.format
@@ -233,17 +233,14 @@ class _Run:
                     self.advance(chunks)
                     place = end
                     continue
-                if not cut:
+                if self.output.kept:
                     self.output.cut(place)
-                    cut = True
                 place = end
                 in_flight.append((chunks, self.crew.submit(work, chunks, near=near)))
                 if len(in_flight) >= window:
                     released = self.finish(*in_flight.popleft(), released, shard.alignment)
         while in_flight:
             released = self.finish(*in_flight.popleft(), released, shard.alignment)
-        if not cut:
-            self.output.cut(place)
 
     def take(self, chunks: Sequence[Chunk], _stop: Stop) -> NDArray[np.uint8]:
         """Return the bytes of consecutive chunks of a tensor that is rounded already, u8[rows, row_bytes]."""

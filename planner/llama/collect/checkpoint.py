@@ -119,7 +119,7 @@ class Checkpoint:
             output.write(start)
             total = len(start)
             for array in (*_arrays(sums), *products):
-                output.write(array.data.cast("B"))  # no copy: sums of products take gigabytes
+                output.write(array.data)  # no copy: sums of products take gigabytes
                 total += array.nbytes
             output.end(total)
             output.commit()

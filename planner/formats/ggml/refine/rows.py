@@ -28,7 +28,6 @@ _PANEL = 64
 _SWEEPS = 4
 _LEAST, _MOST = 2.0**-10, 2.0  # by which a row is made longer: less is half a step of a half float
 _CLEARLY = 1 - 1e-4  # of an error, whose sums are in float32
-_BLOCKED = 64  # products that are summed at a time: rounding grows by so many, and by the number of sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +157,10 @@ def _chance(before: Floats, after: Floats, matrix: Floats) -> Doubles:
     of Numerical Algorithms, 4.2, for blocked sums), where |H_ij| ≤ √(H_ii H_jj); and as much again for all steps. It
     may differ from machine to machine: which rows are looked at again depends on it, and not what becomes of them.
     """
+    from planner.formats.ggml.refine.products import DEEP  # loads a compiler
+
     root = np.sqrt(np.diag(matrix))
-    terms = 2 * (_BLOCKED + len(root) / _BLOCKED) * float(np.finfo(np.float32).eps)
+    terms = 2 * (DEEP + len(root) / DEEP) * float(np.finfo(np.float32).eps)
     size = np.abs(before) @ root
     moved = np.abs(after - before) @ root
     return np.asarray(terms * (size + moved) * moved, np.float64)
