@@ -25,9 +25,10 @@ from planner.llama.graph import Enough, Node, Observer
 from planner.llama.library import has_amx, last_complaint, llama
 from planner.llama.workers import Workers
 
-__all__ = ["BATCH", "MOST_SEQUENCES", "LoadedModel", "Memory"]
+__all__ = ["BATCH", "GRAPH", "MOST_SEQUENCES", "LoadedModel", "Memory"]
 
 BATCH = 2048  # tokens in a call of llama_decode, the default of llama.cpp's tools
+GRAPH = 512  # of them in a graph, and seen by an observer at a time (n_ubatch), likewise
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 _LOAD_MODE_NONE = 0  # enum llama_load_mode: into memory of the process, which may be written to
 

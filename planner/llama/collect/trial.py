@@ -22,13 +22,13 @@ from planner.llama.collect.inputs import find_inputs
 from planner.llama.collect.multiplier import products_bytes
 from planner.llama.collect.passes import Passes
 from planner.llama.engine import Engine
+from planner.llama.loaded import GRAPH
 from planner.llama.workers import Workers
 from planner.memory import available_memory
 
 __all__ = ["Expected", "Trial", "try_out"]
 
 _TOKENS = 64  # timed: enough for most of the speed of a whole batch, and some seconds of a large model
-_BATCH = 512  # tokens that llama.cpp shows at a time (n_ubatch)
 # Of what is free beside the model. The rest is for what llama.cpp takes as it runs, and for the disk's buffers
 _SHARE = 0.75
 
@@ -141,13 +141,13 @@ def _widths(inputs: Sequence[Input]) -> set[int]:
 def _row_seconds(width: int, engine: Engine) -> float:
     """Return the time that the products of a row take, in batches."""
     products = Products(width)
-    rows = np.full((_BATCH, width), 1e-3, np.float32)
+    rows = np.full((GRAPH, width), 1e-3, np.float32)
     times = []
     for _ in range(2):  # the first meets memory that was never touched
         begin = time.monotonic()
         engine.workers.map(lambda add: add(), products.additions(rows))
         times.append(time.monotonic() - begin)
-    return min(times) / _BATCH
+    return min(times) / GRAPH
 
 
 def _largest(passes: Passes) -> int:

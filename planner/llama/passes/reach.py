@@ -27,6 +27,7 @@ from planner.llama.evaluate.baseline import record
 from planner.llama.evaluate.compare import diverge
 from planner.llama.fitness import runs_backwards
 from planner.llama.graph import Node, Observer, origin
+from planner.llama.loaded import GRAPH
 
 __all__ = ["depths", "reach", "sound", "windows_for"]
 
@@ -55,6 +56,9 @@ def sound(
 ) -> Iterator[tuple[int, int]]:
     """Find out how far noise reaches in a model, on a part of the windows of a text, i32[n, context], as `reach` does.
 
+    As many windows are run at a time as fit one graph of llama.cpp's: an observer then sees all tokens of a window at
+    once, which have the same error of a weight, and some of them are scored.
+
     Nothing is found of a model that predicts nothing, or whose stream is not recognized. Raises InferenceError and
     ModelError.
     """
@@ -63,8 +67,9 @@ def sound(
     some = windows_for(windows, model.parameter("block_count") or 1)
     context = some.shape[1]
     with Engine(
-        model.path, context=context, threads=threads, gpu_layers=gpu_layers, observer=_Finder(context)
-    ) as engine:
+        model.path, context=context, threads=threads, gpu_layers=gpu_layers, observer=_Finder(context),
+        windows_at_a_time=max(GRAPH // context, 1),
+    ) as engine:  # fmt: skip
         yield from reach(engine, model, some, found)
 
 

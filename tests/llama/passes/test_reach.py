@@ -114,6 +114,14 @@ def test_every_write_is_known_and_the_same_twice(example, windows, reached):
     }
 
 
+def test_a_long_text_gives_more_windows_than_are_run_at_a_time(example, windows, reached):
+    assert len(windows_for(windows, 8)) == 8
+    found = listened(example.model, windows)
+    assert found.keys() == reached.keys()
+    assert all(found[name].tokens == 8 * 256 for name in found)
+    assert all(found[name].nats == pytest.approx(nats, rel=0.5) for name, (nats, _) in reached.items())
+
+
 def test_nothing_is_said_where_no_stream_is_found(tmp_path):
     found: dict[str, Reach] = {}
     with open_model(write_model("hy_v4", tmp_path / "m.gguf")) as model:
