@@ -6,7 +6,7 @@ from __future__ import annotations
 from planner.measure.loop import Job, Measured, Settings, measure_jobs
 from planner.measure.metric import METRIC_VERSION, Estimate
 from planner.measure.moments import Moments, moments
-from planner.measure.survey import Survey, survey_tensor
+from planner.measure.survey import Survey, survey_in_place, survey_tensor
 
 __all__ = [
     "METRIC_VERSION",
@@ -18,5 +18,6 @@ __all__ = [
     "Survey",
     "measure_jobs",
     "moments",
+    "survey_in_place",
     "survey_tensor",
 ]

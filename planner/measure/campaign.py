@@ -25,9 +25,9 @@ from planner.measure.loop import Job, Measured, Settings, measure_jobs
 from planner.measure.metric import METRIC_VERSION
 from planner.measure.moments import moments
 from planner.measure.rounding import rounding_of
-from planner.measure.survey import Survey, survey_tensor
+from planner.measure.survey import Survey, survey_in_place
 from planner.measure.targets import Block, Target, batches, find_blocks, notes_on
-from planner.names.gguf import has_massive_channels, is_expert
+from planner.names.gguf import is_expert, is_tied
 from planner.sensitivity import STRUCTURE_VERSION, Facts
 from planner.terms import FamilyName
 from planner.work import Crew, Stop, open_crew
@@ -57,10 +57,8 @@ class _Surveying:
     def __call__(self, block: Block, stop: Stop) -> list[Survey]:
         surveys = []
         for target in block.to_survey:
-            tensor = target.tensor
-            massive = has_massive_channels(tensor.name)
-            known = moments(tensor, self.imatrix, self.refinement)
-            surveys.append(survey_tensor(self.model, tensor, known, find_massive=massive, stop=stop))
+            known = moments(target.tensor, self.imatrix, self.refinement)
+            surveys.append(survey_in_place(self.model, target.tensor, known, stop))
         return surveys
 
 
@@ -167,7 +165,7 @@ class Campaign:
         for target in block.targets:
             tensor = target.tensor
             basis += [tensor.name, repr(tensor.shape), tensor.format, str(tensor.offset)]
-            basis += [*map(str, stamp(self._model.parts[tensor.part])), self._entry_key(tensor)]
+            basis += [*map(str, stamp(self._model.parts[tensor.part])), *self._entry_keys(tensor)]
         if self._imatrix is not None and self._imatrix.reach:
             names = (*(target.tensor.name for target in block.targets), LOGITS_REACH)
             basis.append(repr([self._imatrix.nats(name) for name in names]))
@@ -185,17 +183,19 @@ class Campaign:
         )  # fmt: skip
         return (anatomy.architecture, *scales, anatomy.experts, anatomy.experts_used, sizes, sorted(vectors.items()))
 
-    def _entry_key(self, tensor: Tensor) -> str:
+    def _entry_keys(self, tensor: Tensor) -> list[str]:
+        """Return what of the imatrix the errors of a tensor depend on, and how they are taken if not as of most."""
         if self._imatrix is None or not self._imatrix.covers(tensor):
-            return "none"
-        return self._imatrix.entries[tensor.name].key
+            return ["none"]
+        tied = is_tied(tensor.name, self._model.by_name)
+        return [self._imatrix.entries[tensor.name].key, *(["looked up"] if tied else [])]
 
     def _has_gaps(self, tensor: Tensor) -> bool:
         return self._imatrix is not None and self._imatrix.has_gaps(tensor)
 
     def _key(self, target: Target, fmt: Format) -> str:
         tensor, settings = target.tensor, self._settings
-        where = (tensor.name, repr(tensor.shape), tensor.format, target.digest, self._entry_key(tensor))
+        where = (tensor.name, repr(tensor.shape), tensor.format, target.digest, *self._entry_keys(tensor))
         how = (repr(settings.seed), repr(settings.tolerance), str(METRIC_VERSION), *kernel_of(fmt))
         refined = self._refinement
         pairs = refined.key if refined is not None and refined.covariances.covers(tensor) else ()

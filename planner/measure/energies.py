@@ -56,7 +56,9 @@ def global_facts(survey: Survey, anatomy: Anatomy, *, tied: bool) -> Facts:
     if name == "token_embd.weight":
         # of the weights alone: what the imatrix may say of it is what goes into the logits
         energy = float(survey.columns.sum()) / max(survey.tensor.rows, 1) * anatomy.embedding_scale**2
-        facts = Facts(ErrorParts(energy, energy, 0.0), write=energy, stage=-1, reach=survey.moments.reach)
+        # where errors are of the logits, those of rows as they are stand apart
+        added = ErrorParts(0.0, 0.0, energy) if survey.looked_up else ErrorParts(energy, energy, 0.0)
+        facts = Facts(added, write=energy, stage=-1, reach=survey.moments.reach)
     if name == PER_LAYER_EMBEDDING:
         facts = Facts(gathered=_gathered(survey, anatomy.per_layer_norm))
     if name == "output.weight" or (tied and facts.added is not None):

@@ -67,7 +67,9 @@ def errors_of(survey: Survey, matrix: int, difference: Doubles) -> Doubles:
     which is used up; returns float64 [3, r] as `row_errors` does."""
     moments, massive = survey.moments, survey.massive[matrix]
     errors = np.zeros((3, len(difference)))
-    if massive.any():
+    if survey.looked_up:
+        errors[2] = np.einsum("ij,ij->i", difference, difference)
+    elif massive.any():
         few = difference[:, massive]
         errors[2] = (few * few) @ moments.variance[matrix, massive] + (few @ moments.mean[matrix, massive]) ** 2
         difference[:, massive] = 0.0

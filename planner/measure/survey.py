@@ -19,9 +19,10 @@ from planner.errors import ModelError
 from planner.gguf import Model, Tensor
 from planner.measure.moments import Moments
 from planner.measure.sums import block_width, sums
+from planner.names.gguf import has_massive_channels, is_tied
 from planner.work import Stop, Stopped
 
-__all__ = ["Survey", "survey_tensor"]
+__all__ = ["Survey", "survey_in_place", "survey_tensor"]
 
 Weights = NDArray[np.float32] | NDArray[np.float16]
 Doubles = NDArray[np.float64]
@@ -43,6 +44,9 @@ class Survey:
     block, so it is what each block loses times its mean E[a²]: a share of the block's energy in some formats (the
     first, and in massive channels), of its largest square in others (the second). `digest` is the SHA-256 of the
     tensor's data.
+
+    Of a matrix that makes the logits and is `looked_up` too, as the embedding, what is said of massive channels is of
+    its rows as they are: Σ_j W_ij².
     """
 
     tensor: Tensor
@@ -55,6 +59,7 @@ class Survey:
     massive_energy: Doubles
     expected_error: Doubles
     expected_massive_error: Doubles
+    looked_up: bool = False
 
     def slim(self) -> Survey:
         """Return a smaller survey, without the outputs of single rows; `energy` is kept as one number a matrix."""
@@ -81,8 +86,26 @@ class Survey:
         return float((self.moments.usage @ self.massive_energy).sum())
 
 
+def survey_in_place(model: Model, tensor: Tensor, moments: Moments, stop: Stop = lambda: False) -> Survey:
+    """Survey a tensor as its place in the model asks for: `survey_tensor` says how, and what is raised."""
+    return survey_tensor(
+        model,
+        tensor,
+        moments,
+        find_massive=has_massive_channels(tensor.name),
+        looked_up=moments.known and is_tied(tensor.name, model.by_name),
+        stop=stop,
+    )
+
+
 def survey_tensor(
-    model: Model, tensor: Tensor, moments: Moments, *, find_massive: bool, stop: Stop = lambda: False
+    model: Model,
+    tensor: Tensor,
+    moments: Moments,
+    *,
+    find_massive: bool,
+    looked_up: bool = False,
+    stop: Stop = lambda: False,
 ) -> Survey:
     """Read all rows of a tensor once (twice if massive channels are found).
 
@@ -93,6 +116,9 @@ def survey_tensor(
         model, tensor, moments, np.zeros_like(moments.mean, dtype=np.bool_), stop, functools.partial(_read, sha)
     )
     survey = replace(survey, digest=sha.hexdigest())
+    if looked_up:
+        squares = _squares_of_rows(model, tensor, stop)
+        return replace(survey, looked_up=True, massive_energy=squares, expected_massive_error=squares)
     if not find_massive:
         return survey
     massive = massive_channels(moments, survey.columns)
@@ -160,6 +186,18 @@ def _pass(
         expected_error=np.stack([flat["expected"], flat["peaks"]]).reshape(2, *shape),
         expected_massive_error=flat["expected_massive"].reshape(shape),
     )
+
+
+def _squares_of_rows(model: Model, tensor: Tensor, stop: Stop) -> Doubles:
+    """Return Σ_j W_ij² of every row, float64 [matrices, rows_per_matrix]."""
+    squares = np.zeros(tensor.rows)
+    for _, start, end in tensor.slices(_CHUNK):
+        if stop():
+            raise Stopped
+        rows = model.rows(tensor, start, end)
+        squares[start:end] = np.einsum("ij,ij->i", rows, rows)
+        model.release(tensor, start, end)
+    return squares.reshape(tensor.matrices, tensor.rows_per_matrix)
 
 
 def _check_finite(tensor: Tensor, columns: Doubles, others: Iterable[Doubles]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 __all__ = [
     "ATTENTION_WRITERS", "ENCODER", "FFN_WRITERS", "FUSED", "LAYER_WRITER", "NGRAM_WRITER", "PER_LAYER_EMBEDDING",
-    "Name", "ahead", "block_prefix", "has_massive_channels", "is_expert", "parse_name", "role_of",
+    "Name", "ahead", "block_prefix", "has_massive_channels", "is_expert", "is_tied", "parse_name", "role_of",
 ]  # fmt: skip
 
 _NAME = re.compile(r"(?:(?P<tower>(?:.*?\.)??)blk\.(?P<number>[0-9]+)\.)?(?P<rest>.+)", re.DOTALL)
@@ -110,6 +110,15 @@ def is_expert(name: str) -> bool:
 def block_prefix(name: str) -> str | None:
     """Return `blk.3`, `enc.blk.3`, or None."""
     return parse_name(name).prefix
+
+
+def is_tied(name: str, names: Container[str]) -> bool:
+    """Return whether a tensor of a model that has these names is its embedding, and makes its logits too.
+
+    >>> is_tied("token_embd.weight", ("token_embd.weight", "output.weight"))
+    False
+    """
+    return name == "token_embd.weight" and "output.weight" not in names
 
 
 def has_massive_channels(name: str) -> bool:

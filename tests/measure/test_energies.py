@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from planner.gguf import open_model, read_imatrix
-from planner.measure import energies, moments, survey_tensor
+from planner.measure import energies, moments, survey_in_place
 from planner.measure.activation_moments import ACTIVATIONS, logit_variance
 from planner.measure.anatomy import read_anatomy
 from planner.measure.energies import block_facts, global_facts
@@ -14,8 +14,6 @@ from planner.names.gguf import role_of
 from planner.sensitivity import ErrorParts, Facts, structure
 from planner.sensitivity.structure import stream_shares
 from tests.models import MODELS, dense, experts, fused, post_norm, tied, write_imatrix
-
-MASSIVE_ROLES = ("ffn_down",)
 
 
 def anatomy_of(maker, folder):
@@ -34,7 +32,7 @@ def facts_of(maker, folder, **imatrix):
             number, role = role_of(tensor.name)
             if tensor.rows == 1 or "ffn_gate_inp" in role:
                 continue
-            survey = survey_tensor(model, tensor, moments(tensor, matrix), find_massive=role.startswith(MASSIVE_ROLES))
+            survey = survey_in_place(model, tensor, moments(tensor, matrix))
             if number is None:
                 found = global_facts(survey, anatomy, tied="output.weight" not in model.by_name)
                 facts |= {tensor.name: found} if found != Facts() else {}
@@ -312,7 +310,7 @@ def test_shares_of_the_stream_by_hand():
         return Facts(ErrorParts(var, 2 * var, massive), write=write, stage=stage)
 
     facts = {
-        "token_embd.weight": fact(10.0, 10.0, -1),
+        "token_embd.weight": Facts(ErrorParts(10.0, 10.0, 0.0), write=10.0, stage=-1),
         "blk.0.attn_v.weight": fact(3.0, 0.0, 0),
         "blk.0.attn_output.weight": fact(5.0, 5.0, 0),
         "blk.0.ffn_up.weight": fact(1.0, 0.0, 1),
@@ -332,6 +330,9 @@ def test_shares_of_the_stream_by_hand():
         "blk.10.ffn_down.weight": (20 / 60, 40 / 60, 800 / 400),
         "output.weight": (12.0, 12.0, 0.0),
     }
+    # an embedding that makes the logits too, where errors are of these: those of its rows are the third part
+    tied = {"token_embd.weight": Facts(ErrorParts(0.0, 0.0, 10.0), write=10.0, stage=-1, output=12.0)}
+    assert stream_shares(tied) == {"token_embd.weight": (12.0, 12.0, 1.0)}
     del facts["token_embd.weight"]
     assert stream_shares(facts) == {}
 
@@ -366,11 +367,12 @@ def test_shares_are_worth_their_reach():
 
 def test_a_tied_embedding_counts_twice(tmp_path):
     own, shared = shares_of(dense(), tmp_path), shares_of(tied(), tmp_path)
-    assert own["token_embd.weight"][0] == 1
+    assert own["token_embd.weight"] == pytest.approx((1, 1, 0))
     assert own["output.weight"][0] == energies.OUTPUT
-    assert shared["token_embd.weight"][0] == 1 + energies.OUTPUT_BLIND  # which the imatrix says nothing about
+    both = 1 + energies.OUTPUT_BLIND  # of the output, which the imatrix says nothing about
+    assert shared["token_embd.weight"] == pytest.approx((both, both, 0))
     seen = shares_of(tied(), tmp_path, embedding=True)
-    assert seen["token_embd.weight"][0] == 1 + energies.OUTPUT
+    assert seen["token_embd.weight"] == pytest.approx((energies.OUTPUT, energies.OUTPUT, 1))
 
 
 def test_what_goes_into_the_logits_is_not_in_the_stream(tmp_path):

@@ -8,10 +8,10 @@ import pytest
 from planner.errors import ModelError
 from planner.formats.ggml import dequantize_rows, formats, quantize_rows, select_formats
 from planner.gguf import open_model, read_imatrix
-from planner.measure import Job, Settings, measure_jobs, moments, survey_tensor
+from planner.measure import Job, Settings, measure_jobs, moments, survey_in_place, survey_tensor
 from planner.measure.survey import massive_channels
 from planner.work import Stopped, Threads
-from tests.models import FEW, Maker, dense, experts, write_imatrix
+from tests.models import FEW, Maker, dense, experts, tied, write_imatrix
 
 FORMATS = select_formats(FEW)
 
@@ -100,6 +100,27 @@ def massive_model(tmp_path, matrices=1):
         second[:, [3, 300]], means[:, [3, 300]] = 1e6, 900
 
     return path, read_imatrix(write_imatrix(path, tmp_path / "x", change=strong))
+
+
+def test_a_matrix_that_is_looked_up_too_has_the_error_of_its_rows(tmp_path):
+    """Errors of logits weigh channels by the imatrix; rows that are embeddings are as far off as they are."""
+    name, fmt = "token_embd.weight", formats()["q4_0"]
+    paths = [maker(vocabulary=640).write(tmp_path / f"{maker.__name__}.gguf") for maker in (tied, dense)]
+    imatrix = read_imatrix(write_imatrix(paths[0], tmp_path / "x", embedding=True))
+    with open_model(paths[0]) as model, open_model(paths[1]) as other:
+        survey = survey_in_place(model, model[name], moments(model[name], imatrix))
+        others = [(model, moments(model[name], None)), (other, moments(other[name], imatrix))]
+        assert not any(survey_in_place(of, of[name], known).looked_up for of, known in others)
+        rows = model.rows(model[name])
+        back = dequantize_rows(fmt, quantize_rows(fmt, rows.copy(), survey.moments.weights[0]), 256)
+        expected = float(np.square(back.astype(np.float64) - rows).sum() / np.square(rows.astype(np.float64)).sum())
+        for settings in (Settings(tolerance=1e-9), Settings(tolerance=0.05)):
+            job = Job(survey.slim(), (fmt,))
+            (found,) = (each.estimates["q4_0"] for each in measure_jobs(model, [job], settings, Threads(1)))
+            logits = by_hand(model, imatrix, name, fmt)[:2].sum()
+            assert found.error.total == pytest.approx(logits, abs=4 * found.stderr + 1e-7)
+            assert found.error.massive == pytest.approx(expected, abs=4 * found.stderr_massive + 1e-7)
+            assert found.error.massive > 1.05 * found.error.total
 
 
 def test_massive_channels_are_kept_apart(tmp_path):

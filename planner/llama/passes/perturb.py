@@ -18,9 +18,8 @@ from planner.gguf import Imatrix, Model
 from planner.gguf import Tensor as FileTensor
 from planner.gguf.refinement import Refinement
 from planner.llama.passes.weights import WEIGHTS_AT_A_TIME, Weights, open_weights
-from planner.measure import Survey, moments, survey_tensor
+from planner.measure import Survey, moments, survey_in_place
 from planner.measure.metric import errors_of, relative, rounded
-from planner.names.gguf import has_massive_channels
 from planner.sensitivity import ErrorParts
 
 __all__ = ["Perturber", "open_perturber"]
@@ -60,10 +59,8 @@ class Perturber(Weights):
 
     def _survey(self, tensor: FileTensor) -> Survey:
         if tensor.name not in self._surveys:
-            heavy = has_massive_channels(tensor.name)
             known = moments(tensor, self._imatrix, self._refinement)
-            found = survey_tensor(self.model, tensor, known, find_massive=heavy)
-            self._surveys[tensor.name] = found.slim()
+            self._surveys[tensor.name] = survey_in_place(self.model, tensor, known).slim()
         return self._surveys[tensor.name]
 
 
