@@ -10,7 +10,7 @@ from planner.errors import RecipeError
 from planner.evidence.bpw_state import Tried
 from planner.evidence.kld_table import KldTable
 from planner.formats.ggml import formats, nearest_known
-from planner.names.gguf import ahead, role_of
+from planner.names.gguf import ahead, is_tied, role_of
 from planner.plan.findings import Findings, not_measured
 from planner.text import some
 from state import Inventory, Measurement, Pass, Store
@@ -37,6 +37,7 @@ def add_fork_errors(store: Store, inventory: Inventory, tried: Mapping[str, Trie
     }
     records = []
     other_size = []
+    names = {tensor.name for tensor in inventory.tensors}
     for tensor in inventory.tensors:
         found = tried.get(tensor.name)
         if found is None or tensor.left_alone is not None:
@@ -46,15 +47,16 @@ def add_fork_errors(store: Store, inventory: Inventory, tried: Mapping[str, Trie
             continue
         rows = tensor.elements // tensor.row_length
         by_angle = inventory.has_means and any(part in tensor.name for part in _BY_ANGLE)
+        looked_up = ["looked up"] if is_tied(tensor.name, names) else []  # its rows are as far off as its products
         for fmt, error in found.errors.items():
             if fmt == tensor.source_format or not formats()[fmt].fits(tensor.row_length):
                 continue
             value = error / rows * (2 if by_angle else 1)
-            key = digest(FORK_METRIC, inventory.model_digest, tensor.name, fmt, repr(value))
+            key = digest(FORK_METRIC, inventory.model_digest, tensor.name, fmt, repr(value), *looked_up)
             records.append(
                 Measurement(
-                    key=key, tensor=tensor.name, format=fmt, err_var=value, err_mean=0.0, err_massive=0.0, stderr=0.0,
-                    stderr_massive=0.0, rows=0, kernel_seconds=0.0,
+                    key=key, tensor=tensor.name, format=fmt, err_var=value, err_mean=0.0,
+                    err_massive=value if looked_up else 0.0, stderr=0.0, stderr_massive=0.0, rows=0, kernel_seconds=0.0,
                     made_with=f"{FORK_METRIC}, {'cosine' if by_angle else 'mean of row errors'}",
                 )
             )  # fmt: skip
@@ -69,7 +71,7 @@ def add_fork_errors(store: Store, inventory: Inventory, tried: Mapping[str, Trie
     free = [tensor.name for tensor in inventory.tensors if tensor.left_alone is None]
     covered = own | {record.tensor for record in records}
     notes = [f"{len(records):,} errors of {len({record.tensor for record in records})} tensors, by {FORK_METRIC}."]
-    foreign = tried.keys() - {tensor.name for tensor in inventory.tensors}
+    foreign = tried.keys() - names
     if foreign:
         notes.append(f"{some(sorted(foreign))}: not in this model, left out.")
     if other_size:

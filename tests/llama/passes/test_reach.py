@@ -159,7 +159,8 @@ def test_a_few_windows_are_chosen_of_many():
     some = windows_for(np.arange(1000 * 512, dtype=np.int32).reshape(1000, 512), 28)
     assert some.shape == (8, 256)
     assert windows_for(np.zeros((1, 64), np.int32), 2).shape == (1, 64)
-    assert len(windows_for(np.zeros((40, 512), np.int32), 28)) == 2
+    assert len(windows_for(np.zeros((100, 512), np.int32), 28)) == 6
+    assert len(windows_for(np.zeros((40, 512), np.int32), 28)) == 4
 
 
 def test_files_hold_it_and_are_merged_by_tokens(tmp_path):
