@@ -74,7 +74,8 @@ class CovarianceFacts:
 
 @dataclass(frozen=True, slots=True)
 class ImatrixFacts:
-    """An imatrix; `tokens` is chunks times chunk size, None where the file does not say."""
+    """An imatrix; `tokens` is chunks times chunk size, and `reach` on how many tokens it was found how far noise
+    reaches, each None where the file does not say."""
 
     kind: str
     path: str
@@ -87,6 +88,7 @@ class ImatrixFacts:
     entries: tuple[EntryFacts, ...]
     coverage: CoverageFacts | None
     covariances: CovarianceFacts | None = None
+    reach: int | None = None
 
 
 def imatrix_facts(imatrix: Imatrix, model: Model | None = None, covariances: Covariances | None = None) -> ImatrixFacts:
@@ -105,6 +107,7 @@ def imatrix_facts(imatrix: Imatrix, model: Model | None = None, covariances: Cov
         entries=tuple(entries),
         coverage=None if model is None else _coverage(imatrix.coverage(model), imatrix, model),
         covariances=None if covariances is None else _covariance_facts(covariances),
+        reach=max((found.tokens for found in imatrix.reach.values()), default=None),
     )
 
 
@@ -208,6 +211,10 @@ def _head(facts: ImatrixFacts) -> list[str]:
     else:
         sums = "yes, of activations beside those of their squares"
     lines += labelled("Sums", sums)
+    if facts.reach is not None:
+        lines += labelled("Reach", f"of noise, from {facts.reach:,} tokens: losses are in nats")
+    elif facts.with_sums:
+        lines += labelled("Reach", "of noise not known: losses are up to scale")
     if (found := facts.covariances) is not None:
         what = f"{found.tensors:,} tensors: {found.inputs:,} inputs of {_span(list(found.channels))} channels"
         lines += labelled("Covariances", f"of {what}, {_span(list(found.tokens))} tokens")

@@ -163,7 +163,7 @@ def test_a_few_windows_are_chosen_of_many():
     assert len(windows_for(np.zeros((40, 512), np.int32), 28)) == 4
 
 
-def test_files_hold_it_and_are_merged_by_tokens(tmp_path):
+def test_files_hold_it_and_are_merged_by_tokens(tmp_path, run):
     paths = []
     for number, (nats, tokens) in enumerate(((1.0, 100), (4.0, 200))):
         sums = Sums(
@@ -173,6 +173,10 @@ def test_files_hold_it_and_are_merged_by_tokens(tmp_path):
         write_imatrix(sums, paths[-1], force=True)
     files = [read_imatrix(path) for path in paths]
     assert files[1].reach == {"token_embd.weight": Reach(4.0, 200)}
+    assert "Reach       of noise, from 200 tokens: losses are in nats" in run("inspect", paths[1]).out
+    sums = Sums(16, {"blk.0.ffn_down.weight": TensorSums.zeros(32, 1)})
+    write_imatrix(sums, tmp_path / "without.gguf", force=True)
+    assert "Reach       of noise not known: losses are up to scale" in run("inspect", tmp_path / "without.gguf").out
     assert merge_imatrices(files).reach == {"token_embd.weight": Reach(3.0, 300)}
 
 
