@@ -42,6 +42,7 @@ SCHEMA = ROOT / "docs/recipe.schema.json"
 GENERATED = (*(ROOT / name for name in ("README.md", "docs/cli.md", "docs/formats.md", "docs/quality.md")), SCHEMA)
 MEASURE = "planner measure examples/prose-8m-f16.gguf --imatrix examples/prose-8m-sums.imatrix.gguf"
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_DECIMAL = re.compile(r"-?\d+\.\d+")
 _NUMBER = re.compile(r"-?\b\d[\d.,]*(e-\d+)?\b")
 _REGION = re.compile(r"(<!-- (table|figures: \w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _LAUNCHER = """#!{python}
@@ -144,6 +145,12 @@ def normalized(output: str) -> str:
         flags=re.M,
     )
     return "\n".join(line.rstrip() for line in output.splitlines())
+
+
+def without_decimals(output: str) -> str:
+    """Normalized output on one line without its decimals: of what llama.cpp computes, tails of divergences differ by a
+    tenth between processors, which round activations otherwise."""
+    return " ".join(_DECIMAL.sub("N", normalized(output)).split())
 
 
 def cli_reference() -> str:

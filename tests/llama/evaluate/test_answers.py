@@ -127,8 +127,9 @@ def test_compared_by_the_same_predictions_as_each_run_alone(chatty, chats, tmp_p
                     expected.append(-log_p[passage.tokens[place + 1]])
                     tokens.append(passage.tokens[place + 1])
     assert found.tokens.tolist() == tokens
-    np.testing.assert_allclose(nll, expected, atol=2e-3)
-    np.testing.assert_allclose(found.nll, expected, atol=2e-3)
+    # llama.cpp adds up batches in another order than single tokens, on each processor in one of its own
+    np.testing.assert_allclose(nll, expected, atol=5e-3)
+    np.testing.assert_allclose(found.nll, expected, atol=5e-3)
     assert np.abs(found.kld).max() < 1e-3
 
 
