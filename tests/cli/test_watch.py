@@ -164,6 +164,7 @@ IN_A_CALLBACK = """
 import ctypes, signal, time
 from planner.cli.watch import start_watched
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's jobs in the background ignore
 start_watched()
 times = []
 
