@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,18 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.mixes import MIXES, mix_formats
-from planner.formats.ggml import formats
 from planner.gguf import open_model, read_imatrix
 from planner.llama.evaluate.baseline import record
 from planner.llama.evaluate.compare import diverge
 from planner.llama.passes.kld import by_window
-from planner.llama.passes.perturb import open_perturber
+from planner.llama.passes.recipes import Followed, formats_to_follow, run_recipes
+from planner.llama.passes.weights import open_weights
 from planner.llama.text import spread_windows
 from planner.plan.assess import assess
 from planner.plan.findings import Findings
 from planner.plan.plan import make_plan
 from planner.plan.request import PlanRequest
-from planner.recipe import Recipe
 from state import Store
 
 __all__ = ["Promise", "promises"]
@@ -66,35 +66,28 @@ class Promise:
         return float(apart.std(ddof=1) / math.sqrt(len(apart)) / self.found.mean())
 
 
-def keep(changer, recipe: Recipe, losing: Mapping[str, str]) -> None:
-    """Put the model into a recipe's formats, leaving what has them already."""
-    wanted = {choice.name: choice.format for choice in recipe.tensors if choice.loss and choice.name in changer.weights}
-    changer.restore(sorted(losing.keys() - wanted.keys()))
-    changer.change({name: formats()[fmt] for name, fmt in wanted.items() if losing.get(name) != fmt})
-    losing.clear()
-    losing.update(wanted)
-
-
 def promises(model: Path, imatrix: Path, findings: Findings, sensitivity: str, mixes: list[str], text: Path, ctx: int,
              windows: int, threads: int) -> Iterator[Promise]:  # fmt: skip
-    losses = findings.losses(sensitivity).where("gpu")
+    losses, matrix, recipes = findings.losses(sensitivity).where("gpu"), read_imatrix(imatrix), []
+    for mix in mixes:
+        theirs = assess(findings.inventory, mix_formats(model, imatrix, mix), losses, why="llama.cpp's mix").recipe
+        request = PlanRequest(budget=theirs.size, sensitivity=sensitivity, run_on="gpu")
+        recipes += [theirs, make_plan(findings, request).recipe]
     with (
         open_model(model) as opened,
-        open_perturber(model, opened, read_imatrix(imatrix), context=ctx, threads=threads, gpu_layers=0) as changer,
+        open_weights(model, opened, context=ctx, threads=threads, gpu_layers=0) as weights,
     ):
-        (some,) = spread_windows(changer.engine, text, ctx, ctx * windows)
-        baseline = record(changer.engine, some)
-        now: dict[str, str] = {}
-
-        def found(recipe: Recipe) -> NDArray[np.float64]:
-            keep(changer, recipe, now)
-            return by_window(diverge(changer.engine, baseline).kld, baseline).mean(axis=1)
-
-        for mix in mixes:
-            theirs = assess(findings.inventory, mix_formats(model, imatrix, mix), losses, why="llama.cpp's mix").recipe
-            request = PlanRequest(budget=theirs.size, sensitivity=sensitivity, run_on="gpu")
-            ours = make_plan(findings, request).recipe
-            yield Promise(mix, theirs.loss, found(theirs), ours.loss, found(ours))
+        (some,) = spread_windows(weights.engine, text, ctx, ctx * windows)
+        baseline = record(weights.engine, some)
+        followed = [Followed(each, "", matrix, None, formats_to_follow(opened, each, matrix)) for each in recipes]
+        found = run_recipes(
+            weights,
+            followed,
+            lambda engine, _: by_window(diverge(engine, baseline).kld, baseline).mean(axis=1),
+            lambda _: nullcontext(lambda *_: None),
+        )
+        for mix, (theirs, ours) in zip(mixes, zip(recipes[::2], recipes[1::2], strict=True), strict=True):
+            yield Promise(mix, theirs.loss, next(found), ours.loss, next(found))
 
 
 HEADER = (

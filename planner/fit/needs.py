@@ -10,6 +10,7 @@ from planner.fit.compute import RESERVE, compute_bytes
 from planner.fit.context import Context, fits_in
 from planner.fit.layers import INDEXED, Layer, is_known, layers_of
 from planner.fit.parameters import Metadata, Parameters
+from planner.names.gguf import is_tied
 from planner.sizes import align
 
 __all__ = ["ALIGNMENT", "Beside", "Needs", "longest", "stays_in_ram", "weights_on_card"]
@@ -35,7 +36,7 @@ def stays_in_ram(name: str, names: Collection[str]) -> bool:
     >>> stays_in_ram("token_embd.weight", ["token_embd.weight"])
     False
     """
-    return name in _LOOKED_UP and (name != "token_embd.weight" or "output.weight" in names)
+    return name in _LOOKED_UP and not is_tied(name, names)
 
 
 def weights_on_card(sizes: Mapping[str, int]) -> int:

@@ -112,13 +112,9 @@ def survey_tensor(
     Raises ModelError where weights are NaN or infinite, and Stopped soon after `stop()` turns true.
     """
     sha = hashlib.sha256()
-    survey = _pass(
-        model, tensor, moments, np.zeros_like(moments.mean, dtype=np.bool_), stop, functools.partial(_read, sha)
-    )
+    none = np.zeros_like(moments.mean, dtype=np.bool_)
+    survey = _pass(model, tensor, moments, none, stop, functools.partial(_read, sha), looked_up=looked_up)
     survey = replace(survey, digest=sha.hexdigest())
-    if looked_up:
-        squares = _squares_of_rows(model, tensor, stop)
-        return replace(survey, looked_up=True, massive_energy=squares, expected_massive_error=squares)
     if not find_massive:
         return survey
     massive = massive_channels(moments, survey.columns)
@@ -148,6 +144,8 @@ def _pass(
     massive: NDArray[np.bool_],
     stop: Stop,
     digest: Callable[[memoryview], None],
+    *,
+    looked_up: bool = False,
 ) -> Survey:
     flat = {name: np.zeros(tensor.rows) for name in ("mean", "var", "massive", "expected", "peaks", "expected_massive")}
     columns = np.zeros(moments.mean.shape)
@@ -171,6 +169,9 @@ def _pass(
             if massive[matrix].any():
                 for name, values in _massive_sums(rows, moments, matrix, massive[matrix], second[matrix]).items():
                     flat[name][here] += values
+            if looked_up:
+                floats = rows.astype(np.float32, copy=False)
+                flat["massive"][here] = flat["expected_massive"][here] = np.einsum("ij,ij->i", floats, floats)
         model.release(tensor, start, end)
     _check_finite(tensor, columns, flat.values())
     shape = (tensor.matrices, tensor.rows_per_matrix)
@@ -185,19 +186,8 @@ def _pass(
         massive_energy=flat["massive"].reshape(shape),
         expected_error=np.stack([flat["expected"], flat["peaks"]]).reshape(2, *shape),
         expected_massive_error=flat["expected_massive"].reshape(shape),
+        looked_up=looked_up,
     )
-
-
-def _squares_of_rows(model: Model, tensor: Tensor, stop: Stop) -> Doubles:
-    """Return Σ_j W_ij² of every row, float64 [matrices, rows_per_matrix]."""
-    squares = np.zeros(tensor.rows)
-    for _, start, end in tensor.slices(_CHUNK):
-        if stop():
-            raise Stopped
-        rows = model.rows(tensor, start, end)
-        squares[start:end] = np.einsum("ij,ij->i", rows, rows)
-        model.release(tensor, start, end)
-    return squares.reshape(tensor.matrices, tensor.rows_per_matrix)
 
 
 def _check_finite(tensor: Tensor, columns: Doubles, others: Iterable[Doubles]) -> None:

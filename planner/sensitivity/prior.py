@@ -17,7 +17,7 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-from planner.names.gguf import ahead, is_expert, role_of
+from planner.names.gguf import ahead, is_expert, is_tied, role_of
 
 __all__ = [
     "BLOCK_MEAN",
@@ -128,10 +128,12 @@ def prior(names: Sequence[str], *, blocks: int) -> dict[str, Prior]:
     """
     table = load_table()
     drafted = ahead(names)
-    tied = "output.weight" not in names
     last = last_block(names, blocks)
     experts = Counter(role_of(name) for name in names if is_expert(name))
-    found = {name: _look_up(name, table, tied, role_of(name)[0] if name in drafted else last) for name in names}
+    found = {
+        name: _look_up(name, table, is_tied(name, names), role_of(name)[0] if name in drafted else last)
+        for name in names
+    }
     # values are of all experts together
     return {
         name: entry._replace(value=entry.value / experts[role_of(name)]) if is_expert(name) else entry
@@ -141,7 +143,7 @@ def prior(names: Sequence[str], *, blocks: int) -> dict[str, Prior]:
 
 def _look_up(name: str, table: Table, tied: bool, last: int | None) -> Prior:
     block, role = role_of(name)
-    wanted = found = TIED if tied and name == "token_embd.weight" else role
+    wanted = found = TIED if tied else role
     while found not in table.values and found != BLOCK_MEAN:
         found = nearest(found)
     value = table.values.get(found, 1.0)

@@ -57,10 +57,9 @@ def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
             embeds, predicts = SEEN_EMBEDDING if seen else 1.0, fact.output or 0.0
             if nats:
                 embeds, predicts = embedding.reach or 0.0, fact.logits or 0.0
-            added, each = fact.added or ErrorParts(0.0, 0.0, 0.0), embeds / fact.write if fact.write else 0.0
-            shares[name] = ErrorParts(
-                added.variance * each + predicts, added.mean * each + predicts, added.massive * each
-            )
+            variance, mean, rows = fact.added or (0.0, 0.0, 0.0)
+            each = embeds / fact.write if fact.write else 0.0
+            shares[name] = ErrorParts(variance * each + predicts, mean * each + predicts, rows * each)
     worth = 1.0  # of a share of the stream
     for _, step in sorted(steps.items(), key=lambda item: item[0]):
         written += sum(fact.write for _, fact, _ in step)

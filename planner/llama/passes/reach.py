@@ -69,9 +69,8 @@ def sound(
     some = windows_for(windows, model.parameter("block_count") or 1)
     context = some.shape[1]
     with Engine(
-        model.path, context=context, threads=threads, gpu_layers=gpu_layers, observer=_Finder(context),
-        windows_at_a_time=max(GRAPH // context, 1),
-    ) as engine:  # fmt: skip
+        model.path, context=context, threads=threads, gpu_layers=gpu_layers, observer=_Finder(context), batch=GRAPH
+    ) as engine:
         yield from reach(engine, model, some, found)
 
 
