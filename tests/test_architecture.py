@@ -79,7 +79,7 @@ ORDER = (
         "bench logprobs baseline answers chats divergence compare cache statistics results frontier trajectories "
         "prompts taskfiles tasks mmlu __init__",
     ),
-    ("planner.llama.passes", "kld calibrate weights perturb polish trials recipes check reach __init__"),
+    ("planner.llama.passes", "kld calibrate weights perturb polish trials recipes check paths noise reach __init__"),
     ("planner.llama.rounding", "seen block rounder depth __init__"),
     ("planner.report", "columns pages curve chart checks difference evaluation memory results tables __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),

@@ -121,6 +121,20 @@ class Imatrix:
         found = self.reach.get(name)
         return None if found is None else found.nats
 
+    def worth(self, tensor: Tensor) -> NDArray[np.float64] | None:
+        """Return what energy in each of a tensor's outputs is worth, f64[rows of a matrix]; None where all are alike.
+        Raises ImatrixError where there are others than those of the tensor."""
+        found = self.reach.get(tensor.name)
+        if found is None or found.channels is None:
+            return None
+        if len(found.channels) != tensor.rows_per_matrix:
+            raise ImatrixError(
+                f"{self.path}: {tensor.name} has {tensor.rows_per_matrix:,} outputs in the model, and "
+                f"{len(found.channels):,} in the imatrix.",
+                "Give the imatrix that was made of this model.",
+            )
+        return found.channels.astype(np.float64)
+
     def covers(self, tensor: Tensor) -> bool:
         """Return whether there is an entry for the tensor.
 
@@ -282,9 +296,10 @@ def _gguf_entry(file: GgufFile, name: str, tensors: Mapping[str, Tensor]) -> Ent
 def _reach(file: GgufFile, tensor: Tensor) -> Reach:
     """Read how far noise reaches. Raises ImatrixError for what cannot be."""
     values = np.frombuffer(file.data, "<f4", tensor.elements if tensor.format == "f32" else 0, tensor.offset)
-    if len(values) != len(Reach._fields) or not (np.isfinite(values).all() and values.min() > 0):
-        raise ImatrixError(f"{file.path}: {tensor.name} is not two numbers above zero.", _AGAIN)
-    return Reach(float(values[0]), round(float(values[1])))
+    own, channels = values[:2], values[2:]
+    if len(own) < 2 or not np.isfinite(values).all() or own.min() <= 0 or (channels.size and channels.min() < 0):
+        raise ImatrixError(f"{file.path}: {tensor.name} is not two numbers above zero, and more of channels.", _AGAIN)
+    return Reach(float(own[0]), round(float(own[1])), channels if channels.any() else None)
 
 
 def _stream(path: Path, name: str, arrays: Mapping[str, Floats], shape: tuple[int, int]) -> StreamSums | None:

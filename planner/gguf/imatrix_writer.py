@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from planner.errors import ImatrixError, option
 from planner.files import Output, check_destinations
 from planner.gguf.container import Item, header_of, places
-from planner.gguf.entry import REACH, STREAM
+from planner.gguf.entry import REACH, STREAM, Reach
 from planner.gguf.metadata import encode_pair
 from planner.gguf.sums import Sums, TensorSums
 
@@ -32,8 +32,9 @@ _I32_MAX = 2**31 - 1
 def write_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> int:
     """Write a GGUF file atomically; return its size in bytes. Raises OutputError, also if `path` is one of the
     `inputs`, and ImatrixError for names that no GGUF can have."""
-    reach = ((Item(name + REACH, (len(found), 1)), np.array(found)) for name, found in sorted(sums.reach.items()))
-    parts: list[tuple[Item, NDArray[np.generic]]] = [*imatrix_items(sums), *reach]
+    reach = {name + REACH: _reach_values(found) for name, found in sorted(sums.reach.items())}
+    parts: list[tuple[Item, NDArray[np.generic]]] = list(imatrix_items(sums))
+    parts += [(Item(name, (len(values), 1)), values) for name, values in reach.items()]
     items = [item for item, _ in parts]
     header = header_of([encode_pair("general.type", "imatrix"), *imatrix_keys(sums)], items, ImatrixError)
 
@@ -45,6 +46,11 @@ def write_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path]
     *_, total = places(header, items)
     _write(path, data(), total, inputs, force=force)
     return total
+
+
+def _reach_values(found: Reach) -> Floats:
+    channels = np.zeros(0) if found.channels is None else found.channels
+    return np.concatenate([[found.nats, found.tokens], channels]).astype(np.float32)
 
 
 def imatrix_items(sums: Sums) -> Iterator[tuple[Item, NDArray[np.generic]]]:

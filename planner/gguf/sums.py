@@ -85,11 +85,10 @@ class Sums:
     reach: dict[str, Reach] = field(default_factory=dict)
 
     def add_reach(self, found: Mapping[str, Reach]) -> None:
-        """Take how far noise reaches together with what is known of it, by how many tokens either was found on."""
+        """Take how far noise reaches together with what is known of it, by how many tokens either was found on. Raises
+        ValueError where channels are not as many."""
         for name, more in found.items():
-            nats, tokens = self.reach.get(name, (0.0, 0))
-            together = tokens + more.tokens
-            self.reach[name] = Reach((nats * tokens + more.nats * more.tokens) / together, together)
+            self.reach[name] = _together(self.reach[name], more) if name in self.reach else more
 
     @property
     def chunk_count(self) -> int:
@@ -101,6 +100,21 @@ class Sums:
     def without_sums(self) -> tuple[str, ...]:
         """Tensors whose sums of activations are unknown."""
         return tuple(name for name, entry in self.tensors.items() if entry.sums is None)
+
+
+def _together(one: Reach, other: Reach) -> Reach:
+    """Return the mean of what was found of how far noise reaches, by tokens; of channels, if either knows of any.
+    Raises ValueError where they are not as many."""
+    if (one.channels is None) != (other.channels is None):
+        return one if other.channels is None else other  # shares of another energy
+    tokens = one.tokens + other.tokens
+    share = one.tokens / tokens
+    channels = None
+    if one.channels is not None and other.channels is not None:
+        if len(one.channels) != len(other.channels):
+            raise ValueError(f"writes to {len(other.channels):,} channels, not {len(one.channels):,}")
+        channels = (share * one.channels + (1 - share) * other.channels).astype(np.float32)
+    return Reach((one.nats * one.tokens + other.nats * other.tokens) / tokens, tokens, channels)
 
 
 def merge_imatrices(files: Sequence[Imatrix], chunk_size: int | None = None) -> Sums:
@@ -126,12 +140,12 @@ def merge_imatrices(files: Sequence[Imatrix], chunk_size: int | None = None) -> 
                     "Make it again with llama-imatrix, or leave it out.",
                 ) from problem
             except ValueError as problem:
-                raise ImatrixError(
-                    f"{file.path}: the imatrix of another model than {files[0].path}: {name} {problem}.",
-                    "Merge only importance matrices of one model.",
-                ) from problem
+                raise _of_another_model(file, files[0], f"{name} {problem}") from problem
         merged.datasets += file.datasets
-        merged.add_reach(file.reach)
+        try:
+            merged.add_reach(file.reach)
+        except ValueError as problem:
+            raise _of_another_model(file, files[0], str(problem)) from problem
     return merged
 
 
@@ -155,8 +169,11 @@ def _check_names(file: Imatrix, first: Imatrix) -> None:
     are exempt, since they leave out tensors that were never used.)"""
     more, less = file.entries.keys() - first.entries.keys(), first.entries.keys() - file.entries.keys()
     if more and less and not file.legacy and not first.legacy:
-        raise ImatrixError(
-            f"{file.path}: the imatrix of another model than {first.path}: {min(more)} is only in it, and {min(less)} "
-            "only in the other.",
-            "Merge only importance matrices of one model.",
-        )
+        raise _of_another_model(file, first, f"{min(more)} is only in it, and {min(less)} only in the other")
+
+
+def _of_another_model(file: Imatrix, first: Imatrix, what: str) -> ImatrixError:
+    return ImatrixError(
+        f"{file.path}: the imatrix of another model than {first.path}: {what}.",
+        "Merge only importance matrices of one model.",
+    )

@@ -52,25 +52,26 @@ class BlockAnatomy:
     scale: float = 1.0
     readers: float = 1.0
 
-    def energy_after_norms(self, role: str) -> float | None:
-        """Return the energy that norms give to what a writer of this role adds to the stream; None without norms.
+    def norm_behind(self, role: str) -> Doubles | None:
+        """Return the squared weights of the norms between what a writer of this role makes and the stream, f64[n]:
+        they multiply energies of channels over the mean of these. None without norms.
 
         `post_attention_norm` alone, without an ffn_norm or a norm after the FFN, is the norm *before* the FFN
         (Qwen3-Next). Gemma 4 normalizes what its dense part and its experts make, and then the sum.
         """
         if role == LAYER_WRITER:
-            return self._energy("post_norm")
+            return self._squares("post_norm")
         if not role.startswith("ffn_"):
             behind = "ffn_norm" in self.vectors or "post_ffw_norm" in self.vectors
-            return self._energy("post_attention_norm") if behind else None
-        last, parts = self._energy("post_ffw_norm"), [self._energy(name) for name in _PARTS.values()]
-        own = self._energy(_PARTS.get(role, ""))
-        if last is None or own is None or None in parts:
+            return self._squares("post_attention_norm") if behind else None
+        last, own = self._squares("post_ffw_norm"), self._squares(_PARTS.get(role, ""))
+        parts = [part for part in map(self._squares, _PARTS.values()) if part is not None]
+        if last is None or own is None or len(parts) < len(_PARTS):
             return last
-        return last * own / max(sum(filter(None, parts)), _LEAST)
+        return last * own / max(float(np.mean(sum(parts))), _LEAST)
 
-    def _energy(self, norm: str) -> float | None:
-        return float((self.vectors[norm] ** 2).sum()) if norm in self.vectors else None
+    def _squares(self, norm: str) -> Doubles | None:
+        return self.vectors[norm] ** 2 if norm in self.vectors else None
 
 
 @dataclass(frozen=True)

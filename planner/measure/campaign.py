@@ -8,6 +8,7 @@ Everything kept has a key that covers all it depends on, so nothing stale is use
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -188,7 +189,9 @@ class Campaign:
         if self._imatrix is None or not self._imatrix.covers(tensor):
             return ["none"]
         tied = is_tied(tensor.name, self._model.by_name)
-        return [self._imatrix.entries[tensor.name].key, *(["looked up"] if tied else [])]
+        outputs = self._imatrix.worth(tensor)
+        worth = [] if outputs is None else [hashlib.sha256(outputs.tobytes()).hexdigest()]
+        return [self._imatrix.entries[tensor.name].key, *(["looked up"] if tied else []), *worth]
 
     def _has_gaps(self, tensor: Tensor) -> bool:
         return self._imatrix is not None and self._imatrix.has_gaps(tensor)

@@ -101,6 +101,11 @@ def block_facts(
     convolution(known, facts)
     per_layer_inputs(known, facts, anatomy)
     anchored(known, facts)
+    for role, survey in known.items():
+        if role in facts and facts[role].reach is None and survey.moments.reach is not None:
+            moments = survey.moments
+            steady = float((moments.mean**2).sum() / moments.second.sum())
+            facts[role] = replace(facts[role], apiece=moments.reach, steady=steady)
     names = {role: survey.tensor.name for role, survey in known.items()}
     found = {names[role]: own.scaled(1 / block.scale) for role, own in facts.items()}
     found = {name: own for name, own in found.items() if own.is_finite()}
@@ -126,17 +131,19 @@ def _share(survey: Survey, anatomy: Anatomy) -> float:
 
 
 def _writer(survey: Survey, block: BlockAnatomy, anatomy: Anatomy, stage: int) -> Facts:
-    share = _share(survey, anatomy) * anatomy.residual_scale**2
-    energy, massive = survey.energy * share, survey.energy_massive * share
-    normed = block.energy_after_norms(role_of(survey.tensor.name)[1])
-    if normed is not None and energy + massive > 0:
-        # The norm sets the energy of the output, and scales errors with it
-        scale = normed * anatomy.residual_scale**2 / (energy + massive)
-        energy, massive = energy * scale, massive * scale
     moments = survey.moments
+    scale = _share(survey, anatomy) * anatomy.residual_scale**2
+    written = made = float(moments.usage @ survey.made) * scale
+    norm = block.norm_behind(role_of(survey.tensor.name)[1])
+    if norm is not None and made > 0:
+        # The norm sets the energy of the output, and scales errors with it
+        written = float(norm.sum()) * anatomy.residual_scale**2
+        scale *= (written if moments.outputs is None else len(norm) * anatomy.residual_scale**2) / made
+    energy, massive = survey.energy * scale, survey.energy_massive * scale
+    write = energy if moments.outputs is None else written
     return Facts(
         ErrorParts(energy, energy, massive),
-        energy,
+        write,
         stage,
         stream=moments.stream,
         seen=moments.seen,

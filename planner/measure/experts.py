@@ -77,6 +77,7 @@ def _stacked(members: Sequence[Survey], usage: Doubles, like: Survey) -> Survey:
         massive_energy=np.concatenate([member.massive_energy for member in members]),
         expected_error=np.concatenate([member.expected_error for member in members], axis=1),
         expected_massive_error=np.concatenate([member.expected_massive_error for member in members]),
+        made=np.concatenate([member.made for member in members]),
     )
 
 

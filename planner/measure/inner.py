@@ -37,6 +37,11 @@ def gain(survey: Survey, facts: Facts) -> float:
     return facts.added.variance / survey.energy
 
 
+def _worth(writer: Facts) -> float:
+    """Return the energy that a relative error of 1 in what a writer makes adds to the stream."""
+    return 0.0 if writer.added is None else writer.added.variance
+
+
 def per_layer_inputs(known: Mapping[str, Survey], facts: dict[str, Facts], anatomy: Anatomy) -> None:
     """Per-layer embeddings: the writer reads act(g_i) u_i, with g from `inp_gate` and u gathered by token.
 
@@ -45,12 +50,12 @@ def per_layer_inputs(known: Mapping[str, Survey], facts: dict[str, Facts], anato
     """
     for writer in (LAYER_WRITER, NGRAM_WRITER):
         if writer in facts:
-            facts[writer] = replace(facts[writer], gathers=facts[writer].write)
+            facts[writer] = replace(facts[writer], gathers=_worth(facts[writer]))
     gate, output = known.get("inp_gate"), known.get(LAYER_WRITER)
     if gate is None or output is None or len(gate.out_mean[0]) != output.tensor.row_length:
         return
     share = _share_of_gate(output, gate.out_mean[0], gate.out_var[0], anatomy.activation)
-    facts["inp_gate"] = evenly(share * facts[LAYER_WRITER].write, facts[LAYER_WRITER].stage)
+    facts["inp_gate"] = evenly(share * _worth(facts[LAYER_WRITER]), facts[LAYER_WRITER].stage)
 
 
 def query_gates(known: Mapping[str, Survey], facts: dict[str, Facts], block: BlockAnatomy) -> None:
@@ -61,7 +66,7 @@ def query_gates(known: Mapping[str, Survey], facts: dict[str, Facts], block: Blo
     if query is None or output is None or query.tensor.rows != 2 * width or output.tensor.row_length != width:
         return
     mean, var = (x.reshape(block.heads, 2, -1)[:, 1].reshape(-1) for x in (query.out_mean, query.out_var))
-    energy = _share_of_gate(output, mean, var, "sigmoid") * facts["attn_output"].write
+    energy = _share_of_gate(output, mean, var, "sigmoid") * _worth(facts["attn_output"])
     if "attn_q" in facts and (so_far := facts["attn_q"].added) is not None:
         added = ErrorParts(so_far.variance + energy, so_far.mean + energy, so_far.massive)
         facts["attn_q"] = replace(facts["attn_q"], added=added)
@@ -80,7 +85,7 @@ def convolution(known: Mapping[str, Survey], facts: dict[str, Facts]) -> None:
     """LFM2: `shortconv.in_proj` makes three factors of what `shortconv.out_proj` reads, which is linear in each."""
     writer = facts.get("shortconv.out_proj")
     if writer is not None and "shortconv.in_proj" in known:
-        facts["shortconv.in_proj"] = evenly(3 * writer.write, writer.stage)
+        facts["shortconv.in_proj"] = evenly(3 * _worth(writer), writer.stage)
 
 
 def latent_experts(known: Mapping[str, Survey], facts: dict[str, Facts]) -> None:
@@ -90,10 +95,10 @@ def latent_experts(known: Mapping[str, Survey], facts: dict[str, Facts]) -> None
     if writer is None or inner is None or inner.added is None:
         return
     whole = max(inner.added.variance, _LEAST)
-    added = ErrorParts(*(writer.write * energy / whole for energy in inner.added))
+    added = ErrorParts(*(_worth(writer) * energy / whole for energy in inner.added))
     facts["ffn_down_exps"] = replace(inner, added=added, write=0.0, stream=None)
     if "ffn_latent_down" in known:
-        facts["ffn_latent_down"] = evenly(writer.write, writer.stage)
+        facts["ffn_latent_down"] = evenly(_worth(writer), writer.stage)
 
 
 _ATTENTION_PARTS = ("attn_q", "attn_k", "attn_v", "attn_gate", "attn_output_a", "attn_compressor", "indexer")
@@ -115,5 +120,5 @@ def anchored(known: Mapping[str, Survey], facts: dict[str, Facts]) -> None:
         writers = next((own for start, own in _ANCHORED.items() if role.startswith(start)), ())
         anchor = next((writer for writer in writers if writer in facts), None)
         if role not in facts and anchor is not None:
-            energy = facts[anchor].write * role_value(role) / role_value(anchor)
+            energy = _worth(facts[anchor]) * role_value(role) / role_value(anchor)
             facts[role] = evenly(energy, facts[anchor].stage)

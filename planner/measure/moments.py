@@ -35,6 +35,9 @@ class Moments:
     `reach` is the divergence in nats that noise behind the tensor makes, by its share of the stream, and `logits` that
     of noise in the logits; None where the imatrix does not say.
 
+    `outputs` is what energy in each of the tensor's outputs is worth, float64 [rows_per_matrix], where the imatrix
+    knows them not to be alike: of a tensor that writes to the stream through a norm.
+
     `pairs` has the covariances of the channels, where they are known and codes are to be refined against them.
     """
 
@@ -50,6 +53,7 @@ class Moments:
     logits: float | None = None
     massive_second: Doubles | None = None
     massive_mean: Doubles | None = None
+    outputs: Doubles | None = None
     pairs: LatestMetric | None = None
 
     @property
@@ -83,7 +87,7 @@ def moments(tensor: Tensor, imatrix: Imatrix | None, refinement: Refinement | No
     shape = (tensor.matrices, tensor.row_length)
     entry = imatrix.match(tensor) if imatrix else None
     reach, logits = (None if imatrix is None else imatrix.nats(name) for name in (tensor.name, LOGITS_REACH))
-    if entry is None:
+    if imatrix is None or entry is None:
         return Moments(
             np.ones(shape), np.zeros(shape), np.ones(shape[0]), None, False, False, reach=reach, logits=logits
         )
@@ -101,10 +105,12 @@ def moments(tensor: Tensor, imatrix: Imatrix | None, refinement: Refinement | No
         # not their mean, which a single massive channel can rule
         second[matrix, ~seen[matrix]] = np.median(second[matrix, seen[matrix]])
     known = bool(reached.any())
+    outputs = imatrix.worth(tensor)
     pairs = LatestMetric(refinement, tensor) if refinement and refinement.covariances.covers(tensor) else None
     plain = Moments(
-        second, mean, usage, weights, entry.means is not None, known, reach=reach, logits=logits, pairs=pairs
-    )
+        second, mean, usage, weights, entry.means is not None, known, reach=reach, logits=logits,
+        outputs=outputs, pairs=pairs,
+    )  # fmt: skip
     stream = entry.stream
     if stream is None or not stream.known or not plain.has_mean:
         return plain

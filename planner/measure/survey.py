@@ -45,6 +45,9 @@ class Survey:
     first, and in massive channels), of its largest square in others (the second). `digest` is the SHA-256 of the
     tensor's data.
 
+    Where outputs are not worth the same (`moments.outputs`), all of these count a row's squares by what its output is
+    worth. `made`, float64 [matrices], is the energy of all outputs as they are, massive channels included.
+
     Of a matrix that makes the logits and is `looked_up` too, as the embedding, what is said of massive channels is of
     its rows as they are: Σ_j W_ij².
     """
@@ -59,6 +62,7 @@ class Survey:
     massive_energy: Doubles
     expected_error: Doubles
     expected_massive_error: Doubles
+    made: Doubles
     looked_up: bool = False
 
     def slim(self) -> Survey:
@@ -74,6 +78,12 @@ class Survey:
         if not totals.all():
             return np.zeros(self.out_mean.shape)
         return np.asarray((self.expected_error / totals).mean(axis=0) * self.energy)
+
+    def worth(self, matrix: int, rows: NDArray[np.int64]) -> Doubles:
+        """Return what errors of some rows of a matrix count for, float64 [k], by `rows`, int64 [k], counted through all
+        matrices: by how often it is used, and what their outputs are worth."""
+        usage, outputs = self.moments.usage[matrix], self.moments.outputs
+        return np.full(len(rows), usage) if outputs is None else usage * outputs[rows % self.tensor.rows_per_matrix]
 
     @property
     def energy(self) -> float:
@@ -148,7 +158,7 @@ def _pass(
     looked_up: bool = False,
 ) -> Survey:
     flat = {name: np.zeros(tensor.rows) for name in ("mean", "var", "massive", "expected", "peaks", "expected_massive")}
-    columns = np.zeros(moments.mean.shape)
+    columns, outputs = np.zeros(moments.mean.shape), moments.outputs
     # float32 keeps this at the speed of memory
     mean = np.where(massive, 0.0, moments.mean).astype(np.float32)
     variance = np.where(massive, 0.0, moments.variance).astype(np.float32)
@@ -163,6 +173,8 @@ def _pass(
         here = slice(start, end)
         with np.errstate(invalid="ignore", over="ignore"):  # asked about below, once a tensor
             of_columns, of_rows = sums(rows, mean[matrix], variance[matrix], plain[matrix])
+            if outputs is not None:
+                of_columns = outputs[start - matrix * len(outputs) :][: end - start] @ np.square(rows, dtype=np.float32)
             columns[matrix] += of_columns
             for name, values in zip(("mean", "var", "expected", "peaks"), of_rows, strict=True):
                 flat[name][here] = values
@@ -175,6 +187,10 @@ def _pass(
         model.release(tensor, start, end)
     _check_finite(tensor, columns, flat.values())
     shape = (tensor.matrices, tensor.rows_per_matrix)
+    made = (flat["var"] + flat["mean"] ** 2 + flat["massive"]).reshape(shape).sum(axis=1)
+    if outputs is not None:
+        for name, values in flat.items():
+            values *= np.tile(np.sqrt(outputs) if name == "mean" else outputs, tensor.matrices)
     return Survey(
         tensor=tensor,
         moments=moments,
@@ -186,6 +202,7 @@ def _pass(
         massive_energy=flat["massive"].reshape(shape),
         expected_error=np.stack([flat["expected"], flat["peaks"]]).reshape(2, *shape),
         expected_massive_error=flat["expected_massive"].reshape(shape),
+        made=made,
         looked_up=looked_up,
     )
 

@@ -18,7 +18,7 @@ from planner.sensitivity.parts import ErrorParts
 
 __all__ = ["STRUCTURE_VERSION", "in_nats", "stream_shares"]
 
-STRUCTURE_VERSION = 8  # part of the key under which facts are kept: raise it when a number would change
+STRUCTURE_VERSION = 9  # part of the key under which facts are kept: raise it when a number would change
 
 # Fitted on the sensitivities measured in benchmarks/data/measured_sensitivity, as the constants of
 # planner.measure.energies
@@ -75,7 +75,31 @@ def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
         for name, fact, added in step:
             shares[name] = ErrorParts(added.variance * own, added.mean * own, added.massive * heavy)
             gathers += (fact.gathers or 0.0) * own
+    if nats:
+        shares |= _as_found(facts, shares)
     table = facts.get(PER_LAYER_EMBEDDING, Facts()).gathered
     if table is not None and gathers > 0:
         shares[PER_LAYER_EMBEDDING] = ErrorParts(table * gathers, table * gathers, 0.0)
     return shares
+
+
+def _as_found(facts: Mapping[str, Facts], shares: Mapping[str, ErrorParts]) -> dict[str, ErrorParts]:
+    """Return the sensitivities of tensors that had errors together, so that the sum over them is what was found.
+
+    Random errors are as large in every channel that a tensor reads: of their energy, the share of the means is in the
+    mean part.
+    """
+    groups: dict[tuple[str, float], list[str]] = {}
+    for name in shares:
+        fact = facts[name]
+        if fact.apiece is not None and fact.steady is not None:
+            groups.setdefault((role_of(name)[1], fact.apiece), []).append(name)
+    found: dict[str, ErrorParts] = {}
+    for (_, apiece), names in groups.items():
+        expected = 0.0
+        for name in names:
+            steady = facts[name].steady or 0.0
+            expected += (1 - steady) * shares[name].variance + steady * shares[name].mean
+        factor = apiece * len(names) / expected if expected > 0 else 1.0
+        found |= {name: ErrorParts(*(factor * part for part in shares[name])) for name in names}
+    return found

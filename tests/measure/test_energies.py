@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from planner.gguf import open_model, read_imatrix
+from planner.gguf.entry import Reach
 from planner.measure import energies, moments, survey_in_place
 from planner.measure.activation_moments import ACTIVATIONS, logit_variance
 from planner.measure.anatomy import read_anatomy
@@ -244,6 +247,50 @@ def test_a_norm_behind_a_block_sets_its_energy(tmp_path):
     assert facts["token_embd.weight"].write == pytest.approx(
         256 * np.square(maker.arrays["token_embd.weight"].astype(np.float64)).sum() / 96, rel=1e-4
     )  # Gemma scales embeddings by √width
+
+
+def test_behind_a_norm_outputs_add_their_energy_over_the_mean_of_all(tmp_path):
+    """Where the imatrix says what each is worth, the norm's weights included."""
+    path, name = post_norm().write(tmp_path / "model.gguf"), "blk.0.ffn_down.weight"
+    matrix = read_imatrix(write_imatrix(path, tmp_path / "x.imatrix"))
+    worth = np.random.default_rng(0).lognormal(0, 1, 256).astype(np.float32)
+    with open_model(path) as model:
+        anatomy, facts = read_anatomy(model), []
+        for known in (matrix, replace(matrix, reach={name: Reach(2.0, 100, worth)})):
+            surveys = [
+                survey_in_place(model, tensor, moments(tensor, known))
+                for tensor in model.tensors
+                if role_of(tensor.name)[0] == 0 and tensor.rows > 1
+            ]
+            facts.append(block_facts(surveys, anatomy, 0))
+            plain = next(survey for survey in surveys if survey.tensor.name == name)
+    outputs = (plain.out_var + plain.out_mean**2)[0]  # times what they are worth, without massive channels
+    expected = outputs.sum() / ((outputs / worth).sum() + (plain.massive_energy / worth).sum()) * 256
+    assert facts[1][name].added.variance == pytest.approx(expected)
+    assert facts[1][name].write == facts[0][name].write == pytest.approx(256 * 0.25**2)
+    for role in ("ffn_up", "ffn_gate"):
+        inner = [each[f"blk.0.{role}.weight"].added.variance for each in facts]
+        assert inner[1] != pytest.approx(inner[0], rel=0.01)
+    assert facts[1]["blk.0.attn_q.weight"] == facts[0]["blk.0.attn_q.weight"]
+
+
+def test_tensors_that_had_errors_together_cost_what_was_found(tmp_path):
+    """Their sensitivities keep their proportions; errors as random ones have them, in means too, sum up to it."""
+    facts = facts_of(dense(), tmp_path)
+    facts["token_embd.weight"] = replace(facts["token_embd.weight"], reach=1.0)
+    before = stream_shares(facts)
+    names, steady = [f"blk.{block}.attn_v.weight" for block in range(2)], (0.25, 0.75)
+    for name, share in zip(names, steady, strict=True):
+        facts[name] = replace(facts[name], apiece=3.0, steady=share)
+    after = stream_shares(facts)
+    total = sum((1 - share) * after[name].variance + share * after[name].mean
+                for name, share in zip(names, steady, strict=True))  # fmt: skip
+    assert total == pytest.approx(2 * 3.0)
+    ratios = [one / other for name in names for one, other in zip(after[name], before[name], strict=True) if other]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios))
+    assert {name: share for name, share in after.items() if name not in names} == {
+        name: share for name, share in before.items() if name not in names
+    }
 
 
 def test_experts_share_what_one_matrix_would_do(tmp_path):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from planner.errors import ModelError
+from planner.errors import ImatrixError, ModelError
 from planner.formats.ggml import dequantize_rows, formats, quantize_rows, select_formats
 from planner.gguf import open_model, read_imatrix
+from planner.gguf.entry import Reach
 from planner.measure import Job, Settings, measure_jobs, moments, survey_in_place, survey_tensor
+from planner.measure.metric import row_errors
 from planner.measure.survey import massive_channels
 from planner.work import Stopped, Threads
 from tests.models import FEW, Maker, dense, experts, tied, write_imatrix
@@ -71,6 +75,36 @@ def test_exhaustive_errors_are_the_formula(name, sums, tmp_path):
             assert list(estimate.error) == pytest.approx(expected, rel=1e-5)
             assert estimate.stderr == estimate.stderr_massive == 0
             assert (estimate.error.mean > 0) is bool(sums)
+
+
+@pytest.mark.parametrize("name", ["blk.1.ffn_down_exps.weight", "blk.0.attn_output.weight"])
+def test_rows_count_by_what_their_outputs_are_worth(name, tmp_path):
+    """As if the rows had been scaled by the roots of that, but that kernels see them as they are."""
+    path = experts().write(tmp_path / "model.gguf")
+    imatrix = read_imatrix(write_imatrix(path, tmp_path / "x"))
+    with open_model(path) as model:
+        tensor, plain = model[name], surveyed(model, imatrix, name)
+        worth = np.random.default_rng(0).lognormal(0, 2, tensor.rows_per_matrix).astype(np.float32)
+        known = replace(imatrix, reach={name: Reach(1.0, 100, worth)})
+        survey, rows = surveyed(model, known, name), model.rows(tensor).astype(np.float64)
+        rows = rows.reshape(tensor.matrices, -1, tensor.row_length)
+        assert survey.columns == pytest.approx(np.einsum("i,mij->mj", worth, rows**2), rel=1e-5)
+        assert survey.out_var == pytest.approx(plain.out_var * worth)
+        assert survey.out_mean**2 == pytest.approx(plain.out_mean**2 * worth)
+        assert survey.expected_error == pytest.approx(plain.expected_error * worth)
+        assert survey.made == pytest.approx((plain.out_var + plain.out_mean**2).sum(axis=1))
+        exact = measured(model, known, name)
+        for fmt in FORMATS:
+            errors = np.zeros(2)
+            for matrix in range(tensor.matrices):
+                back = row_errors(plain, fmt, matrix, rows[matrix].astype(np.float32))[:2]
+                errors += plain.moments.usage[matrix] * (back @ worth)
+            assert list(exact[fmt.name].error[:2]) == pytest.approx(errors / survey.energy, rel=1e-5)
+        drawn = measured(model, known, name, settings=Settings(tolerance=0.1))["q4_K"]
+        assert drawn.error.total == pytest.approx(exact["q4_K"].error.total, abs=4 * drawn.stderr + 1e-9)
+        short = replace(imatrix, reach={name: Reach(1.0, 100, worth[1:])})
+        with pytest.raises(ImatrixError, match="outputs in the model, and"):
+            surveyed(model, short, name)
 
 
 def test_experts_that_nobody_uses_do_not_count(tmp_path):

@@ -46,9 +46,8 @@ class Perturber(Weights):
             rows = self.model.rows(tensor, start, stop)
             back = rounded(survey, fmt, matrix, rows)
             self.write(tensor.name, start, back)
-            usage = float(survey.moments.usage[matrix])
             errors = errors_of(survey, matrix, back.astype(np.float64) - rows)
-            return np.asarray(usage * errors.sum(axis=1), np.float64)
+            return np.asarray(errors @ survey.worth(matrix, np.arange(start, stop)), np.float64)
 
         sums = np.sum(self.engine.workers.map(one, tensor.slices(WEIGHTS_AT_A_TIME)), axis=0)
         if survey.moments.pairs is not None:
