@@ -126,7 +126,8 @@ def test_what_looks_like_it_is_not(modest):
     ],
 )
 def test_templates_without_an_end_are_ended(endless, words, monkeypatch):
-    monkeypatch.setattr("planner.llama.collect.rendering._SAVED", 2.0)
+    # where all cores are busy, memory is not used up within two seconds
+    monkeypatch.setattr("planner.llama.collect.rendering._SAVED", 60.0 if "memory" in words else 2.0)
     said = rf"m\.gguf: its chat template .*{words}.*, for chat\.jsonl, line 3"
     with renderer(endless) as without_end, pytest.raises(ModelError, match=said):
         without_end.render("chat.jsonl, line 3", [USER], None)
