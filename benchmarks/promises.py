@@ -78,16 +78,16 @@ def promises(model: Path, imatrix: Path, findings: Findings, sensitivity: str, m
         open_weights(model, opened, context=ctx, threads=threads, gpu_layers=0) as weights,
     ):
         (some,) = spread_windows(weights.engine, text, ctx, ctx * windows)
-        baseline = record(weights.engine, some)
         followed = [Followed(each, "", matrix, None, formats_to_follow(opened, each, matrix)) for each in recipes]
-        found = run_recipes(
-            weights,
-            followed,
-            lambda engine, _: by_window(diverge(engine, baseline).kld, baseline).mean(axis=1),
-            lambda _: nullcontext(lambda *_: None),
-        )
-        for mix, (theirs, ours) in zip(mixes, zip(recipes[::2], recipes[1::2], strict=True), strict=True):
-            yield Promise(mix, theirs.loss, next(found), ours.loss, next(found))
+        with record(weights.engine, some) as baseline:
+            found = run_recipes(
+                weights,
+                followed,
+                lambda engine, _: by_window(diverge(engine, baseline).kld, baseline).mean(axis=1),
+                lambda _: nullcontext(lambda *_: None),
+            )
+            for mix, (theirs, ours) in zip(mixes, zip(recipes[::2], recipes[1::2], strict=True), strict=True):
+                yield Promise(mix, theirs.loss, next(found), ours.loss, next(found))
 
 
 HEADER = (

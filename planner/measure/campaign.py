@@ -8,7 +8,6 @@ Everything kept has a key that covers all it depends on, so nothing stale is use
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -190,7 +189,7 @@ class Campaign:
             return ["none"]
         tied = is_tied(tensor.name, self._model.by_name)
         outputs = self._imatrix.worth(tensor)
-        worth = [] if outputs is None else [hashlib.sha256(outputs.tobytes()).hexdigest()]
+        worth = [] if outputs is None else [digest(outputs.tobytes().hex())]
         return [self._imatrix.entries[tensor.name].key, *(["looked up"] if tied else []), *worth]
 
     def _has_gaps(self, tensor: Tensor) -> bool:

@@ -101,11 +101,7 @@ def block_facts(
     convolution(known, facts)
     per_layer_inputs(known, facts, anatomy)
     anchored(known, facts)
-    for role, survey in known.items():
-        if role in facts and facts[role].reach is None and survey.moments.reach is not None:
-            moments = survey.moments
-            steady = float((moments.mean**2).sum() / moments.second.sum())
-            facts[role] = replace(facts[role], apiece=moments.reach, steady=steady)
+    _found_inside(known, facts)
     names = {role: survey.tensor.name for role, survey in known.items()}
     found = {names[role]: own.scaled(1 / block.scale) for role, own in facts.items()}
     found = {name: own for name, own in found.items() if own.is_finite()}
@@ -113,6 +109,15 @@ def block_facts(
         whole = found.pop(stack, None)
         found |= {part.name: _part_of(whole, part) for part in members if whole is not None}
     return found
+
+
+def _found_inside(known: Mapping[str, Survey], facts: dict[str, Facts]) -> None:
+    """Note of tensors that do not write to the stream what errors in them were found to cost, where that is known."""
+    for role, survey in known.items():
+        moments = survey.moments
+        if role in facts and facts[role].reach is None and moments.reach is not None:
+            steady = float((moments.mean**2).sum() / moments.second.sum())
+            facts[role] = replace(facts[role], apiece=moments.reach, steady=steady)
 
 
 def _part_of(facts: Facts, part: Part) -> Facts:

@@ -158,8 +158,8 @@ def _errors_of_rows(
     seconds: dict[str, float],
     stop: Stop,
 ) -> dict[Format, NDArray[np.float64]]:
-    """Return the errors of rows, int64 [k], in each format, float64 [3, k], weighted by what they are
-    worth; adds to `seconds`."""
+    """Return the errors of rows, int64 [k], in each format, float64 [3, k], weighted by what they are worth; adds to
+    `seconds`."""
     errors = {fmt: np.zeros((3, len(rows))) for fmt in fmts}
     for matrix, where in _chunks(survey.tensor, rows):
         weights = model.chosen_rows(survey.tensor, rows[where])

@@ -89,17 +89,15 @@ def _as_found(facts: Mapping[str, Facts], shares: Mapping[str, ErrorParts]) -> d
     Random errors are as large in every channel that a tensor reads: of their energy, the share of the means is in the
     mean part.
     """
-    groups: dict[tuple[str, float], list[str]] = {}
-    for name in shares:
-        fact = facts[name]
-        if fact.apiece is not None and fact.steady is not None:
-            groups.setdefault((role_of(name)[1], fact.apiece), []).append(name)
+    groups: dict[tuple[str, float], dict[str, float]] = {}  # what each is expected to cost
+    for name, share in shares.items():
+        apiece, steady = facts[name].apiece, facts[name].steady
+        if apiece is not None and steady is not None:
+            expected = (1 - steady) * share.variance + steady * share.mean
+            groups.setdefault((role_of(name)[1], apiece), {})[name] = expected
     found: dict[str, ErrorParts] = {}
-    for (_, apiece), names in groups.items():
-        expected = 0.0
-        for name in names:
-            steady = facts[name].steady or 0.0
-            expected += (1 - steady) * shares[name].variance + steady * shares[name].mean
-        factor = apiece * len(names) / expected if expected > 0 else 1.0
-        found |= {name: ErrorParts(*(factor * part for part in shares[name])) for name in names}
+    for (_, apiece), costs in groups.items():
+        total = sum(costs.values())
+        factor = apiece * len(costs) / total if total > 0 else 1.0
+        found |= {name: ErrorParts(*(factor * part for part in shares[name])) for name in costs}
     return found

@@ -13,7 +13,7 @@ from planner.llama.collect.collector import LOGITS
 from planner.llama.graph import Node, Observer
 from planner.llama.passes.paths import Path
 
-__all__ = ["EMBEDDING", "SHARE", "OfEmbedding", "OfLogits", "OfProducts", "OfStream", "OfWeight", "Trial"]
+__all__ = ["EMBEDDING", "OfEmbedding", "OfLogits", "OfProducts", "OfStream", "OfWeight", "Trial"]
 
 Doubles = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ third of the depth together: the divergence over the errors, as shares of the en
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,9 +98,21 @@ def _row_norms(model: Model, name: str) -> Floats:
     return np.asarray(norms / np.sqrt(np.mean(np.square(norms))))
 
 
-def _trial(model: Model, paths: Mapping[str, Path], place: str, seed: int) -> Trial:
-    """Return what adds noise at a place: by a matrix whose products are added up there, if there is one."""
-    here = [path for path in paths.values() if path.place == place]
+def _trials(
+    model: Model, predicting: str, places: Mapping[int, Sequence[Path]], inner: Sequence[Sequence[str]]
+) -> Iterator[Trial]:
+    """Yield what adds noise to the logits, which `predicting` makes, to embeddings, at places along the stream, and to
+    what groups of weights make; a weight is read when its turn comes."""
+    yield OfLogits(_row_norms(model, predicting))
+    yield OfEmbedding()
+    for at, here in places.items():
+        yield _at_place(model, here, at)
+    for names in inner:
+        yield OfProducts({name: _row_norms(model, name) for name in names})
+
+
+def _at_place(model: Model, here: Sequence[Path], seed: int) -> Trial:
+    """Return what adds noise where these paths end: by a matrix whose products are added up there, if there is one."""
     for path in here:
         if path.added:
             return OfWeight(path, _row_norms(model, path.weight), seed)
@@ -126,22 +138,21 @@ def reach(
     if not places or predicting is None:
         return
     chosen = depths(len(places) + 1)
-    trials: list[Trial] = [OfLogits(_row_norms(model, predicting)), OfEmbedding()]
-    trials += [_trial(model, paths, places[at - 1], at) for at in chosen[1:]]
     inner = finder.inner(model)
-    trials += [OfProducts({name: _row_norms(model, name) for name in names}) for names in inner]
+    ends = {at: [path for path in paths.values() if path.place == places[at - 1]] for at in chosen[1:]}
+    count = 1 + 2 + len(ends) + len(inner)
     engine.observer = None
     with record(engine, windows) as base:
-        yield 1, len(trials) + 1
+        yield 1, count
         nats: list[float] = []
-        for trial in trials:
+        for trial in _trials(model, predicting, ends, inner):
             engine.observer = trial
             kld = float(np.mean(diverge(engine, base).kld, dtype=np.float64))
             share = float(np.mean(trial.shares)) if trial.shares else 0.0
             if not np.isfinite(kld) or not 0 < share < np.inf:
                 raise InferenceError(f"{engine.path}: with noise, its predictions are not numbers.", "")
             nats.append(max(kld, _LEAST) / share)
-            yield 1 + len(nats), len(trials) + 1
+            yield 1 + len(nats), count
     logits, at_depths, of_inner = nats[0], nats[1 : 1 + len(chosen)], nats[1 + len(chosen) :]
     every = np.exp(np.interp(np.arange(len(places) + 1), chosen, np.log(at_depths)))
     tokens = windows.size
