@@ -46,7 +46,7 @@ ORDER = (
     (
         "planner.gguf",
         "entry legacy llama_cpp metadata contents provenance tensor reader container model drafts encoder parameters "
-        "health imatrix products correction covariance layout refinement rounded conversion quantize sums "
+        "health reach imatrix products correction covariance layout refinement rounded conversion quantize sums "
         "imatrix_writer covariance_writer vocabulary __init__",
     ),
     ("planner.recipe", "recipe recount __init__"),
@@ -79,7 +79,10 @@ ORDER = (
         "bench logprobs baseline answers chats divergence compare cache statistics results frontier trajectories "
         "prompts taskfiles tasks mmlu __init__",
     ),
-    ("planner.llama.passes", "kld calibrate weights perturb polish trials recipes check paths noise reach __init__"),
+    (
+        "planner.llama.passes",
+        "kld calibrate weights perturb polish trials recipes check paths noise twins reach __init__",
+    ),
     ("planner.llama.rounding", "seen block rounder depth __init__"),
     ("planner.report", "columns pages curve chart checks difference evaluation memory results tables __init__"),
     ("planner.report.inspection", "imatrix metadata model recipe state __init__"),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from planner.gguf import Imatrix, Model
     from planner.gguf.covariance import Covariances
-    from planner.gguf.entry import Reach
+    from planner.gguf.reach import Reach
     from planner.gguf.sums import Sums
     from planner.llama.collect.run import CollectRequest, Gathering
 

@@ -13,32 +13,19 @@ from __future__ import annotations
 import functools
 import hashlib
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.formats.ggml import FAINTEST_WEIGHT
 
-__all__ = ["GAPS_VERSION", "LOGITS_REACH", "REACH", "STREAM", "Entry", "Floats", "Reach", "StreamSums"]
+__all__ = ["GAPS_VERSION", "STREAM", "Entry", "Floats", "StreamSums"]
 
 Floats = NDArray[np.float32]
 
 GAPS_VERSION = 1  # raise it when the values imputed to unreached channels would change
 
 STREAM = (".stream_sum2", ".stream_sum", ".stream_counts", ".stream")  # after a tensor's name in a file
-REACH = ".reach"  # likewise: nats, tokens, and what energy in each channel of the outputs is worth, if not alike
-LOGITS_REACH = "logits"  # what it says of noise in the logits is called
-
-
-class Reach(NamedTuple):
-    """The KL divergence, in nats per share of noise in the stream, that it makes where it enters, and on how many
-    tokens that was found. `channels`: what energy in each of a weight's outputs is worth, f32[outputs], where they are
-    not alike; behind norms, over the outputs' mean energy."""
-
-    nats: float
-    tokens: int
-    channels: Floats | None = None
 
 
 @dataclass(slots=True)

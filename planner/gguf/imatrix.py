@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
 from planner.gguf.contents import contents_of
-from planner.gguf.entry import REACH, STREAM, Entry, Floats, Reach, StreamSums
+from planner.gguf.entry import STREAM, Entry, Floats, StreamSums
 from planner.gguf.legacy import read_legacy
 from planner.gguf.llama_cpp import why_left_alone
 from planner.gguf.metadata import Metadata
 from planner.gguf.model import Model
+from planner.gguf.reach import Reach, read_reach
 from planner.gguf.reader import GgufFile, Tensor, read_gguf
 from planner.inputs.kinds import GGUF
 from planner.inputs.reading import kind_at
@@ -120,6 +121,12 @@ class Imatrix:
         """Return how far noise reaches from behind a weight, or in the logits (`LOGITS_REACH`); None if unknown."""
         found = self.reach.get(name)
         return None if found is None else found.nats
+
+    def inside(self, name: str) -> tuple[float, float] | None:
+        """Return what a relative error of 1 in a weight inside of a block costs, in nats: in what varies between tokens
+        of what it reads, and in its mean; None if unknown."""
+        found = self.reach.get(name)
+        return None if found is None or found.steady is None else (found.nats, found.steady)
 
     def worth(self, tensor: Tensor) -> NDArray[np.float64] | None:
         """Return what energy in each of a tensor's outputs is worth, f64[rows of a matrix]; None where all are alike.
@@ -241,10 +248,7 @@ def imatrix_of(file: GgufFile, given: str) -> Imatrix:
             raise ImatrixError(f"{path}: {what}, not an importance matrix.", "Give what llama-imatrix wrote.")
         raise ImatrixError(f"{path}: not an importance matrix: {', '.join(absent)} missing.", _AGAIN)
     groups: dict[str, dict[str, Tensor]] = {}
-    reach: dict[str, Reach] = {}
     for tensor in file.tensors:
-        if tensor.name.endswith(REACH):
-            reach[tensor.name.removesuffix(REACH)] = _reach(file, tensor)
         for suffix in _SUFFIXES:
             name = tensor.name.removesuffix(suffix)
             if name != tensor.name:
@@ -263,7 +267,7 @@ def imatrix_of(file: GgufFile, given: str) -> Imatrix:
         _count(path, metadata, _CHUNK_SIZE),
         entries,
         legacy=False,
-        reach=reach,
+        reach=read_reach(file),
     )
 
 
@@ -291,15 +295,6 @@ def _gguf_entry(file: GgufFile, name: str, tensors: Mapping[str, Tensor]) -> Ent
     return _entry(
         file.path, name, sum2.reshape(shape), None if sums is None else sums.reshape(shape), counts, stream=stream
     )
-
-
-def _reach(file: GgufFile, tensor: Tensor) -> Reach:
-    """Read how far noise reaches. Raises ImatrixError for what cannot be."""
-    values = np.frombuffer(file.data, "<f4", tensor.elements if tensor.format == "f32" else 0, tensor.offset)
-    own, channels = values[:2], values[2:]
-    if len(own) < 2 or not np.isfinite(values).all() or own.min() <= 0 or (channels.size and channels.min() < 0):
-        raise ImatrixError(f"{file.path}: {tensor.name} is not two numbers above zero, and more of channels.", _AGAIN)
-    return Reach(float(own[0]), round(float(own[1])), channels if channels.any() else None)
 
 
 def _stream(path: Path, name: str, arrays: Mapping[str, Floats], shape: tuple[int, int]) -> StreamSums | None:

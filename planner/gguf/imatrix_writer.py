@@ -2,7 +2,7 @@
 
 GGUF, as `save_imatrix` in llama.cpp's `tools/imatrix/imatrix.cpp` writes it, with `NAME.in_sum` after `NAME.in_sum2`
 and `NAME.counts` where sums of activations are known (the name that llama.cpp's forks give them), and behind them those
-that are weighted by the stream, `NAME.stream…`, and how far noise reaches, `NAME.reach`; llama.cpp itself reads past
+that are weighted by the stream, `NAME.stream…`, and how far noise reaches, `NAME.reach…`; llama.cpp itself reads past
 these. Legacy, as `save_imatrix_legacy`: no sums, and of an expert no more than its mean squares.
 """
 
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from planner.errors import ImatrixError, option
 from planner.files import Output, check_destinations
 from planner.gguf.container import Item, header_of, places
-from planner.gguf.entry import REACH, STREAM, Reach
+from planner.gguf.entry import STREAM
 from planner.gguf.metadata import encode_pair
+from planner.gguf.reach import reach_arrays
 from planner.gguf.sums import Sums, TensorSums
 
 __all__ = ["imatrix_items", "imatrix_keys", "write_imatrix", "write_legacy_imatrix"]
@@ -32,9 +33,9 @@ _I32_MAX = 2**31 - 1
 def write_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path] = ()) -> int:
     """Write a GGUF file atomically; return its size in bytes. Raises OutputError, also if `path` is one of the
     `inputs`, and ImatrixError for names that no GGUF can have."""
-    reach = {name + REACH: _reach_values(found) for name, found in sorted(sums.reach.items())}
     parts: list[tuple[Item, NDArray[np.generic]]] = list(imatrix_items(sums))
-    parts += [(Item(name, (len(values), 1)), values) for name, values in reach.items()]
+    for name, found in sorted(sums.reach.items()):
+        parts += [(Item(own, (len(values), 1)), values) for own, values in reach_arrays(name, found)]
     items = [item for item, _ in parts]
     header = header_of([encode_pair("general.type", "imatrix"), *imatrix_keys(sums)], items, ImatrixError)
 
@@ -46,11 +47,6 @@ def write_imatrix(sums: Sums, path: Path, *, force: bool, inputs: Iterable[Path]
     *_, total = places(header, items)
     _write(path, data(), total, inputs, force=force)
     return total
-
-
-def _reach_values(found: Reach) -> Floats:
-    channels = np.zeros(0) if found.channels is None else found.channels
-    return np.concatenate([[found.nats, found.tokens], channels]).astype(np.float32)
 
 
 def imatrix_items(sums: Sums) -> Iterator[tuple[Item, NDArray[np.generic]]]:

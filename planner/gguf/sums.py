@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.errors import ImatrixError
-from planner.gguf.entry import Entry, Reach, StreamSums
+from planner.gguf.entry import Entry, StreamSums
 from planner.gguf.imatrix import Imatrix
+from planner.gguf.reach import Reach, together
 
 __all__ = ["DEFAULT_CHUNK_SIZE", "Sums", "TensorSums", "merge_imatrices"]
 
@@ -88,7 +89,7 @@ class Sums:
         """Take how far noise reaches together with what is known of it, by how many tokens either was found on. Raises
         ValueError where channels are not as many."""
         for name, more in found.items():
-            self.reach[name] = _together(self.reach[name], more) if name in self.reach else more
+            self.reach[name] = together(self.reach[name], more) if name in self.reach else more
 
     @property
     def chunk_count(self) -> int:
@@ -100,21 +101,6 @@ class Sums:
     def without_sums(self) -> tuple[str, ...]:
         """Tensors whose sums of activations are unknown."""
         return tuple(name for name, entry in self.tensors.items() if entry.sums is None)
-
-
-def _together(one: Reach, other: Reach) -> Reach:
-    """Return the mean of what was found of how far noise reaches, by tokens; of channels, if either knows of any.
-    Raises ValueError where they are not as many."""
-    if (one.channels is None) != (other.channels is None):
-        return one if other.channels is None else other  # shares of another energy
-    tokens = one.tokens + other.tokens
-    share = one.tokens / tokens
-    channels = None
-    if one.channels is not None and other.channels is not None:
-        if len(one.channels) != len(other.channels):
-            raise ValueError(f"writes to {len(other.channels):,} channels, not {len(one.channels):,}")
-        channels = (share * one.channels + (1 - share) * other.channels).astype(np.float32)
-    return Reach((one.nats * one.tokens + other.nats * other.tokens) / tokens, tokens, channels)
 
 
 def merge_imatrices(files: Sequence[Imatrix], chunk_size: int | None = None) -> Sums:

@@ -15,7 +15,7 @@ from planner.digests import digest, stamp
 from planner.formats.ggml import Format
 from planner.formats.registry import all_formats, family_named, kernel_of
 from planner.gguf import GAPS_VERSION, Imatrix, Model, Tensor
-from planner.gguf.entry import LOGITS_REACH
+from planner.gguf.reach import LOGITS_REACH
 from planner.gguf.refinement import Refinement
 from planner.measure.anatomy import read_anatomy
 from planner.measure.energies import block_facts, global_facts
@@ -168,7 +168,7 @@ class Campaign:
             basis += [*map(str, stamp(self._model.parts[tensor.part])), *self._entry_keys(tensor)]
         if self._imatrix is not None and self._imatrix.reach:
             names = (*(target.tensor.name for target in block.targets), LOGITS_REACH)
-            basis.append(repr([self._imatrix.nats(name) for name in names]))
+            basis.append(repr([(self._imatrix.nats(name), self._imatrix.inside(name)) for name in names]))
         return basis
 
     def _anatomy_of(self, block: Block) -> object:

@@ -101,7 +101,7 @@ def block_facts(
     convolution(known, facts)
     per_layer_inputs(known, facts, anatomy)
     anchored(known, facts)
-    _found_inside(known, facts)
+    _found_inside(known, facts, block)
     names = {role: survey.tensor.name for role, survey in known.items()}
     found = {names[role]: own.scaled(1 / block.scale) for role, own in facts.items()}
     found = {name: own for name, own in found.items() if own.is_finite()}
@@ -111,13 +111,14 @@ def block_facts(
     return found
 
 
-def _found_inside(known: Mapping[str, Survey], facts: dict[str, Facts]) -> None:
-    """Note of tensors that do not write to the stream what errors in them were found to cost, where that is known."""
+def _found_inside(known: Mapping[str, Survey], facts: dict[str, Facts], block: BlockAnatomy) -> None:
+    """Note of tensors that do not write to the stream what errors in them were found to cost, where that is known: in
+    one block, of keys and values that others use too."""
     for role, survey in known.items():
-        moments = survey.moments
-        if role in facts and facts[role].reach is None and moments.reach is not None:
-            steady = float((moments.mean**2).sum() / moments.second.sum())
-            facts[role] = replace(facts[role], apiece=moments.reach, steady=steady)
+        if survey.moments.inside is not None:
+            times = block.readers if role in ("attn_k", "attn_v") else 1.0
+            varying, steady = (times * cost for cost in survey.moments.inside)
+            facts[role] = replace(facts.get(role, Facts()), inside=varying, steady=steady)
 
 
 def _part_of(facts: Facts, part: Part) -> Facts:

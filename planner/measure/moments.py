@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.gguf import Imatrix, Tensor
-from planner.gguf.entry import LOGITS_REACH
+from planner.gguf.reach import LOGITS_REACH
 from planner.gguf.refinement import LatestMetric, Refinement
 
 __all__ = ["Moments", "moments"]
@@ -33,7 +33,8 @@ class Moments:
     a massive activation is one of few tokens.
 
     `reach` is the divergence in nats that noise behind the tensor makes, by its share of the stream, and `logits` that
-    of noise in the logits; None where the imatrix does not say.
+    of noise in the logits; `inside`, of a tensor that does not write, what a relative error of 1 in what varies and in
+    means costs, in nats. None where the imatrix does not say.
 
     `outputs` is what energy in each of the tensor's outputs is worth, float64 [rows_per_matrix], where the imatrix
     knows them not to be alike: of a tensor that writes to the stream through a norm.
@@ -51,6 +52,7 @@ class Moments:
     seen: float | None = None
     reach: float | None = None
     logits: float | None = None
+    inside: tuple[float, float] | None = None
     massive_second: Doubles | None = None
     massive_mean: Doubles | None = None
     outputs: Doubles | None = None
@@ -87,6 +89,7 @@ def moments(tensor: Tensor, imatrix: Imatrix | None, refinement: Refinement | No
     shape = (tensor.matrices, tensor.row_length)
     entry = imatrix.match(tensor) if imatrix else None
     reach, logits = (None if imatrix is None else imatrix.nats(name) for name in (tensor.name, LOGITS_REACH))
+    inside = None if imatrix is None else imatrix.inside(tensor.name)
     if imatrix is None or entry is None:
         return Moments(
             np.ones(shape), np.zeros(shape), np.ones(shape[0]), None, False, False, reach=reach, logits=logits
@@ -109,7 +112,7 @@ def moments(tensor: Tensor, imatrix: Imatrix | None, refinement: Refinement | No
     pairs = LatestMetric(refinement, tensor) if refinement and refinement.covariances.covers(tensor) else None
     plain = Moments(
         second, mean, usage, weights, entry.means is not None, known, reach=reach, logits=logits,
-        outputs=outputs, pairs=pairs,
+        inside=inside, outputs=outputs, pairs=pairs,
     )  # fmt: skip
     stream = entry.stream
     if stream is None or not stream.known or not plain.has_mean:

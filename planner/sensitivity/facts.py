@@ -14,7 +14,7 @@ __all__ = ["Facts"]
 
 _PLACED = ("var", "mean", "massive", "write", "stage")  # known together or not at all
 _ENERGIES = ("write", "varying", "stream", "seen", "gathers")
-_OPTIONAL = ("varying", "output", "logits", "stream", "seen", "reach", "gathers", "gathered", "apiece", "steady")
+_OPTIONAL = ("varying", "output", "logits", "stream", "seen", "reach", "gathers", "gathered", "inside", "steady")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,8 @@ class Facts:
     the energy of the residual stream after the tensor's own write, as it was seen, and `stream` as much of it as counts
     beside errors; `reach` is what a share of noise in it costs, and `logits` one in the logits, in nats. `gathers` is
     what a relative error of 1 in what a block gets of per-layer embeddings adds by this writer; `gathered`, of the
-    table of these, its share in that. `apiece` is what a relative error of 1 costs, in nats, as a mean over tensors of
-    its role that had one together, which all have the same number; `steady` is the share of the means of what the
-    tensor reads in its energy.
+    table of these, its share in that. `inside` is what a relative error of 1 in the varying part of a tensor that does
+    not write was found to cost, in nats, and `steady` in the mean part.
     """
 
     added: ErrorParts | None = None
@@ -43,7 +42,7 @@ class Facts:
     reach: float | None = None
     gathers: float | None = None
     gathered: float | None = None
-    apiece: float | None = None
+    inside: float | None = None
     steady: float | None = None
     rounding: Rounding = NOT_ROUNDED
 

@@ -18,7 +18,7 @@ from planner.sensitivity.parts import ErrorParts
 
 __all__ = ["STRUCTURE_VERSION", "in_nats", "stream_shares"]
 
-STRUCTURE_VERSION = 9  # part of the key under which facts are kept: raise it when a number would change
+STRUCTURE_VERSION = 10  # part of the key under which facts are kept: raise it when a number would change
 
 # Fitted on the sensitivities measured in benchmarks/data/measured_sensitivity, as the constants of
 # planner.measure.energies
@@ -76,28 +76,12 @@ def stream_shares(facts: Mapping[str, Facts]) -> dict[str, ErrorParts]:
             shares[name] = ErrorParts(added.variance * own, added.mean * own, added.massive * heavy)
             gathers += (fact.gathers or 0.0) * own
     if nats:
-        shares |= _as_found(facts, shares)
+        shares |= {
+            name: ErrorParts(fact.inside, fact.steady, 0.0)
+            for name, fact in facts.items()
+            if fact.inside is not None and fact.steady is not None
+        }
     table = facts.get(PER_LAYER_EMBEDDING, Facts()).gathered
     if table is not None and gathers > 0:
         shares[PER_LAYER_EMBEDDING] = ErrorParts(table * gathers, table * gathers, 0.0)
     return shares
-
-
-def _as_found(facts: Mapping[str, Facts], shares: Mapping[str, ErrorParts]) -> dict[str, ErrorParts]:
-    """Return the sensitivities of tensors that had errors together, so that the sum over them is what was found.
-
-    Random errors are as large in every channel that a tensor reads: of their energy, the share of the means is in the
-    mean part.
-    """
-    groups: dict[tuple[str, float], dict[str, float]] = {}  # what each is expected to cost
-    for name, share in shares.items():
-        apiece, steady = facts[name].apiece, facts[name].steady
-        if apiece is not None and steady is not None:
-            expected = (1 - steady) * share.variance + steady * share.mean
-            groups.setdefault((role_of(name)[1], apiece), {})[name] = expected
-    found: dict[str, ErrorParts] = {}
-    for (_, apiece), costs in groups.items():
-        total = sum(costs.values())
-        factor = apiece * len(costs) / total if total > 0 else 1.0
-        found |= {name: ErrorParts(*(factor * part for part in shares[name])) for name in costs}
-    return found

@@ -10,7 +10,7 @@ import pytest
 from planner.errors import ImatrixError, ModelError
 from planner.formats.ggml import dequantize_rows, formats, quantize_rows, select_formats
 from planner.gguf import open_model, read_imatrix
-from planner.gguf.entry import Reach
+from planner.gguf.reach import Reach
 from planner.measure import Job, Settings, measure_jobs, moments, survey_in_place, survey_tensor
 from planner.measure.metric import row_errors
 from planner.measure.survey import massive_channels

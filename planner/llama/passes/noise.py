@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,12 +13,22 @@ from planner.llama.collect.collector import LOGITS
 from planner.llama.graph import Node, Observer
 from planner.llama.passes.paths import Path
 
-__all__ = ["EMBEDDING", "OfEmbedding", "OfLogits", "OfProducts", "OfStream", "OfWeight", "Trial"]
+__all__ = [
+    "EMBEDDING",
+    "OfEmbedding",
+    "OfLogits",
+    "OfStream",
+    "OfWeight",
+    "Trial",
+    "energies",
+    "of_error",
+    "ordinary",
+    "write",
+]
 
 Doubles = NDArray[np.float64]
 
 SHARE = 1 / 64  # of noise: divergences stay in proportion to it, and are well above what 16 bits leave of zero
-INNER_SHARE = 1 / 256  # of what single weights make: about as much as types of 4 bits
 EMBEDDING = "token_embd.weight"
 _MASSIVE = 30.0  # times the median energy: as of channels, in planner.measure.survey
 _CHANNELS = 4096  # of what a weight reads, at a time
@@ -52,44 +62,21 @@ class OfWeight:
     def see(self, node: Node) -> None:
         """Add noise to the product; in the stream, see how much that is."""
         if node.operation == "ADD":
-            stream, added = _energies(rows_of(node.result)), self._added
+            stream, added = energies(rows_of(node.result)), self._added
             # those of the last block whose predictions are not asked for are gone
             added = added if len(added) == len(stream) else np.full_like(stream, added.mean())
             self.shares.append(float(np.mean(added[stream > 0] / stream[stream > 0])))
             return
         made = rows_of(node.result)
         halves = np.array_split(rows_of(node.sources[1]), 2)  # with an error each, as one of them says little
-        noise = np.concatenate([_of_error(half, self._rows, self._random) for half in halves])
-        _without_massive(noise)
-        noise *= np.sqrt(np.float32(SHARE * _median_ratio(_energies(made), _energies(noise))))
-        _write(node, made + noise)
+        noise = np.concatenate([of_error(half, self._rows, self._random) for half in halves])
+        noise[~ordinary(noise)] = 0.0
+        noise *= np.sqrt(np.float32(SHARE * _median_ratio(energies(made), energies(noise))))
+        write(node, made + noise)
         self._added = np.square(noise) @ self._path.channels
         if self._path.norm is not None:
-            energy = _energies(made) / made.shape[1]
+            energy = energies(made) / made.shape[1]
             self._added = np.divide(self._added, energy, out=np.zeros_like(energy), where=energy > 0)
-
-
-class OfProducts:
-    """An observer that gives weights a random error, each its own: noise in each of its numbers, in proportion to its
-    row, `shares` of the energy of what it makes. `rows`: the norms of the weights' rows, f32[channels], by weight."""
-
-    shares = (INNER_SHARE,)
-
-    def __init__(self, rows: Mapping[str, Floats]) -> None:
-        self._rows, self._random = rows, np.random.default_rng(0)
-
-    def wants(self, node: Node) -> bool:
-        """Return whether the node multiplies one of the weights."""
-        return _is_product(node, self._rows)
-
-    def see(self, node: Node) -> None:
-        """Add noise to the product."""
-        made, read = rows_of(node.result), rows_of(node.sources[1])
-        noise = _of_error(read, self._rows[node.sources[0].name], self._random)
-        some = _without_massive(noise)
-        if some.any():
-            noise *= np.sqrt(np.float32(INNER_SHARE * _energies(made)[some].sum() / _energies(noise).sum()))
-            _write(node, made + noise)
 
 
 class OfStream:
@@ -109,13 +96,13 @@ class OfStream:
     def see(self, node: Node) -> None:
         """Add noise to the result."""
         stream = rows_of(node.result)
-        energies = _energies(stream)
-        some, scales = energies[energies > 0], self._path.channels
+        sizes = energies(stream)
+        some, scales = sizes[sizes > 0], self._path.channels
         if len(some):
             size = np.sqrt(SHARE * len(some) / (1 / some).sum() / scales.sum())
             each = np.ones(1) if self._path.norm is None else np.sqrt(self._path.norm)
             noise = self._random.standard_normal(stream.shape, np.float32) * (size * each).astype(np.float32)
-            _write(node, stream + noise)
+            write(node, stream + noise)
 
 
 class OfEmbedding:
@@ -154,21 +141,23 @@ class OfLogits:
         _add_share(node, made, self._random.standard_normal(made.shape, np.float32) * self._norms)
 
 
-def _of_error(read: Floats, rows: Floats, random: np.random.Generator) -> Floats:
-    """Return what an error of a weight makes of what that reads, f32[n, channels], for the norms of its rows."""
+def of_error(read: Floats, rows: Floats, random: np.random.Generator) -> Floats:
+    """Return what a random error of a weight makes of what that reads, f32[n, channels], for the norms of its rows: of
+    signs, as so many of them add up to what numbers from any other distribution would."""
     noise = np.zeros((len(read), len(rows)), np.float32)
     for start in range(0, read.shape[1], _CHANNELS):
         part = read[:, start : start + _CHANNELS]
-        noise += part @ random.standard_normal((part.shape[1], len(rows)), np.float32)
+        bits = np.frombuffer(random.bytes(-(-part.shape[1] * len(rows) // 8)), np.uint8)
+        signs = np.unpackbits(bits, count=part.shape[1] * len(rows)).astype(np.float32)
+        noise += part @ (2 * signs - 1).reshape(part.shape[1], len(rows))
     return noise * rows
 
 
-def _without_massive(noise: Floats) -> NDArray[np.bool_]:
-    """Take away the noise of tokens with a massive activation; return which others have some, bool[n]. What such an
-    activation is worth is another matter, and its token would make all the others' divergence."""
-    energies = _energies(noise)
-    noise[energies > _MASSIVE * np.median(energies)] = 0.0
-    return np.asarray(noise.any(axis=1))
+def ordinary(rows: Floats) -> NDArray[np.bool_]:
+    """Return which tokens have no massive activation, by rows f32[n, channels], bool[n]. What such an activation is
+    worth is another matter, and its token would make all the others' divergence."""
+    sizes = energies(rows)
+    return np.asarray(sizes <= _MASSIVE * np.median(sizes))
 
 
 def _is_product(node: Node, weights: Container[str]) -> bool:
@@ -179,7 +168,8 @@ def _is_stream(node: Node, place: str) -> bool:
     return node.operation == "ADD" and node.name == place
 
 
-def _energies(rows: Floats) -> Doubles:
+def energies(rows: Floats) -> Doubles:
+    """Return the energy of each row, f64[n]."""
     return np.asarray(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
 
 
@@ -190,9 +180,10 @@ def _median_ratio(first: Doubles, second: Doubles) -> float:
 
 def _add_share(node: Node, made: Floats, noise: Floats) -> None:
     """Add noise to rows f32[n, channels], of the same distribution in each: `SHARE` of a row's energy."""
-    scale = np.sqrt(SHARE * _energies(made) / np.square(noise).sum(axis=1, dtype=np.float64).mean())
-    _write(node, made + scale[:, None].astype(np.float32) * noise)
+    scale = np.sqrt(SHARE * energies(made) / np.square(noise).sum(axis=1, dtype=np.float64).mean())
+    write(node, made + scale[:, None].astype(np.float32) * noise)
 
 
-def _write(node: Node, rows: Floats) -> None:
+def write(node: Node, rows: Floats) -> None:
+    """Replace a node's result by rows, f32[n, channels]."""
     node.result.write(np.ascontiguousarray(rows, np.float32).view(np.uint8).reshape(-1))

@@ -25,7 +25,6 @@ Doubles = NDArray[np.float64]
 
 _F32 = 0  # enum ggml_type
 _NORMS = ("RMS_NORM", "NORM")
-_PARTS = 3  # of the depth
 _READERS = 6  # of the norms that read the stream: those of the next three blocks
 
 
@@ -63,6 +62,7 @@ class Finder:
         self._shares: dict[str, Doubles] = {}  # of each channel in the energy of a sum, by its name
         self._normed: dict[int, str] = {}  # the name of the sum that a norm has read, by where its result is
         self._readers: dict[str, str] = {}  # the weights of that norm, by the name of the sum
+        self._order: dict[str, None] = {}  # weights that make products and sums, as they come
 
     @property
     def written(self) -> Mapping[str, str]:
@@ -70,24 +70,33 @@ class Finder:
         return self._collector.places
 
     def inner(self, model: Model) -> list[list[str]]:
-        """Return the weights of blocks that do not write to the stream, but are quantized: those of a role in a part of
-        the depth together. (Chosen experts are not among them.)"""
-        groups: dict[tuple[str, int], list[str]] = {}
-        blocks = model.parameter("block_count") or 1
-        for name in dict.fromkeys(self._made.values()):
-            block, role = role_of(name)
-            tensor = model.by_name.get(name)
-            if block is None or tensor is None or name in self.written:
-                continue
-            if why_left_alone(name, tensor.shape, model.architecture, tensor.format) is None:
-                groups.setdefault((role, block * _PARTS // blocks), []).append(name)
-        return list(groups.values())
+        """Return the weights of blocks that do not write to the stream, but are quantized, in groups of which no two
+        come before the same place. (Chosen experts are not among them.)"""
+        groups: list[list[str]] = []
+        places, beside = set(self.written.values()), 0
+        for name in self._order:
+            if name in places:
+                beside = 0
+            elif self._is_inner(name, model):
+                if beside == len(groups):
+                    groups.append([])
+                groups[beside].append(name)
+                beside += 1
+        return groups
+
+    def _is_inner(self, name: str, model: Model) -> bool:
+        tensor = model.by_name.get(name)
+        if tensor is None or name in self.written or role_of(name)[0] is None:
+            return False
+        return why_left_alone(name, tensor.shape, model.architecture, tensor.format) is None
 
     def wants(self, node: Node) -> bool:
         """Return whether the collector of sums wants the node."""
         if node.operation == "MUL_MAT":
             self._made[origin(node.result)] = node.sources[0].name
+            self._order[node.sources[0].name] = None
         elif node.operation == "ADD":
+            self._order[node.name] = None
             parts = [origin(source) for source in node.sources[:2]]
             self._sums[node.name] = set(parts)
             if node.sources[1].name.endswith(".bias"):  # what comes out of the product is as far off as before

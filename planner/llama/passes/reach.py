@@ -7,8 +7,9 @@ The KL divergence over the noise's share of the stream's energy, token by token,
 between depths it is interpolated geometrically. Likewise for errors of embeddings and of what makes the logits, whose
 noise is a share of their own energy.
 
-What becomes of an error inside of a block, in queries or gates, is found out likewise, for the weights of a role in a
-third of the depth together: the divergence over the errors, as shares of the energy of what each weight makes.
+What becomes of an error inside of a block, in queries or gates, until it is added to the stream, the model shows
+without predictions, in all blocks of one pass (`twins`). Times the reach there, that is the divergence over the error,
+as a share of the energy of what the weight makes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from planner.errors import InferenceError
 from planner.gguf import Model
-from planner.gguf.entry import LOGITS_REACH, Reach
+from planner.gguf.reach import LOGITS_REACH, Reach
 from planner.llama.collect.activations import Floats
 from planner.llama.collect.collector import LOGITS
 from planner.llama.engine import Engine
@@ -28,8 +29,9 @@ from planner.llama.evaluate.baseline import record
 from planner.llama.evaluate.compare import diverge
 from planner.llama.fitness import runs_backwards
 from planner.llama.loaded import GRAPH
-from planner.llama.passes.noise import EMBEDDING, OfEmbedding, OfLogits, OfProducts, OfStream, OfWeight, Trial
+from planner.llama.passes.noise import EMBEDDING, OfEmbedding, OfLogits, OfStream, OfWeight, Trial
 from planner.llama.passes.paths import Finder, Path
+from planner.llama.passes.twins import INNER_SHARE, OfTwins
 from planner.measure.anatomy import read_anatomy
 
 __all__ = ["depths", "reach", "sound", "windows_for"]
@@ -75,9 +77,9 @@ def depths(count: int) -> list[int]:
 
 
 def passes_for(blocks: int) -> int:
-    """Return about how many passes a model of so many blocks takes, each with two writes to the stream and five weights
-    beside, in three parts of the depth."""
-    return len(depths(2 * blocks + 1)) + 2 + 5 * 3
+    """Return about how many passes a model of so many blocks takes, each with two writes to the stream and at most
+    three weights before each, for which all is run twice, in two parts."""
+    return len(depths(2 * blocks + 1)) + 2 + 3 * 2 * 2
 
 
 def windows_for(windows: NDArray[np.int32], blocks: int) -> NDArray[np.int32]:
@@ -98,17 +100,13 @@ def _row_norms(model: Model, name: str) -> Floats:
     return np.asarray(norms / np.sqrt(np.mean(np.square(norms))))
 
 
-def _trials(
-    model: Model, predicting: str, places: Mapping[int, Sequence[Path]], inner: Sequence[Sequence[str]]
-) -> Iterator[Trial]:
-    """Yield what adds noise to the logits, which `predicting` makes, to embeddings, at places along the stream, and to
-    what groups of weights make; a weight is read when its turn comes."""
+def _trials(model: Model, predicting: str, places: Mapping[int, Sequence[Path]]) -> Iterator[Trial]:
+    """Yield what adds noise to the logits, which `predicting` makes, to embeddings, and at places along the stream; a
+    weight is read when its turn comes."""
     yield OfLogits(_row_norms(model, predicting))
     yield OfEmbedding()
     for at, here in places.items():
         yield _at_place(model, here, at)
-    for names in inner:
-        yield OfProducts({name: _row_norms(model, name) for name in names})
 
 
 def _at_place(model: Model, here: Sequence[Path], seed: int) -> Trial:
@@ -124,7 +122,7 @@ def reach(
 ) -> Iterator[tuple[int, int]]:
     """Measure how far noise reaches from behind each weight that writes to the stream, from embeddings, and in logits,
     on windows of tokens i32[n, context], and put it into `found` by the weight's name (`LOGITS_REACH` for logits); of
-    other weights, what a relative error costs, as a mean over those that had one together.
+    other weights of blocks, what a relative error costs.
 
     The engine has to have an observer, and gets others. Yields how many passes are done, of how many. Raises
     InferenceError for predictions that are not numbers.
@@ -138,22 +136,22 @@ def reach(
     if not places or predicting is None:
         return
     chosen = depths(len(places) + 1)
-    inner = finder.inner(model)
     ends = {at: [path for path in paths.values() if path.place == places[at - 1]] for at in chosen[1:]}
-    count = 1 + 2 + len(ends) + len(inner)
+    inner = finder.inner(model) if engine.windows_at_a_time > 1 else []
+    done, count = 1, 1 + 2 + len(ends) + 2 * len(inner)
     engine.observer = None
     with record(engine, windows) as base:
-        yield 1, count
+        yield done, count
         nats: list[float] = []
-        for trial in _trials(model, predicting, ends, inner):
+        for trial in _trials(model, predicting, ends):
             engine.observer = trial
             kld = float(np.mean(diverge(engine, base).kld, dtype=np.float64))
             share = float(np.mean(trial.shares)) if trial.shares else 0.0
             if not np.isfinite(kld) or not 0 < share < np.inf:
                 raise InferenceError(f"{engine.path}: with noise, its predictions are not numbers.", "")
             nats.append(max(kld, _LEAST) / share)
-            yield 1 + len(nats), count
-    logits, at_depths, of_inner = nats[0], nats[1 : 1 + len(chosen)], nats[1 + len(chosen) :]
+            yield (done := done + 1), count
+    logits, *at_depths = nats
     every = np.exp(np.interp(np.arange(len(places) + 1), chosen, np.log(at_depths)))
     tokens = windows.size
     found[LOGITS_REACH] = Reach(logits, tokens)
@@ -161,5 +159,35 @@ def reach(
     for name, path in paths.items():
         own = None if path.is_plain else path.channels.astype(np.float32)
         found[name] = Reach(float(every[1 + places.index(path.place)]), tokens, own)
-    for names, each in zip(inner, of_inner, strict=True):
-        found.update((name, Reach(each / len(names), tokens)) for name in names)
+    behind = dict(zip(places, every[1:].tolist(), strict=True))
+    worth = {path.place: path.worth for path in paths.values()}
+    for names in inner:
+        rows, costs = {name: _row_norms(model, name) for name in names}, []
+        for steady in (False, True):
+            costs.append(_costs(engine, windows, rows, worth, behind, steady=steady))
+            yield (done := done + 1), count
+        varying, mean = costs
+        found.update((name, Reach(cost, tokens, steady=mean.get(name, 0.0))) for name, cost in varying.items())
+
+
+def _costs(
+    engine: Engine,
+    windows: NDArray[np.int32],
+    rows: Mapping[str, Floats],
+    worth: Mapping[str, NDArray[np.float64]],
+    behind: Mapping[str, float],
+    *,
+    steady: bool,
+) -> dict[str, float]:
+    """Return what a relative error of weights costs, in nats, by the reach `behind` each place; of those whose error is
+    seen beside windows and their twins."""
+    size = min(engine.windows_at_a_time // 2, len(windows))
+    engine.observer = twins = OfTwins(rows, worth, 2 * size * windows.shape[1], steady=steady)
+    for start in range(0, len(windows) - size + 1, size):
+        some = windows[start : start + size]
+        for _ in engine.read(np.concatenate([some, some])):
+            pass
+    costs: dict[str, float] = {}
+    for (name, place), shares in twins.shares.items():
+        costs[name] = costs.get(name, 0.0) + behind[place] * float(np.mean(shares)) / INNER_SHARE
+    return {name: cost for name, cost in costs.items() if 0 < cost < np.inf}
