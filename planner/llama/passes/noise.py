@@ -147,9 +147,12 @@ def of_error(read: Floats, rows: Floats, random: np.random.Generator) -> Floats:
     noise = np.zeros((len(read), len(rows)), np.float32)
     for start in range(0, read.shape[1], _CHANNELS):
         part = read[:, start : start + _CHANNELS]
-        bits = np.frombuffer(random.bytes(-(-part.shape[1] * len(rows) // 8)), np.uint8)
-        signs = np.unpackbits(bits, count=part.shape[1] * len(rows)).astype(np.float32)
-        noise += part @ (2 * signs - 1).reshape(part.shape[1], len(rows))
+        shape = part.shape[1], len(rows)
+        bits = np.frombuffer(random.bytes(-(-shape[0] * shape[1] // 8)), np.uint8)
+        signs = np.unpackbits(bits, count=shape[0] * shape[1]).astype(np.float32).reshape(shape)
+        signs *= 2
+        signs -= 1
+        noise += part @ signs
     return noise * rows
 
 

@@ -3,6 +3,7 @@ by side: the twin of a window has errors, and the window none."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -42,14 +43,11 @@ class OfTwins:
 
     def wants(self, node: Node) -> bool:
         """Return whether the node multiplies one of the weights, or is the stream behind a write."""
+        rows = math.prod(node.result.shape[1:])
         if node.operation == "ADD":
-            return node.name in self._worth
+            return node.name in self._worth and rows % self._tokens == 0
         # what is cut by heads is not one row a token
-        return (
-            node.operation == "MUL_MAT"
-            and node.sources[0].name in self._rows
-            and int(np.prod(node.result.shape[1:])) == self._tokens
-        )
+        return node.operation == "MUL_MAT" and node.sources[0].name in self._rows and rows == self._tokens
 
     def see(self, node: Node) -> None:
         """Add noise to the twins' product; in the stream, see what came of it, and make the twins alike again. Raises
