@@ -71,7 +71,7 @@ class Finder:
 
     def inner(self, model: Model) -> list[list[str]]:
         """Return the weights of blocks that do not write to the stream, but are quantized, in groups of which no two
-        come before the same place. (Chosen experts are not among them.)"""
+        come before the same place."""
         groups: list[list[str]] = []
         places, beside = set(self.written.values()), 0
         for name in self._order:
@@ -94,6 +94,8 @@ class Finder:
         """Return whether the collector of sums wants the node."""
         if node.operation == "MUL_MAT":
             self._made[origin(node.result)] = node.sources[0].name
+            self._order[node.sources[0].name] = None
+        elif node.operation == "MUL_MAT_ID":
             self._order[node.sources[0].name] = None
         elif node.operation == "ADD":
             self._order[node.name] = None

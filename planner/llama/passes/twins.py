@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.llama.collect.activations import Floats, rows_of
+from planner.llama.collect.activations import Floats, ids_of, rows_of
 from planner.llama.graph import Enough, Node
 from planner.llama.passes.noise import energies, of_error, ordinary, write
 
@@ -46,20 +46,19 @@ class OfTwins:
         rows = math.prod(node.result.shape[1:])
         if node.operation == "ADD":
             return node.name in self._worth and rows % self._tokens == 0
+        if not node.sources or node.sources[0].name not in self._rows:
+            return False
         # what is cut by heads is not one row a token
-        return node.operation == "MUL_MAT" and node.sources[0].name in self._rows and rows == self._tokens
+        return node.operation == "MUL_MAT_ID" or (node.operation == "MUL_MAT" and rows == self._tokens)
 
     def see(self, node: Node) -> None:
         """Add noise to the twins' product; in the stream, see what came of it, and make the twins alike again. Raises
         Enough behind the last write."""
         own, twins = np.split(rows_of(node.result), 2)
-        if node.operation == "MUL_MAT":
-            self._disturbed = name = node.sources[0].name
-            read, noise = rows_of(node.sources[1])[len(own) :], np.zeros_like(own)
-            some = ordinary(read)
-            noise[some] = self._noise(read[some], self._rows[name])
+        if node.operation != "ADD":
+            self._disturbed = node.sources[0].name
+            noise = self._noise(node, own)
             if noise.any():
-                noise *= np.sqrt(np.float32(INNER_SHARE * energies(own)[some].sum() / energies(noise).sum()))
                 write(node, np.concatenate([own, twins + noise]))
             return
         if self._disturbed is not None:
@@ -71,7 +70,25 @@ class OfTwins:
         if node.name == self._last:
             raise Enough
 
-    def _noise(self, read: Floats, rows: Floats) -> Floats:
+    def _noise(self, node: Node, own: Floats) -> Floats:
+        """Return noise in what the weight makes of the twins, f32[n, outputs]: of each expert by itself."""
+        norms, read = self._rows[node.sources[0].name], rows_of(node.sources[1])
+        matrices = np.zeros(len(own), np.int64)
+        if node.operation == "MUL_MAT_ID":
+            chosen = ids_of(node.sources[2]).reshape(-1).astype(np.int64)
+            matrices = chosen[len(own) :]
+            read = np.repeat(read, len(chosen) // len(read), axis=0)  # the same for all experts, or of each its own
+        read, noise = read[len(read) // 2 :], np.zeros_like(own)
+        some = ordinary(read)
+        for matrix in np.unique(matrices):
+            rows = some & (matrices == matrix)
+            if rows.any():
+                noise[rows] = self._of_matrix(read[rows], norms.reshape(-1, own.shape[1])[matrix])
+        if noise.any():
+            noise *= np.sqrt(np.float32(INNER_SHARE * energies(own)[some].sum() / energies(noise).sum()))
+        return noise
+
+    def _of_matrix(self, read: Floats, rows: Floats) -> Floats:
         # of each token as much of the mean as it has: one that all others attend to may have nothing of it
         mean = read.mean(axis=0)
         direction = mean / max(np.linalg.norm(mean), _LEAST)

@@ -175,6 +175,24 @@ def test_twins_show_what_an_error_in_the_weights_does(steady, example, windows):
             assert np.mean(twins.shares[name, where]) == pytest.approx(np.mean(shares), rel=0.5), name
 
 
+def test_experts_have_errors_of_their_own(example, windows, tmp_path):
+    """Of two experts, much like the example's feed-forward, errors add up to the sum of squared gates of the whole:
+    half to all of it."""
+    mixture(example.model, tmp_path / "m.gguf")
+    shares = {}
+    for path, name in ((example.model, "blk.0.ffn_up.weight"), (tmp_path / "m.gguf", "blk.0.ffn_up_exps.weight")):
+        with open_model(path) as model:
+            norms = np.linalg.norm(model.rows(model[name], 0, model[name].rows), axis=1)
+        for steady in (False, True):
+            places = dict.fromkeys(("ffn_inp-0", "l_out-0"), np.ones(256))
+            twins = OfTwins({name: norms}, places, 512, steady=steady)
+            with Engine(path, context=256, threads=1, gpu_layers=0, observer=twins, batch=GRAPH) as engine:
+                for window in windows[:4, :256]:
+                    list(engine.read(np.stack([window, window])))
+            shares.setdefault(steady, []).append(np.mean(twins.shares[name, "l_out-0"]))
+    assert all(0.4 < experts / dense < 1.4 for dense, experts in shares.values()), shares
+
+
 class Seen:
     """What a weight reads, and the stream at a place, f64[tokens, channels], of all batches."""
 
@@ -229,6 +247,8 @@ def test_norms_behind_writes_and_experts(architecture, example, tmp_path):
     found = listened(model, np.random.default_rng(0).integers(3, words, (4, 32)).astype(np.int32))
     assert len(found) > 3
     assert all(one.nats > 0 for one in found.values())
+    inner = {role_of(name)[1] for name, one in found.items() if one.steady is not None}
+    assert {"ffn_gate_exps", "ffn_up_exps"} <= inner if architecture == "mixture" else {"ffn_gate", "ffn_up"} <= inner
     assert ("blk.0.attn_output.weight" in found and found["blk.0.attn_output.weight"].channels is not None) is (
         architecture == "gemma2"
     )
