@@ -29,7 +29,7 @@ class OfTwins:
     `rows`: the norms of the weights' rows, f32[outputs], by weight, of which no two come before the same place.
     `worth`: what energy in each channel of the stream is worth, f64[channels], by place, in the order of the graph.
     `tokens` is how many a batch has. Tokens with a massive activation have no error. It is in the mean of what a weight
-    reads, if `steady`, else in what varies between tokens: in each channel in inverse proportion to the root of its
+    reads, if `steady`, else in what varies between tokens: squared, in inverse proportion to the root of a channel's
     energy, between types whose errors are as large in all channels and those that spare the large ones. `shares`: what
     came of it, by weight and place, of each batch.
     """
