@@ -20,11 +20,13 @@ _I32 = 26  # enum ggml_type
 @dataclass(frozen=True, slots=True)
 class Group:
     """Rows that one of the weight's matrices sees, f32[rows, n], in the order in which llama-imatrix adds them;
-    `tokens`, i64[rows], are the numbers of their tokens in the batch."""
+    `tokens`, i64[rows], are the numbers of their tokens in the batch, and `outputs`, i64[rows], those of the rows of
+    the result that are made of them."""
 
     matrix: int
     rows: Floats
     tokens: NDArray[np.int64]
+    outputs: NDArray[np.int64]
 
 
 def not_finite(weight: str) -> ModelError:
@@ -56,9 +58,15 @@ def _of_matrices(node: Node) -> list[Group]:
     inner, outer = weight.shape[2:4]
     if inner * outer == 1:
         rows = rows_of(activations)
-        return [Group(0, rows, np.arange(len(rows)))]
+        return [Group(0, rows, np.arange(len(rows)), np.arange(len(rows)))]
+    tokens = np.arange(values.shape[2])
     return [
-        Group((third % outer) * inner + second % inner, values[third, second], np.arange(values.shape[2]))
+        Group(
+            (third % outer) * inner + second % inner,
+            values[third, second],
+            tokens,
+            (third * values.shape[1] + second) * values.shape[2] + tokens,
+        )
         for third in range(values.shape[0])
         for second in range(values.shape[1])
     ]
@@ -80,8 +88,8 @@ def _of_experts(node: Node) -> list[Group]:
     values = values_of(activations).reshape(tokens * variants, width)
     grouped: Floats = values[token * variants + slot % variants]
     present, begins = np.unique(chosen.reshape(-1)[order], return_index=True)
-    each = zip(present, np.split(grouped, begins[1:]), np.split(token, begins[1:]), strict=True)
-    return [Group(int(matrix), rows, tokens) for matrix, rows, tokens in each]
+    parts = (np.split(array, begins[1:]) for array in (grouped, token, token * len(chosen) + slot))
+    return [Group(int(matrix), *group) for matrix, *group in zip(present, *parts, strict=True)]
 
 
 def ids_of(tensor: Tensor) -> NDArray[np.int32]:

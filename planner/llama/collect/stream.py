@@ -10,7 +10,7 @@ number that the block has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,7 @@ class StreamCollector:
         if weight.name in self._writes or any((role_of(name)[0] or 0) > (block or 0) for name in self._writes):
             self._writes.clear()  # another batch, and the last one's stream was never read
         self._channels, self._address = weight.shape[1], 0
-        groups = [Group(group.matrix, group.rows.copy(), group.tokens) for group in activations_of(node)]
+        groups = [replace(group, rows=group.rows.copy()) for group in activations_of(node)]
         matrices = weight.shape[2] * weight.shape[3]
         self._writes[weight.name] = _Write(first, matrices, matrices if routed else 1, weight.shape[0], groups)
 

@@ -156,10 +156,10 @@ def reach(
     tokens = windows.size
     found[LOGITS_REACH] = Reach(logits, tokens)
     found[EMBEDDING] = Reach(float(every[0]), tokens)
+    behind = dict(zip(places, every[1:].tolist(), strict=True))
     for name, path in paths.items():
         own = None if path.is_plain else path.channels.astype(np.float32)
-        found[name] = Reach(float(every[1 + places.index(path.place)]), tokens, own)
-    behind = dict(zip(places, every[1:].tolist(), strict=True))
+        found[name] = Reach(behind[path.place], tokens, own)
     worth = {path.place: path.worth for path in paths.values()}
     for names in inner:
         rows, costs = {name: _row_norms(model, name) for name in names}, []

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.llama.collect.activations import Floats, ids_of, rows_of
+from planner.llama.collect.activations import Floats, activations_of, rows_of
 from planner.llama.graph import Enough, Node
 from planner.llama.passes.noise import energies, of_error, ordinary, write
 
@@ -43,13 +43,12 @@ class OfTwins:
 
     def wants(self, node: Node) -> bool:
         """Return whether the node multiplies one of the weights, or is the stream behind a write."""
-        rows = math.prod(node.result.shape[1:])
         if node.operation == "ADD":
-            return node.name in self._worth and rows % self._tokens == 0
-        if not node.sources or node.sources[0].name not in self._rows:
+            return node.name in self._worth and math.prod(node.result.shape[1:]) % self._tokens == 0
+        if node.operation not in ("MUL_MAT", "MUL_MAT_ID") or node.sources[0].name not in self._rows:
             return False
         # what is cut by heads is not one row a token
-        return node.operation == "MUL_MAT_ID" or (node.operation == "MUL_MAT" and rows == self._tokens)
+        return node.operation == "MUL_MAT_ID" or math.prod(node.result.shape[1:]) == self._tokens
 
     def see(self, node: Node) -> None:
         """Add noise to the twins' product; in the stream, see what came of it, and make the twins alike again. Raises
@@ -57,9 +56,7 @@ class OfTwins:
         own, twins = np.split(rows_of(node.result), 2)
         if node.operation != "ADD":
             self._disturbed = node.sources[0].name
-            noise = self._noise(node, own)
-            if noise.any():
-                write(node, np.concatenate([own, twins + noise]))
+            write(node, np.concatenate([own, twins + self._noise(node, own)]))
             return
         if self._disturbed is not None:
             stream, errors = energies(own), np.square(twins - own) @ self._worth[node.name]
@@ -72,18 +69,18 @@ class OfTwins:
 
     def _noise(self, node: Node, own: Floats) -> Floats:
         """Return noise in what the weight makes of the twins, f32[n, outputs]: of each expert by itself."""
-        norms, read = self._rows[node.sources[0].name], rows_of(node.sources[1])
-        matrices = np.zeros(len(own), np.int64)
-        if node.operation == "MUL_MAT_ID":
-            chosen = ids_of(node.sources[2]).reshape(-1).astype(np.int64)
-            matrices = chosen[len(own) :]
-            read = np.repeat(read, len(chosen) // len(read), axis=0)  # the same for all experts, or of each its own
-        read, noise = read[len(read) // 2 :], np.zeros_like(own)
+        norms = self._rows[node.sources[0].name].reshape(-1, own.shape[1])
+        groups, noise = activations_of(node), np.zeros_like(own)
+        read = np.empty((2 * len(own), groups[0].rows.shape[1]), np.float32)
+        for group in groups:
+            read[group.outputs] = group.rows
+        read = read[len(own) :]
         some = ordinary(read)
-        for matrix in np.unique(matrices):
-            rows = some & (matrices == matrix)
-            if rows.any():
-                noise[rows] = self._of_matrix(read[rows], norms.reshape(-1, own.shape[1])[matrix])
+        for group in groups:
+            rows = group.outputs[group.outputs >= len(own)] - len(own)
+            rows = rows[some[rows]]
+            if len(rows):
+                noise[rows] = self._of_matrix(read[rows], norms[group.matrix])
         if noise.any():
             noise *= np.sqrt(np.float32(INNER_SHARE * energies(own)[some].sum() / energies(noise).sum()))
         return noise

@@ -149,11 +149,8 @@ def test_twins_show_what_an_error_in_the_weights_does(steady, example, windows):
             tensor = model[name]
             weight = model.rows(tensor, 0, tensor.rows)
             norms = np.linalg.norm(weight, axis=1)
-            twins = OfTwins({name: norms}, dict.fromkeys(("ffn_inp-4", "l_out-4"), np.ones(256)), 512, steady=steady)
-            with Engine(example.model, context=256, threads=1, gpu_layers=0, observer=twins, batch=GRAPH) as engine:
-                for window in some:
-                    list(engine.read(np.stack([window, window])))
-            ((_, where),) = [key for key in twins.shares if np.mean(twins.shares[key]) > 1e-9]
+            shares_at = by_twins(example.model, {name: norms}, ("ffn_inp-4", "l_out-4"), some, steady=steady)
+            ((_, where),) = [key for key, share in shares_at.items() if share > 1e-9]
             assert where == place[name]
             seen = Seen({name, where})
             changed.engine.observer = seen
@@ -172,7 +169,7 @@ def test_twins_show_what_an_error_in_the_weights_does(steady, example, windows):
                 off = np.square(seen.rows[where] - stream).sum(axis=1) / np.square(stream).sum(axis=1)
                 shares.append(off.mean())
             changed.restore([name])
-            assert np.mean(twins.shares[name, where]) == pytest.approx(np.mean(shares), rel=0.5), name
+            assert shares_at[name, where] == pytest.approx(np.mean(shares), rel=0.5), name
 
 
 def test_experts_have_errors_of_their_own(example, windows, tmp_path):
@@ -184,13 +181,20 @@ def test_experts_have_errors_of_their_own(example, windows, tmp_path):
         with open_model(path) as model:
             norms = np.linalg.norm(model.rows(model[name], 0, model[name].rows), axis=1)
         for steady in (False, True):
-            places = dict.fromkeys(("ffn_inp-0", "l_out-0"), np.ones(256))
-            twins = OfTwins({name: norms}, places, 512, steady=steady)
-            with Engine(path, context=256, threads=1, gpu_layers=0, observer=twins, batch=GRAPH) as engine:
-                for window in windows[:4, :256]:
-                    list(engine.read(np.stack([window, window])))
-            shares.setdefault(steady, []).append(np.mean(twins.shares[name, "l_out-0"]))
+            found = by_twins(path, {name: norms}, ("ffn_inp-0", "l_out-0"), windows[:4, :256], steady=steady)
+            shares.setdefault(steady, []).append(found[name, "l_out-0"])
     assert all(0.4 < experts / dense < 1.4 for dense, experts in shares.values()), shares
+
+
+def by_twins(
+    path: Path, norms: dict[str, np.ndarray], places: tuple[str, ...], windows: np.ndarray, *, steady: bool
+) -> dict[tuple[str, str], float]:
+    """Shares of the stream's energy that twins show, as means over windows, by weight and place."""
+    twins = OfTwins(norms, dict.fromkeys(places, np.ones(256)), 512, steady=steady)
+    with Engine(path, context=256, threads=1, gpu_layers=0, observer=twins, batch=GRAPH) as engine:
+        for window in windows:
+            list(engine.read(np.stack([window, window])))
+    return {key: np.mean(shares) for key, shares in twins.shares.items()}
 
 
 class Seen:
