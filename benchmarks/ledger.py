@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.mixes import MIXES, mix_formats
 from planner.formats.ggml import formats
 from planner.gguf import open_model, read_imatrix
-from planner.llama.evaluate.baseline import record
+from planner.llama.evaluate.baseline import Baseline, record
 from planner.llama.evaluate.compare import diverge
 from planner.llama.passes.kld import by_window, mean_kld
 from planner.llama.passes.perturb import open_perturber
@@ -63,9 +63,8 @@ def parts_of(names: list[str]) -> dict[str, list[str]]:
 class Ledger:
     """The model in the engine's memory, and what it diverges by as it is changed."""
 
-    def __init__(self, changer, windows: NDArray[np.int32], losses, mix: Mapping[str, str], ours: Mapping[str, str]):
-        self.changer, self.losses, self.mix, self.ours = changer, losses, mix, ours
-        self.baseline = record(changer.engine, windows)
+    def __init__(self, changer, baseline: Baseline, losses, mix: Mapping[str, str], ours: Mapping[str, str]):
+        self.changer, self.baseline, self.losses, self.mix, self.ours = changer, baseline, losses, mix, ours
         self.at_rest = self.evaluate()
 
     def evaluate(self) -> Klds:
@@ -137,9 +136,10 @@ def main(
         open_perturber(model, opened, read_imatrix(imatrix), context=ctx, threads=threads, gpu_layers=0) as changer,
     ):
         (windows,) = spread_windows(changer.engine, text, ctx, tokens)
-        for entry in Ledger(changer, windows, losses, used, ours).run():
-            entries.append(entry)
-            click.echo(f"{entry.part} {entry.kind}: {entry.kld:.6f} ± {entry.stderr:.6f}", err=True)
+        with record(changer.engine, windows) as baseline:
+            for entry in Ledger(changer, baseline, losses, used, ours).run():
+                entries.append(entry)
+                click.echo(f"{entry.part} {entry.kind}: {entry.kld:.6f} ± {entry.stderr:.6f}", err=True)
     click.echo(show(entries))
     if csv_file is not None:
         with csv_file.open("w", newline="") as file:

@@ -39,7 +39,8 @@ def diff(a: Path, b: Path, state: Path | None) -> None:
     known = all(cell.loss is not None for side in sides for cell in side.tensors.values())
     source = losses.source if losses is not None and (known or state is not None) else None
     glyphs = GLYPHS if _can_say(GLYPHS) else PLAIN_GLYPHS
-    text = plain(difference(*sides, source=source, glyphs=glyphs), keep="\n")
+    nats = losses is not None and losses.nats
+    text = plain(difference(*sides, source=source, nats=nats, glyphs=glyphs), keep="\n")
     if not _can_say("…→"):
         text = text.replace("…", "~").replace("→", "->")
     # in maps alone: rows of glyphs after a role's name

@@ -18,6 +18,7 @@ from planner.sensitivity import (
     Source,
     TensorSensitivity,
     default_source,
+    in_nats,
     measured_sensitivities,
     sensitivities,
 )
@@ -118,7 +119,8 @@ class Findings:
         """Return the losses of all tensors by `source` (default: the best). Raises what `sensitivities` raises."""
         chosen = source or self.best_source
         known = self.sensitivities(chosen)
-        return Losses.of_errors(self.inventory, chosen, known, self.errors)
+        nats = chosen == "structure" and in_nats(self.facts)
+        return Losses.of_errors(self.inventory, chosen, known, self.errors, nats=nats)
 
     def subject_of_passes(self) -> str:
         """Return the subject that new passes are kept under. Raises StateFileError where there is none."""

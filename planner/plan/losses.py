@@ -19,12 +19,14 @@ __all__ = ["Losses", "calibration", "observations", "subject_of"]
 
 @dataclass(frozen=True)
 class Losses:
-    """Errors by tensor and format, and sensitivities by `source`: the loss of every choice of formats."""
+    """Errors by tensor and format, and sensitivities by `source`: the loss of every choice of formats; `nats`, if that
+    is a divergence by the reach of noise, and not up to scale."""
 
     source: Source
     sensitivities: Mapping[str, TensorSensitivity]
     errors: Mapping[str, Mapping[str, ErrorParts]]
     source_formats: Mapping[str, str]  # each tensor's stored format, which is lossless
+    nats: bool = False
 
     @classmethod
     def of_errors(
@@ -33,10 +35,12 @@ class Losses:
         source: Source,
         sensitivities: Mapping[str, TensorSensitivity],
         measured: Mapping[str, Mapping[str, ErrorParts]],
+        *,
+        nats: bool = False,
     ) -> Self:
         """Return the losses of an inventory's tensors in the formats that the loaded kernels support."""
         stored = {tensor.name: tensor.source_format for tensor in inventory.tensors}
-        return cls(source, sensitivities, _only(measured, all_formats()), stored)
+        return cls(source, sensitivities, _only(measured, all_formats()), stored, nats)
 
     def of(self, tensor: str) -> dict[str, tuple[float, float]]:
         """Return the relative error and the loss of a tensor in each format that is known of it: those that it was

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from planner.plan.findings import Findings
 from planner.plan.losses import Losses, calibration
-from planner.sensitivity import Link, fit_link, in_nats
+from planner.sensitivity import Link, fit_link
 
 __all__ = ["link_of"]
 
@@ -15,6 +15,6 @@ def link_of(findings: Findings, losses: Losses) -> Link | None:
     activations, wherever the file that it is asked about will run."""
     if losses.source == "measured":
         return fit_link(calibration(findings.passes, findings.inventory, losses))
-    if losses.source == "structure" and in_nats(findings.facts):
+    if losses.nats:
         return fit_link(())  # in nats as they are, but for what any model is off
     return None

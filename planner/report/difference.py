@@ -57,11 +57,12 @@ class Side:
         return None if None in losses else sum(loss or 0.0 for loss in losses)
 
 
-def difference(a: Side, b: Side, *, source: str | None = None, glyphs: str = GLYPHS) -> str:
-    """Describe what changes from A to B. `source` names the source of the sensitivities; None leaves losses out."""
+def difference(a: Side, b: Side, *, source: str | None = None, nats: bool = False, glyphs: str = GLYPHS) -> str:
+    """Describe what changes from A to B. `source` names the source of the sensitivities; None leaves losses out. `nats`
+    is as in `likely_ratio`."""
     common = [name for name in a.tensors if name in b.tensors]
     other = [name for name in common if a.tensors[name].format != b.tensors[name].format]
-    parts = [_head(a, b, source), _counts(a, b, common, other)]
+    parts = [_head(a, b, source, nats=nats), _counts(a, b, common, other)]
     if other:
         parts.append(_roles(a, b, other, with_loss=source is not None))
         parts += _map(a, b, common, glyphs)
@@ -70,7 +71,7 @@ def difference(a: Side, b: Side, *, source: str | None = None, glyphs: str = GLY
     return "\n\n".join(part for part in parts if part)
 
 
-def _head(a: Side, b: Side, source: str | None) -> str:
+def _head(a: Side, b: Side, source: str | None, *, nats: bool) -> str:
     width = max(len(f"{side.size:,}") for side in (a, b))
     lines = []
     for letter, side in (("A", a), ("B", b)):
@@ -81,7 +82,8 @@ def _head(a: Side, b: Side, source: str | None) -> str:
     change = f"B is {_larger(a.size, b.size)}"
     if source is not None:
         known = a.loss is not None and b.loss is not None
-        more = f", and its loss {_change(a.loss or 0, b.loss or 0)} (by {source}{_likely(a.loss, b.loss, source)})"
+        likely = _likely(a.loss, b.loss, source, nats=nats)
+        more = f", and its loss {_change(a.loss or 0, b.loss or 0)} (by {source}{likely})"
         change += more if known else "; losses are not all known"
     indent = " " * 3
     return "\n".join([*lines, *textwrap.wrap(f"{change}.", WIDTH, initial_indent=indent, subsequent_indent=indent)])
@@ -214,8 +216,8 @@ def _change(before: float, after: float) -> str:
     return f"{abs(100 * (after / before - 1)):.1f} % {'higher' if after > before else 'lower'}"
 
 
-def _likely(before: float | None, after: float | None, source: str) -> str:
-    likely = likely_ratio(source, after / before) if before and after and before != after else None
+def _likely(before: float | None, after: float | None, source: str, *, nats: bool) -> str:
+    likely = likely_ratio(source, after / before, nats=nats) if before and after and before != after else None
     if likely is None:
         return ""
     low, high = (f"{100 * (ratio - 1):+.0f} %" for ratio in likely)

@@ -12,6 +12,9 @@ def test_a_gain_is_likely_about_what_is_predicted():
     assert low < 0.6 < high < 1
     tighter = likely_ratio("measured", 0.6)
     assert low < tighter[0] < tighter[1] < high
+    in_nats = likely_ratio("structure", 0.6, nats=True)
+    assert low < in_nats[0] < 0.6 < in_nats[1] < high
+    assert likely_ratio("measured", 0.6, nats=True) == tighter
 
 
 @pytest.mark.parametrize("source", ["uniform", "prior", "structure+prior", "none"])

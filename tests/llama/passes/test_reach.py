@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +98,13 @@ def test_losses_are_divergences_in_nats(run, example, reached, here):
     found = run("evaluate", example.model, recipe, "--imatrix", imatrix, *text, "--json")
     assert found.status == 0, found.text
     assert json.loads(found.out)["files"][1]["kld"]["value"] == pytest.approx(0.01, rel=0.5)
+
+    other = here / "other.json"
+    assert run("solve", "--state", state, "--kld", "0.02", "-o", other).status == 0
+    said = " ".join(run("diff", recipe, other, "--state", state).out.split())
+    low, high = map(int, re.search(r"found to be ([+-]\d+) % to ([+-]\d+) %", said).groups())
+    assert low < 100 < high  # twice as much
+    assert math.log((100 + high) / (100 + low)) == pytest.approx(2 * 0.11, abs=0.02)
 
     with Store.open(state, read_only=True) as store:
         sensitivities = Findings.read(store).losses("structure").sensitivities
