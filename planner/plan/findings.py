@@ -95,6 +95,11 @@ class Findings:
         return default_source(has_imatrix=has_imatrix, has_means=self.inventory.has_means, has_passes=has_passes)
 
     @property
+    def nats(self) -> bool:
+        """Whether losses by the reference are divergences."""
+        return self.reference == "structure" and in_nats(self.facts)
+
+    @property
     def _has_passes(self) -> bool:
         return any(entry.errors for entry in self.passes)
 
@@ -113,14 +118,13 @@ class Findings:
         )  # fmt: skip
         if source != "measured":
             return reference
-        return measured_sensitivities(reference, observations(self.passes, reference))
+        return measured_sensitivities(reference, observations(self.passes, reference), nats=self.nats)
 
     def losses(self, source: Source | None = None) -> Losses:
         """Return the losses of all tensors by `source` (default: the best). Raises what `sensitivities` raises."""
         chosen = source or self.best_source
         known = self.sensitivities(chosen)
-        nats = chosen == "structure" and in_nats(self.facts)
-        return Losses.of_errors(self.inventory, chosen, known, self.errors, nats=nats)
+        return Losses.of_errors(self.inventory, chosen, known, self.errors, nats=chosen == "structure" and self.nats)
 
     def subject_of_passes(self) -> str:
         """Return the subject that new passes are kept under. Raises StateFileError where there is none."""

@@ -7,7 +7,7 @@ from planner.sensitivity.confidence import likely_ratio, spread_of_ratios
 from planner.sensitivity.design import DESIGNS, Design, factored, select_passes
 from planner.sensitivity.facts import Facts
 from planner.sensitivity.link import SCATTER, Link, Point, Prediction, fit_link
-from planner.sensitivity.measured import Observation, prior_covariance
+from planner.sensitivity.measured import IN_NATS, UP_TO_SCALE, Observation, prior_covariance
 from planner.sensitivity.parts import ErrorParts
 from planner.sensitivity.prior import Prior, prior
 from planner.sensitivity.rounding import NOT_ROUNDED, Rounding
@@ -23,10 +23,12 @@ from planner.sensitivity.structure import STRUCTURE_VERSION, in_nats
 
 __all__ = [
     "DESIGNS",
+    "IN_NATS",
     "NOT_ROUNDED",
     "SCATTER",
     "SOURCES",
     "STRUCTURE_VERSION",
+    "UP_TO_SCALE",
     "Design",
     "ErrorParts",
     "Facts",

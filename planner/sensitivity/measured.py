@@ -19,22 +19,33 @@ from numpy.typing import NDArray
 
 from planner.names.gguf import role_of
 
-__all__ = ["Correction", "Observation", "posterior", "prior_covariance"]
+__all__ = ["IN_NATS", "UP_TO_SCALE", "Correction", "Observation", "Spreads", "posterior", "prior_covariance"]
 
 Doubles = NDArray[np.float64]
 
-# KL divergence (nats) per share of the stream's energy that errors add: 0.22 on prose-8m, 0.09 on SmolLM2-135M
-COMMON = math.log(0.15)
-COMMON_SPREAD = 1.5
-# Standard deviations of δ, from `python -m benchmarks.measured_spread`
-DEPTH_SPREAD = 0.4
-ROLE_SPREAD = 0.1
-DRIFT_SPREAD = 0.3  # of a role, with depth
-OWN_SPREAD = 0.25
 REACH = 0.25  # of the depth, over which a drift forgets where it was
 UNPLACED_SPREAD = 1.0  # of a tensor whose only reference is its role's
 LINEARITY = 0.05  # relative; a sensitivity is not quite the same for every size of error
 _STEPS = 30
+
+
+class Spreads(NamedTuple):
+    """The mean of all δ, and the standard deviations of their components: what is common to the model, what drifts with
+    depth, what is of a role, what of that drifts, and what is a tensor's own."""
+
+    centre: float
+    common: float
+    depth: float
+    role: float
+    drift: float
+    own: float
+
+
+# KL divergence (nats) per share of the stream's energy that errors add: 0.22 on prose-8m, 0.09 on SmolLM2-135M.
+# Standard deviations from `python -m benchmarks.measured_spread`
+UP_TO_SCALE = Spreads(math.log(0.15), 1.5, depth=0.4, role=0.1, drift=0.3, own=0.25)
+# About losses that are in nats, by reach: `python -m benchmarks.pass_spread`, over five models
+IN_NATS = Spreads(0.0, 0.4, depth=0.2, role=0.15, drift=0.1, own=0.2)
 
 
 class Observation(NamedTuple):
@@ -53,7 +64,7 @@ class Correction(NamedTuple):
     log_std: float
 
 
-def prior_covariance(names: Sequence[str], placed: Mapping[str, bool]) -> Doubles:
+def prior_covariance(names: Sequence[str], placed: Mapping[str, bool], spreads: Spreads = UP_TO_SCALE) -> Doubles:
     """Return the prior covariance of the tensors' δ, f64[n, n], without the common component.
 
     `placed` tells which have a reference of their own rather than their role's.
@@ -64,16 +75,19 @@ def prior_covariance(names: Sequence[str], placed: Mapping[str, bool]) -> Double
     depth /= max(depth.max(initial=0.0), 1.0)
     near = np.exp(-np.abs(depth[:, None] - depth[None, :]) / REACH)  # Ornstein and Uhlenbeck's
     same_role = _same(roles)
-    shared = DEPTH_SPREAD**2 * near + same_role * (ROLE_SPREAD**2 + DRIFT_SPREAD**2 * near)
+    shared = spreads.depth**2 * near + same_role * (spreads.role**2 + spreads.drift**2 * near)
     # a tensor outside the blocks shares no component: all its variance is its own
     shared *= inside[:, None] & inside[None, :]
-    own = np.where([placed[name] for name in names], OWN_SPREAD, UNPLACED_SPREAD) ** 2
-    own = np.where(inside, own, own + DEPTH_SPREAD**2 + ROLE_SPREAD**2 + DRIFT_SPREAD**2)
+    own = np.where([placed[name] for name in names], spreads.own, UNPLACED_SPREAD) ** 2
+    own = np.where(inside, own, own + spreads.depth**2 + spreads.role**2 + spreads.drift**2)
     return np.asarray(shared + np.diag(own), np.float64)
 
 
-def posterior(names: Sequence[str], covariance: Doubles, observations: Sequence[Observation]) -> dict[str, Correction]:
-    """Return the correction of every tensor given all observations. `covariance`, f64[n, n], is the prior's."""
+def posterior(
+    names: Sequence[str], covariance: Doubles, observations: Sequence[Observation], spreads: Spreads = UP_TO_SCALE
+) -> dict[str, Correction]:
+    """Return the correction of every tensor given all observations. `covariance`, f64[n, n], is the prior's, by
+    `spreads`."""
     column = {name: number for number, name in enumerate(names)}
     losses = np.zeros((len(observations), len(names)))
     for row, observation in enumerate(observations):
@@ -84,19 +98,19 @@ def posterior(names: Sequence[str], covariance: Doubles, observations: Sequence[
     klds = np.array([entry.kld for entry in observations], np.float64)[usable]
     errors = np.array([entry.stderr for entry in observations], np.float64)[usable]
     if not len(klds):
-        return {name: Correction(math.exp(COMMON), math.sqrt(covariance[n, n])) for name, n in column.items()}
+        return {name: Correction(math.exp(spreads.centre), math.sqrt(covariance[n, n])) for name, n in column.items()}
     # A divergence within its own noise only tells that it is small
     least = np.maximum(errors, 1e-12)
     seen = np.log(np.maximum(klds, least))
     noise = np.hypot(least / np.maximum(klds, least), LINEARITY) ** 2
-    prior = covariance + COMMON_SPREAD**2
-    delta = np.full(len(names), COMMON)
+    prior = covariance + spreads.common**2
+    delta = np.full(len(names), spreads.centre)
     for _ in range(_STEPS):
         parts = losses * np.exp(delta)
         sums = parts.sum(axis=1)
         slopes = parts / sums[:, None]
         gain = np.linalg.solve(slopes @ prior @ slopes.T + np.diag(noise), slopes @ prior).T
-        target = COMMON + gain @ (seen - np.log(sums) + slopes @ (delta - COMMON))
+        target = spreads.centre + gain @ (seen - np.log(sums) + slopes @ (delta - spreads.centre))
         step = target - delta
         delta = delta + step
         if np.abs(step).max() < 1e-9:

@@ -97,6 +97,21 @@ def test_a_divergence_below_its_noise_says_small_and_no_more(kld):
     assert all(math.isfinite(entry.per_unit.variance) and entry.log_std >= 0 for entry in found.values())
 
 
+def test_a_reference_in_nats_is_trusted_more():
+    name, off = NAMES[1], 0.6
+    one = [observed(dict.fromkeys(NAMES, off), [name], stderr=0.2)]
+    moved = [
+        math.log(
+            measured_sensitivities(REFERENCE, one, nats=nats)[name].per_unit.variance
+            / REFERENCE[name].per_unit.variance
+        )
+        for nats in (True, False)
+    ]
+    assert 0.5 * off < moved[0] < moved[1]
+    unmoved = measured_sensitivities(REFERENCE, [], nats=True)
+    assert all(unmoved[each].per_unit == REFERENCE[each].per_unit for each in NAMES)
+
+
 def test_measuring_makes_surer():
     before = {entry.log_std for entry in measured_sensitivities(REFERENCE, []).values()}
     passes = [observed(dict.fromkeys(NAMES, 0.0), [name], stderr=0.05) for name in NAMES]
