@@ -13,9 +13,12 @@ from planner.formats.registry import family_named
 from planner.plan.drafts import without_drafts
 from planner.plan.losses import Losses, observations, subject_of
 from planner.sensitivity import (
+    IN_NATS,
+    UP_TO_SCALE,
     ErrorParts,
     Facts,
     Source,
+    Spreads,
     TensorSensitivity,
     default_source,
     in_nats,
@@ -100,6 +103,11 @@ class Findings:
         return self.reference == "structure" and in_nats(self.facts)
 
     @property
+    def spreads(self) -> Spreads:
+        """How far passes are to be expected from the reference."""
+        return IN_NATS if self.nats else UP_TO_SCALE
+
+    @property
     def _has_passes(self) -> bool:
         return any(entry.errors for entry in self.passes)
 
@@ -118,7 +126,7 @@ class Findings:
         )  # fmt: skip
         if source != "measured":
             return reference
-        return measured_sensitivities(reference, observations(self.passes, reference), nats=self.nats)
+        return measured_sensitivities(reference, observations(self.passes, reference), self.spreads)
 
     def losses(self, source: Source | None = None) -> Losses:
         """Return the losses of all tensors by `source` (default: the best). Raises what `sensitivities` raises."""

@@ -7,7 +7,7 @@ from planner.sensitivity.confidence import likely_ratio, spread_of_ratios
 from planner.sensitivity.design import DESIGNS, Design, factored, select_passes
 from planner.sensitivity.facts import Facts
 from planner.sensitivity.link import SCATTER, Link, Point, Prediction, fit_link
-from planner.sensitivity.measured import IN_NATS, UP_TO_SCALE, Observation, prior_covariance
+from planner.sensitivity.measured import IN_NATS, UP_TO_SCALE, Observation, Spreads, prior_covariance
 from planner.sensitivity.parts import ErrorParts
 from planner.sensitivity.prior import Prior, prior
 from planner.sensitivity.rounding import NOT_ROUNDED, Rounding
@@ -39,6 +39,7 @@ __all__ = [
     "Prior",
     "Rounding",
     "Source",
+    "Spreads",
     "TensorSensitivity",
     "default_source",
     "factored",

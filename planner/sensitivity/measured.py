@@ -44,7 +44,8 @@ class Spreads(NamedTuple):
 # KL divergence (nats) per share of the stream's energy that errors add: 0.22 on prose-8m, 0.09 on SmolLM2-135M.
 # Standard deviations from `python -m benchmarks.measured_spread`
 UP_TO_SCALE = Spreads(math.log(0.15), 1.5, depth=0.4, role=0.1, drift=0.3, own=0.25)
-# About losses that are in nats, by reach: `python -m benchmarks.pass_spread`, over five models
+# About losses that are in nats, by reach: `python -m benchmarks.pass_spread`, over five models; what is common was
+# nothing there, but passes may be over another text
 IN_NATS = Spreads(0.0, 0.4, depth=0.2, role=0.15, drift=0.1, own=0.2)
 
 

@@ -9,7 +9,7 @@ from typing import get_args
 
 from planner.names.gguf import ahead, role_of
 from planner.sensitivity.facts import Facts
-from planner.sensitivity.measured import IN_NATS, UP_TO_SCALE, Observation, posterior, prior_covariance
+from planner.sensitivity.measured import UP_TO_SCALE, Observation, Spreads, posterior, prior_covariance
 from planner.sensitivity.parts import ErrorParts
 from planner.sensitivity.prior import prior
 from planner.sensitivity.rounding import NOT_ROUNDED, Rounding
@@ -97,17 +97,16 @@ def _rounding(facts: Mapping[str, Facts], name: str) -> Rounding:
 
 
 def measured_sensitivities(
-    reference: Mapping[str, TensorSensitivity], passes: Sequence[Observation], *, nats: bool = False
+    reference: Mapping[str, TensorSensitivity], passes: Sequence[Observation], spreads: Spreads = UP_TO_SCALE
 ) -> dict[str, TensorSensitivity]:
     """Correct the sensitivities `reference` by passes of the model (see `measured`); the result is in nats per
-    token. `nats`: the reference is, too, and is then trusted more.
+    token. `spreads` say how far the reference is to be trusted.
 
     Passes do not run through draft heads: what they say of these is left out, whatever it is, and the heads' reference
     is corrected as that of the blocks is on average.
     """
     drafted = ahead(reference)
     names = [name for name in reference if name not in drafted]
-    spreads = IN_NATS if nats else UP_TO_SCALE
     covariance = prior_covariance(names, {name: reference[name].source != "prior" for name in names}, spreads)
     covered = set(names)
     run = [

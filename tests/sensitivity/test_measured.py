@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.sensitivity import (
+    IN_NATS,
+    UP_TO_SCALE,
     ErrorParts,
     Observation,
     TensorSensitivity,
@@ -100,15 +102,13 @@ def test_a_divergence_below_its_noise_says_small_and_no_more(kld):
 def test_a_reference_in_nats_is_trusted_more():
     name, off = NAMES[1], 0.6
     one = [observed(dict.fromkeys(NAMES, off), [name], stderr=0.2)]
-    moved = [
-        math.log(
-            measured_sensitivities(REFERENCE, one, nats=nats)[name].per_unit.variance
-            / REFERENCE[name].per_unit.variance
-        )
-        for nats in (True, False)
-    ]
-    assert 0.5 * off < moved[0] < moved[1]
-    unmoved = measured_sensitivities(REFERENCE, [], nats=True)
+    unit = REFERENCE[name].per_unit.variance
+    moved, further = (
+        math.log(measured_sensitivities(REFERENCE, one, spreads)[name].per_unit.variance / unit)
+        for spreads in (IN_NATS, UP_TO_SCALE)
+    )
+    assert 0.5 * off < moved < further
+    unmoved = measured_sensitivities(REFERENCE, [], IN_NATS)
     assert all(unmoved[each].per_unit == REFERENCE[each].per_unit for each in NAMES)
 
 
