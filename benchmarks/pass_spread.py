@@ -20,8 +20,8 @@ import numpy as np
 
 from planner.plan.findings import Findings
 from planner.plan.losses import observations
-from planner.sensitivity import UP_TO_SCALE, prior_covariance
-from planner.sensitivity.measured import LINEARITY, Spreads
+from planner.sensitivity import UP_TO_SCALE, Spreads, covariance_about
+from planner.sensitivity.measured import evidence
 from state import Store
 
 _START, _FIRST_STEP, _LAST_STEP = Spreads(0.0, 0.2, 0.2, 0.2, 0.2, 0.2), 0.7, 0.08
@@ -35,18 +35,15 @@ def likelihood_of(state: Path) -> Likelihood:
     if not findings.nats:
         sys.exit(f"{state}: losses are not in nats.")
     reference = findings.sensitivities("structure")
-    passes = [entry for entry in observations(findings.passes, reference) if sum(entry.losses.values()) > 0]
+    passes = observations(findings.passes, reference)
     names = sorted({name for entry in passes for name in entry.losses})
-    losses = np.array([[entry.losses.get(name, 0.0) for name in names] for entry in passes])
-    klds, errors = (np.array([getattr(entry, what) for entry in passes]) for what in ("kld", "stderr"))
-    klds = np.maximum(klds, errors)
-    apart = np.log(klds / losses.sum(axis=1))
+    losses, seen, noise = evidence(names, passes)
+    apart = seen - np.log(losses.sum(axis=1))
     slopes = losses / losses.sum(axis=1, keepdims=True)
-    noise = np.diag(np.hypot(errors / klds, LINEARITY) ** 2)
-    placed = {name: reference[name].source != "prior" for name in names}
 
     def likelihood(spreads: Spreads) -> float:
-        covariance = slopes @ (prior_covariance(names, placed, spreads) + spreads.common**2) @ slopes.T + noise
+        prior = covariance_about(reference, names, spreads) + spreads.common**2
+        covariance = slopes @ prior @ slopes.T + np.diag(noise)
         off = apart - spreads.centre
         return float(-np.linalg.slogdet(covariance)[1] - off @ np.linalg.solve(covariance, off)) / 2
 

@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 
 from planner.names.gguf import role_of
 
-__all__ = ["IN_NATS", "UP_TO_SCALE", "Correction", "Observation", "Spreads", "posterior", "prior_covariance"]
+__all__ = [
+    "IN_NATS",
+    "UP_TO_SCALE",
+    "Correction",
+    "Observation",
+    "Spreads",
+    "evidence",
+    "posterior",
+    "prior_covariance",
+]
 
 Doubles = NDArray[np.float64]
 
@@ -84,26 +93,31 @@ def prior_covariance(names: Sequence[str], placed: Mapping[str, bool], spreads: 
     return np.asarray(shared + np.diag(own), np.float64)
 
 
-def posterior(
-    names: Sequence[str], covariance: Doubles, observations: Sequence[Observation], spreads: Spreads = UP_TO_SCALE
-) -> dict[str, Correction]:
-    """Return the correction of every tensor given all observations. `covariance`, f64[n, n], is the prior's, by
-    `spreads`."""
+def evidence(names: Sequence[str], observations: Sequence[Observation]) -> tuple[Doubles, Doubles, Doubles]:
+    """Return what the passes that change anything say: the reference's losses of the tensors, f64[passes, n], the
+    logarithms of divergences, f64[passes], and the variances of their noise, f64[passes]."""
     column = {name: number for number, name in enumerate(names)}
     losses = np.zeros((len(observations), len(names)))
     for row, observation in enumerate(observations):
         for name, loss in observation.losses.items():
             losses[row, column[name]] = loss
     usable = losses.sum(axis=1) > 0
-    losses = losses[usable]
     klds = np.array([entry.kld for entry in observations], np.float64)[usable]
-    errors = np.array([entry.stderr for entry in observations], np.float64)[usable]
-    if not len(klds):
-        return {name: Correction(math.exp(spreads.centre), math.sqrt(covariance[n, n])) for name, n in column.items()}
     # A divergence within its own noise only tells that it is small
-    least = np.maximum(errors, 1e-12)
-    seen = np.log(np.maximum(klds, least))
-    noise = np.hypot(least / np.maximum(klds, least), LINEARITY) ** 2
+    least = np.maximum(np.array([entry.stderr for entry in observations], np.float64)[usable], 1e-12)
+    klds = np.maximum(klds, least)
+    return losses[usable], np.log(klds), np.hypot(least / klds, LINEARITY) ** 2
+
+
+def posterior(
+    names: Sequence[str], covariance: Doubles, observations: Sequence[Observation], spreads: Spreads = UP_TO_SCALE
+) -> dict[str, Correction]:
+    """Return the correction of every tensor given all observations. `covariance`, f64[n, n], is the prior's, by
+    `spreads`."""
+    column = {name: number for number, name in enumerate(names)}
+    losses, seen, noise = evidence(names, observations)
+    if not len(seen):
+        return {name: Correction(math.exp(spreads.centre), math.sqrt(covariance[n, n])) for name, n in column.items()}
     prior = covariance + spreads.common**2
     delta = np.full(len(names), spreads.centre)
     for _ in range(_STEPS):

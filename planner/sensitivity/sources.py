@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from planner.names.gguf import ahead, role_of
 from planner.sensitivity.facts import Facts
 from planner.sensitivity.measured import UP_TO_SCALE, Observation, Spreads, posterior, prior_covariance
@@ -16,7 +19,15 @@ from planner.sensitivity.rounding import NOT_ROUNDED, Rounding
 from planner.sensitivity.structure import stream_shares
 from planner.terms import Source
 
-__all__ = ["SOURCES", "Source", "TensorSensitivity", "default_source", "measured_sensitivities", "sensitivities"]
+__all__ = [
+    "SOURCES",
+    "Source",
+    "TensorSensitivity",
+    "covariance_about",
+    "default_source",
+    "measured_sensitivities",
+    "sensitivities",
+]
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 
@@ -96,6 +107,14 @@ def _rounding(facts: Mapping[str, Facts], name: str) -> Rounding:
     return facts[name].rounding if name in facts else NOT_ROUNDED
 
 
+def covariance_about(
+    reference: Mapping[str, TensorSensitivity], names: Sequence[str], spreads: Spreads
+) -> NDArray[np.float64]:
+    """Return the covariance that passes are expected to have about the sensitivities `reference` of some tensors,
+    f64[n, n]: see `prior_covariance`."""
+    return prior_covariance(names, {name: reference[name].source != "prior" for name in names}, spreads)
+
+
 def measured_sensitivities(
     reference: Mapping[str, TensorSensitivity], passes: Sequence[Observation], spreads: Spreads = UP_TO_SCALE
 ) -> dict[str, TensorSensitivity]:
@@ -107,7 +126,7 @@ def measured_sensitivities(
     """
     drafted = ahead(reference)
     names = [name for name in reference if name not in drafted]
-    covariance = prior_covariance(names, {name: reference[name].source != "prior" for name in names}, spreads)
+    covariance = covariance_about(reference, names, spreads)
     covered = set(names)
     run = [
         entry._replace(losses={name: loss for name, loss in entry.losses.items() if name in covered})

@@ -22,7 +22,7 @@ from planner.llama.passes.kld import by_window, mean_kld, pass_key
 from planner.llama.passes.perturb import Perturber
 from planner.names.gguf import ahead
 from planner.plan.findings import Findings
-from planner.sensitivity import Design, factored, prior_covariance, select_passes
+from planner.sensitivity import Design, covariance_about, factored, select_passes
 from state import Pass, Store
 
 __all__ = ["Trial", "Trials", "plan_trials"]
@@ -54,8 +54,7 @@ def plan_trials(findings: Findings, design: Design | None, passes: int | None, *
     drafted = ahead(record.name for record in inventory.tensors)  # which no pass runs through
     names = [record.name for record in inventory.tensors if losses[record.name] and record.name not in drafted]
     if passes is not None:
-        placed = {name: reference[name].source != "prior" for name in names}
-        covariance = prior_covariance(names, placed, findings.spreads)
+        covariance = covariance_about(reference, names, findings.spreads)
         elements = {record.name: record.elements for record in inventory.tensors}
         groups = select_passes(names, covariance, elements, passes)
     elif design == "factored" or (design is None and len(names) > affordable):
